@@ -1,0 +1,66 @@
+# objblk: build, test, try.
+# CARGO_TARGET_DIR, OBJBLK_LAB (state of the test servers and guests) and PREFIX are respected.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+KERNEL ?= 6.12
+OBJBLK_LAB ?= /tmp/objblk-lab
+target_dir := $(or $(CARGO_TARGET_DIR),target)
+
+export OBJBLK_LAB
+export CARGO_TERM_COLOR ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help build test test-full check demo vm-shell clean-lab install bootstrap-build bootstrap fmt clippy doc doctest
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: bootstrap-build ## build the release binary
+	$(CARGO) build --release --locked
+
+# Everything below uses the dev profile, so that dependencies are compiled once. One at a time, in this
+# order, whatever -j says: the cheap checks first, the tests' summary last.
+test: ## install what is missing, then run all checks and all tests, those in guests too
+	@$(MAKE) --no-print-directory -j1 bootstrap fmt clippy doc doctest
+	$(CARGO) nextest run --locked
+
+test-full: bootstrap ## the long versions of the system tests, with their figures
+	OBJBLK_FULL=1 $(CARGO) nextest run --locked --profile full --test system
+
+check: ## the quick part of test: format, clippy, docs, unit tests
+	@$(MAKE) --no-print-directory -j1 fmt clippy doc
+	$(CARGO) nextest run --locked --lib --bins
+
+demo: ## watch a disk being made, filled, detached, attached again and verified
+	@scripts/demo.sh
+
+vm-shell: ## a shell in a guest whose kernel has ublk (KERNEL=6.12 or 7.2)
+	@scripts/vm/run.sh -S -k $(KERNEL) $(addprefix -p ,$(wildcard $(target_dir)/debug/objblk))
+
+clean-lab: ## stop the test servers and remove their state and the guests'
+	@test ! -x scripts/s3/ceph.sh || scripts/s3/ceph.sh stop
+	rm -rf --one-file-system -- "$(OBJBLK_LAB)/ceph" "$(OBJBLK_LAB)/vm"
+
+install: build ## install the release binary under PREFIX (/usr/local)
+	install -D -m 755 $(target_dir)/release/objblk $(DESTDIR)$(PREFIX)/bin/objblk
+
+bootstrap-build:
+	@scripts/bootstrap.sh build
+
+bootstrap:
+	@scripts/bootstrap.sh
+
+fmt:
+	$(CARGO) fmt --check
+
+clippy:
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+# With --examples the dev-dependencies count, as they do for clippy: without them some dependencies
+# would have other features and be checked a second time.
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib --examples
+
+doctest:
+	$(CARGO) test --locked --doc --quiet

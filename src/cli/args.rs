@@ -1,0 +1,192 @@
+//! What was typed. What it means is for the verbs' own files.
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+/// Linux block devices whose bytes live in an object store.
+#[derive(Debug, Parser)]
+#[command(name = "objblk", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "\
+Volumes live in the first of: --store, --bucket, $OBJBLK_STORE, the configuration file, a directory \
+of this user. Sizes take K, M, G, T, P (binary).\n\
+Exit codes: 0 done; 1 failed; 2 usage; 3 not found; 4 exists already; 5 busy, owned elsewhere or \
+fenced; 6 the store refused or is unreachable; 7 data corrupt.")]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) verb: Verb,
+}
+
+/// Flags of every verb.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Global {
+    /// The store: s3://bucket/prefix or file:///dir [env: OBJBLK_STORE]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Store")]
+    pub(super) store: Option<String>,
+    /// The bucket, instead of --store
+    #[arg(long, global = true, value_name = "B", help_heading = "Store")]
+    pub(super) bucket: Option<String>,
+    /// The prefix of all objects in the bucket
+    #[arg(long, global = true, value_name = "P", help_heading = "Store")]
+    pub(super) prefix: Option<String>,
+    /// The S3 server, if it is not Amazon's [env: OBJBLK_ENDPOINT_URL]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Store")]
+    pub(super) endpoint_url: Option<String>,
+    /// The S3 region [env: OBJBLK_REGION]
+    #[arg(long, global = true, value_name = "R", help_heading = "Store")]
+    pub(super) region: Option<String>,
+    /// The configuration file, instead of ~/.config/objblk/config.toml and /etc/objblk/config.toml
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Store")]
+    pub(super) config: Option<PathBuf>,
+    /// Print one JSON document
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Log more; twice for even more (RUST_LOG has the last word)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(super) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Make a volume; prints its name
+    Create(Create),
+    /// List the volumes of the pool
+    List,
+    /// Show a volume: size, use, owner, health
+    Info { name: String },
+    /// Put a volume on /dev/ublkbN; prints the device when it is ready for I/O
+    Attach(Attach),
+    /// End an attached or served volume: store what was written, close, remove the device
+    Detach {
+        /// Its name, its device, or the symlink or URI of it
+        #[arg(value_name = "NAME|DEVICE")]
+        what: String,
+        /// Also when in use; give up what the store does not take within seconds
+        #[arg(long)]
+        force: bool,
+    },
+    /// Serve volumes over a network protocol until told to end
+    #[command(subcommand)]
+    Serve(Serve),
+    /// Show what is attached on this host
+    Status { name: Option<String> },
+    /// Change the size of a volume that is not attached
+    Resize {
+        name: String,
+        /// The new size
+        #[arg(long, value_name = "S", allow_hyphen_values = true)]
+        size: String,
+        /// Allow a smaller size: what lies beyond it is lost
+        #[arg(long)]
+        shrink: bool,
+    },
+    /// Give a volume another name
+    Rename { name: String, new: String },
+    /// Delete a volume with all its data
+    Delete {
+        name: String,
+        /// Also when somebody owns it (who is fenced) or when it is damaged
+        #[arg(long)]
+        force: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Make or show a pool
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Print a completion script
+    Completions { shell: Shell },
+    /// Run a target as told on standard input
+    #[command(hide = true)]
+    Target,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Create {
+    /// Its name; one is generated if none is given
+    pub(super) name: Option<String>,
+    /// Its size
+    #[arg(long, value_name = "S", allow_hyphen_values = true)]
+    pub(super) size: String,
+    /// Logical block size in bytes: 512 or 4096
+    #[arg(long, value_name = "BYTES", default_value = "512")]
+    pub(super) block_size: String,
+    /// Size of a chunk object: a power of two from 256K to 64M
+    #[arg(long, value_name = "S", default_value = "4M")]
+    pub(super) chunk_size: String,
+    /// Go on to attach it; prints the device as well
+    #[arg(long)]
+    pub(super) attach: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Attach {
+    pub(super) name: String,
+    /// Hardware queues, each with a thread of its own
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) queues: u16,
+    /// Requests in flight on one queue
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(super) depth: u16,
+    #[command(flatten)]
+    pub(super) open: Open,
+    /// Stay in the foreground and log to standard error
+    #[arg(long)]
+    pub(super) foreground: bool,
+}
+
+/// How volumes are opened.
+#[derive(Args, Debug)]
+pub(super) struct Open {
+    /// Only read
+    #[arg(long, conflicts_with = "takeover")]
+    pub(super) read_only: bool,
+    /// Memory for cached data of each volume
+    #[arg(long, value_name = "S", default_value = "64M")]
+    pub(super) mem_cache: String,
+    /// Take the volume from an owner that has not closed it: that one is fenced
+    #[arg(long)]
+    pub(super) takeover: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Serve {
+    /// An NBD server, one export a volume; prints their URIs when it is ready
+    Nbd(ServeNbd),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ServeNbd {
+    #[arg(value_name = "NAME")]
+    pub(super) names: Vec<String>,
+    /// Serve every volume of the pool
+    #[arg(long, conflicts_with = "names")]
+    pub(super) all: bool,
+    /// Listen on a Unix socket (the default, in the run directory)
+    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
+    pub(super) socket: Option<PathBuf>,
+    /// Listen on TCP: HOST:PORT, or a PORT of 127.0.0.1; anyone who reaches it may read and write
+    #[arg(long, value_name = "ADDR")]
+    pub(super) listen: Option<String>,
+    #[command(flatten)]
+    pub(super) open: Open,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Pool {
+    /// Make the store a pool, once it is shown to create objects atomically
+    Init {
+        /// Make the bucket if it is missing
+        #[arg(long)]
+        create_bucket: bool,
+        /// Use a store that does not create objects atomically: two owners of one volume would
+        /// destroy it, and nothing would tell them apart
+        #[arg(long)]
+        unsafe_no_fencing: bool,
+    },
+    /// Show the pool
+    Status,
+}

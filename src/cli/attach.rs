@@ -1,0 +1,154 @@
+//! Attaching and detaching.
+
+use super::{Context, args, render, size};
+use crate::daemon::client::{detach as end, find};
+use crate::daemon::{
+    DoorSpec, KnownTarget, Outcome, Phase, Ready, RunDir, TargetSpec, run_foreground, spawn,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::VolumeName;
+use crate::settings::Location;
+use serde_json::json;
+use std::io::{IsTerminal, Write};
+
+/// The memory for cached data where nothing is said.
+const CACHE_BYTES: u64 = 64 << 20;
+
+/// A volume on a block device, with nothing said.
+pub(super) fn plain(location: Location, name: VolumeName) -> TargetSpec {
+    TargetSpec {
+        location,
+        volumes: vec![name],
+        read_only: false,
+        takeover: false,
+        cache_bytes: CACHE_BYTES,
+        door: DoorSpec::Ublk { queues: 1, depth: 128 },
+    }
+}
+
+/// Starts a target in the background.
+pub(super) fn background(context: &Context, spec: &TargetSpec) -> Result<Ready> {
+    let mut arguments = vec!["target"];
+    arguments.extend((0..context.global.verbose).map(|_| "-v"));
+    spawn(spec, &arguments)
+}
+
+pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()> {
+    let spec = TargetSpec {
+        read_only: attach.open.read_only,
+        takeover: attach.open.takeover,
+        cache_bytes: size::parse("--mem-cache", &attach.open.mem_cache)?,
+        door: DoorSpec::Ublk { queues: attach.queues, depth: attach.depth },
+        ..plain(context.location()?, attach.name.parse()?)
+    };
+    let show = |ready: &Ready| {
+        let volume = &ready.volumes[0];
+        let document = json!({
+            "name": volume.name, "id": volume.id, "device": volume.device, "link": volume.link,
+            "read_only": volume.read_only, "pid": ready.pid,
+        });
+        context.show(&document, || volume.device.clone())
+    };
+    match attach.foreground {
+        true => ended(run_foreground(&spec, show).await?),
+        false => show(&background(context, &spec)?),
+    }
+}
+
+/// The result of a target that ran in the foreground.
+pub(super) fn ended(outcome: Outcome) -> Result<()> {
+    match (outcome.failure, outcome.trouble) {
+        (None, None) if outcome.lost_bytes == 0 => Ok(()),
+        (failure, trouble) => {
+            let why = failure.or(trouble).unwrap_or_else(|| "ended by force".into());
+            let lost = size::show(outcome.lost_bytes);
+            let kind = if outcome.fenced { ErrorKind::Fenced } else { ErrorKind::Failed };
+            Err(Error::new(kind, format!("{why}; {lost} were never stored")))
+        }
+    }
+}
+
+pub(super) async fn detach(context: &Context, what: &str, force: bool) -> Result<()> {
+    let run_dir = RunDir::open()?;
+    let target = find(&run_dir, what, context.named_store()?.as_deref())?;
+    let outcome = if target.alive {
+        let mut progress = Progress::new();
+        let ended = end(&target, force, |phase, dirty| progress.show(phase, dirty)).await;
+        progress.clear();
+        ended?
+    } else {
+        run_dir.remove_dead(&target)?;
+        eprintln!("objblk: process {} was dead: removed what it left", target.state.pid);
+        Outcome::default()
+    };
+    warn(&target, what, &outcome);
+    let documents = target.state.volumes.iter().map(|volume| {
+        json!({
+            "name": volume.name, "id": volume.id, "device": volume.device,
+            "lost_bytes": outcome.lost_bytes, "failure": outcome.failure,
+            "trouble": outcome.trouble, "was_dead": !target.alive,
+        })
+    });
+    let documents: Vec<_> = documents.collect();
+    match (&documents[..], context.global.json) {
+        (_, false) => Ok(()),
+        ([one], true) => render::json(one),
+        (several, true) => render::json(several),
+    }
+}
+
+fn warn(target: &KnownTarget, what: &str, outcome: &Outcome) {
+    let also = target.state.volumes.iter().filter(|v| v.name.as_str() != what && v.device != what);
+    let also: Vec<&str> = also.map(|volume| volume.name.as_str()).collect();
+    if target.state.volumes.len() > 1 {
+        eprintln!(
+            "objblk: one server served them together, so these ended too: {}",
+            also.join(", ")
+        );
+    }
+    if let Some(failure) = &outcome.failure {
+        eprintln!("objblk: {failure}");
+    }
+    if let Some(trouble) = &outcome.trouble {
+        eprintln!("objblk: not ended in order: {trouble}");
+    }
+    if outcome.lost_bytes > 0 {
+        eprintln!("objblk: {} were never stored and are lost", size::show(outcome.lost_bytes));
+    }
+}
+
+/// One line on a terminal that says how a detach goes.
+struct Progress {
+    terminal: bool,
+    shown: bool,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        Progress { terminal: std::io::stderr().is_terminal(), shown: false }
+    }
+
+    fn show(&mut self, phase: Phase, dirty_bytes: u64) {
+        if self.terminal {
+            let left = size::show(dirty_bytes);
+            let stays = match phase {
+                Phase::Flushing => ", Ctrl-C leaves it attached",
+                _ => "",
+            };
+            self.line(&format!("{}: {left} to store{stays}", phase.name()));
+            self.shown = true;
+        }
+    }
+
+    fn clear(&mut self) {
+        if self.shown {
+            self.line("");
+        }
+    }
+
+    fn line(&self, text: &str) {
+        let mut terminal = std::io::stderr().lock();
+        // Progress that cannot be shown is none.
+        let _ = write!(terminal, "\r\x1b[K{text}").and_then(|()| terminal.flush());
+    }
+}

@@ -1,0 +1,177 @@
+//! Verbs that show the volumes of the pool.
+
+use super::{Context, damaged, render, size};
+use crate::daemon::{KnownTarget, RunDir};
+use crate::error::Result;
+use crate::format::VolumeId;
+use crate::format::volume::EpochObject;
+use crate::host::Host;
+use crate::pool::{Entry, Health, Info, Standing, VolumeName, standing};
+use serde::Serialize;
+
+/// A volume of the pool, as far as it can be told.
+#[derive(Debug, Serialize)]
+struct Line {
+    name: String,
+    id: VolumeId,
+    /// free, in-use, unclean (its owner died), deleting, damaged
+    state: &'static str,
+    health: String,
+    size: Option<u64>,
+    used: Option<u64>,
+    block_size: Option<u32>,
+    chunk_size: Option<u64>,
+    epoch: Option<u64>,
+    owner: Option<Owner>,
+    device: Option<String>,
+    parent: Option<String>,
+    features: Option<crate::format::features::Features>,
+    created_at_ms: Option<u64>,
+    checkpoint_at_ms: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Owner {
+    host: String,
+    pid: u32,
+    claimed_at_ms: u64,
+}
+
+/// What is attached on this host; nothing where the run directory cannot be read.
+fn attached() -> Vec<KnownTarget> {
+    RunDir::open().and_then(|run_dir| run_dir.targets()).unwrap_or_default()
+}
+
+fn device(targets: &[KnownTarget], id: VolumeId) -> Option<String> {
+    let alive = targets.iter().filter(|target| target.alive);
+    let mut volumes = alive.flat_map(|target| &target.state.volumes);
+    volumes.find(|volume| volume.id == id).map(|volume| volume.device.clone())
+}
+
+fn bare(name: String, id: VolumeId, state: &'static str, health: String) -> Line {
+    Line {
+        name,
+        id,
+        state,
+        health,
+        size: None,
+        used: None,
+        block_size: None,
+        chunk_size: None,
+        epoch: None,
+        owner: None,
+        device: None,
+        parent: None,
+        features: None,
+        created_at_ms: None,
+        checkpoint_at_ms: None,
+    }
+}
+
+fn known(name: String, info: &Info, host: &Host, targets: &[KnownTarget]) -> Line {
+    let (volume, ownership) = (&info.volume, &info.ownership);
+    let standing = standing(ownership, host);
+    let state = match &standing {
+        Standing::Free => "free",
+        Standing::Orphaned(_) => "unclean",
+        Standing::OwnedHere(_) | Standing::OwnedElsewhere(_) => "in-use",
+    };
+    let owner = |owner: &EpochObject| Owner {
+        host: owner.host.clone(),
+        pid: owner.pid,
+        claimed_at_ms: owner.claimed_at_ms,
+    };
+    let owned = standing != Standing::Free;
+    Line {
+        size: Some(ownership.size.bytes()),
+        used: Some(ownership.live.bytes()),
+        block_size: Some(volume.block_size),
+        chunk_size: Some(volume.chunk_size),
+        epoch: Some(ownership.epoch.0),
+        owner: ownership.owner.as_ref().filter(|_| owned).map(owner),
+        device: device(targets, volume.id),
+        features: Some(volume.features),
+        created_at_ms: Some(volume.created_at_ms),
+        checkpoint_at_ms: Some(ownership.checkpoint_at_ms).filter(|ms| *ms > 0),
+        ..bare(name, volume.id, state, "ok".into())
+    }
+}
+
+fn line(entry: &Entry, host: &Host, targets: &[KnownTarget]) -> Line {
+    let name = entry.name.clone();
+    match &entry.health {
+        Health::Good(info) => known(name, info, host, targets),
+        Health::Deleting => bare(name, entry.id, "deleting", "its deletion was begun".into()),
+        Health::Damaged(e) => bare(name, entry.id, "damaged", e.to_string()),
+    }
+}
+
+fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| "-".into(), show)
+}
+
+pub(super) async fn list(context: &Context) -> Result<()> {
+    let entries = context.open().await?.pool.list().await?;
+    let (host, targets) = (Host::local()?, attached());
+    let lines: Vec<Line> = entries.iter().map(|entry| line(entry, &host, &targets)).collect();
+    context.show(&lines, || table(&lines))?;
+    let deleting = lines.iter().filter(|line| line.state == "deleting");
+    for line in deleting {
+        eprintln!("objblk: finish the deletion of {} with `objblk delete {0}`", line.name);
+    }
+    let bad = entries.iter().find_map(|entry| match &entry.health {
+        Health::Damaged(e) => Some(damaged(&entry.name, e)),
+        _ => None,
+    });
+    bad.map_or(Ok(()), Err)
+}
+
+fn table(lines: &[Line]) -> String {
+    let rows = lines.iter().map(|line| {
+        vec![
+            line.name.clone(),
+            or_dash(line.size, size::show),
+            or_dash(line.used, size::show),
+            line.state.into(),
+            or_dash(line.owner.as_ref(), |owner| format!("{}:{}", owner.host, owner.pid)),
+            or_dash(line.device.clone(), |device| device),
+        ]
+    });
+    render::table(&["NAME", "SIZE", "USED", "STATE", "OWNER", "DEVICE"], &[1, 2], rows.collect())
+}
+
+pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
+    let info = context.open().await?.pool.info(name).await?;
+    let line = known(name.to_string(), &info, &Host::local()?, &attached());
+    context.show(&line, || details(&line))
+}
+
+fn details(line: &Line) -> String {
+    let bits = |f: crate::format::features::Features| {
+        let named = [("compat", f.compat), ("ro-compat", f.ro_compat), ("incompat", f.incompat)];
+        let set = named.iter().filter(|(_, bits)| *bits != 0);
+        let set: Vec<String> = set.map(|(name, bits)| format!("{name} {bits:#x}")).collect();
+        if set.is_empty() { "none".into() } else { set.join(", ") }
+    };
+    let owner = or_dash(line.owner.as_ref(), |owner| {
+        let since = render::time(owner.claimed_at_ms);
+        format!("process {} on host {} since {since}", owner.pid, owner.host)
+    });
+    render::fields(&[
+        ("name", line.name.clone()),
+        ("id", line.id.to_string()),
+        ("size", or_dash(line.size, size::show)),
+        ("used", or_dash(line.used, size::show)),
+        ("block size", or_dash(line.block_size, |bytes| size::show(bytes.into()))),
+        ("chunk size", or_dash(line.chunk_size, size::show)),
+        ("state", line.state.into()),
+        ("owner", owner),
+        ("epoch", or_dash(line.epoch, |epoch| epoch.to_string())),
+        ("device", or_dash(line.device.clone(), |device| device)),
+        ("parent", or_dash(line.parent.clone(), |parent| parent)),
+        ("features", or_dash(line.features, bits)),
+        ("health", line.health.clone()),
+        ("made", or_dash(line.created_at_ms, render::time)),
+        ("checkpoint", or_dash(line.checkpoint_at_ms, render::time)),
+    ])
+}

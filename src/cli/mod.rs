@@ -1,0 +1,185 @@
+//! The command line: parse, run one verb, print, exit code.
+//!
+//! Results go to standard output, one document each; everything else to standard error. An error
+//! is one sentence, `objblk: ...`; its kind decides the exit code.
+
+mod args;
+mod attach;
+mod catalogue;
+mod confirm;
+mod logging;
+mod pool;
+mod render;
+mod serve;
+mod size;
+mod status;
+mod volume;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::VolumeName;
+use crate::pool::backend::Backend;
+use crate::settings::{Location, Named};
+use args::{Cli, Global, Pool, Serve, Verb};
+use clap::{CommandFactory, Parser};
+use logging::Logging;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Threads that run what waits; the frontends bring their own for what must be fast.
+const WORKERS: usize = 2;
+
+/// Runs the program with these arguments (the first is its name).
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    logging::on_panic();
+    let done = match Cli::try_parse_from(arguments) {
+        Ok(cli) => execute(cli),
+        Err(e) => refuse(&e),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("objblk: {e}");
+            ExitCode::from(e.kind().exit_code())
+        }
+    }
+}
+
+/// Help and version are printed; anything else becomes one sentence.
+fn refuse(e: &clap::Error) -> Result<()> {
+    use clap::error::ErrorKind as Kind;
+    let text = e.render().to_string();
+    match e.kind() {
+        Kind::DisplayHelp | Kind::DisplayVersion => return render::print(text.trim_end()),
+        Kind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            eprintln!("{}", text.trim_end());
+            return Err(Error::usage("a verb is missing").hint("the list above shows them"));
+        }
+        _ => {}
+    }
+    let first = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = first.split_whitespace().collect();
+    Err(Error::usage(words.join(" ")).hint("`objblk --help` shows what there is"))
+}
+
+fn execute(cli: Cli) -> Result<()> {
+    let logging = Logging::start(cli.global.verbose);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::failed("cannot start threads").because(e))?;
+    let done = runtime.block_on(dispatch(cli.verb, &Context { global: cli.global }, logging));
+    // A thread that is stuck in the kernel must not keep the program.
+    runtime.shutdown_background();
+    done
+}
+
+async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()> {
+    match verb {
+        Verb::Create(create) => volume::create(context, create).await,
+        Verb::List => catalogue::list(context).await,
+        Verb::Info { name } => catalogue::info(context, &name.parse()?).await,
+        Verb::Attach(attach) => attach::attach(context, attach).await,
+        Verb::Detach { what, force } => attach::detach(context, &what, force).await,
+        Verb::Serve(Serve::Nbd(serve)) => serve::nbd(context, serve).await,
+        Verb::Status { name } => status::status(context, name.as_deref()).await,
+        Verb::Resize { name, size, shrink } => {
+            volume::resize(context, &name.parse()?, &size, shrink).await
+        }
+        Verb::Rename { name, new } => volume::rename(context, &name, &new).await,
+        Verb::Delete { name, force, yes } => {
+            volume::delete(context, &name.parse()?, force, yes).await
+        }
+        Verb::Pool(Pool::Init { create_bucket, unsafe_no_fencing }) => {
+            pool::init(context, create_bucket, unsafe_no_fencing).await
+        }
+        Verb::Pool(Pool::Status) => pool::status(context).await,
+        Verb::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "objblk", &mut script);
+            render::print(String::from_utf8_lossy(&script).trim_end())
+        }
+        Verb::Target => crate::daemon::run_child(|| logging.for_background()).await,
+    }
+}
+
+/// What every verb needs.
+#[derive(Debug)]
+struct Context {
+    global: Global,
+}
+
+impl Context {
+    /// Where the pool is.
+    fn location(&self) -> Result<Location> {
+        let global = &self.global;
+        let flags = Named {
+            store: global.store.clone(),
+            bucket: global.bucket.clone(),
+            prefix: global.prefix.clone(),
+            endpoint_url: global.endpoint_url.clone(),
+            region: global.region.clone(),
+        };
+        Location::find(flags, global.config.as_deref())
+    }
+
+    /// The address of the store that the flags name, if they name one.
+    fn named_store(&self) -> Result<Option<String>> {
+        let named = self.global.store.is_some() || self.global.bucket.is_some();
+        if named { self.location().map(|location| Some(location.url)) } else { Ok(None) }
+    }
+
+    /// The pool.
+    async fn open(&self) -> Result<Backend> {
+        let (url, s3) = self.location()?.parts()?;
+        Backend::open(&url, &s3).await
+    }
+
+    /// Prints `document`, or in human form the text that `text` gives.
+    fn show<T: serde::Serialize>(&self, document: &T, text: impl FnOnce() -> String) -> Result<()> {
+        if self.global.json { render::json(document) } else { render::print(&text()) }
+    }
+}
+
+/// The names, each parsed.
+fn names(texts: &[String]) -> Result<Vec<VolumeName>> {
+    texts.iter().map(|text| text.parse()).collect()
+}
+
+/// The first failure of a listing, which decides its exit code.
+fn damaged(what: &str, e: &Error) -> Error {
+    let kind = match e.kind() {
+        ErrorKind::Failed => ErrorKind::Corrupt,
+        kind => kind,
+    };
+    Error::new(kind, format!("{what}: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn mistakes_become_one_sentence() {
+        let refused = |arguments: &[&str]| {
+            let e = Cli::try_parse_from(arguments).unwrap_err();
+            let e = refuse(&e).unwrap_err();
+            assert_eq!(e.kind(), ErrorKind::Usage);
+            e.to_string()
+        };
+        let text = refused(&["objblk", "create", "a"]);
+        assert_eq!(
+            text,
+            "the following required arguments were not provided: --size <S>; \
+             `objblk --help` shows what there is"
+        );
+        let text = refused(&["objblk", "list", "--frobnicate"]);
+        assert!(text.starts_with("unexpected argument '--frobnicate' found;"), "{text}");
+        assert!(!refused(&["objblk", "mount", "x"]).contains('\n'));
+    }
+}

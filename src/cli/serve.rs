@@ -1,0 +1,57 @@
+//! Serving volumes over network protocols.
+
+use super::attach::ended;
+use super::{Context, args, names, size};
+use crate::daemon::{DoorSpec, Ready, RunDir, TargetSpec, run_foreground};
+use crate::error::{Error, Result};
+use crate::pool::VolumeName;
+use serde_json::json;
+
+pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> {
+    let volumes = match serve.all {
+        true => every_volume(context).await?,
+        false => names(&serve.names)?,
+    };
+    let Some(first) = volumes.first() else {
+        return Err(Error::usage("there is no volume to serve").hint("name one, or create one"));
+    };
+    let listen = match (serve.socket, serve.listen) {
+        (_, Some(address)) => address,
+        (Some(path), None) => {
+            let absolute = std::path::absolute(&path);
+            absolute
+                .map_err(|e| Error::usage("--socket is no path").because(e))?
+                .display()
+                .to_string()
+        }
+        (None, None) => RunDir::open()?.nbd_socket(first).display().to_string(),
+    };
+    let spec = TargetSpec {
+        location: context.location()?,
+        read_only: serve.open.read_only,
+        takeover: serve.open.takeover,
+        cache_bytes: size::parse("--mem-cache", &serve.open.mem_cache)?,
+        door: DoorSpec::Nbd { listen },
+        volumes,
+    };
+    let show = |ready: &Ready| {
+        let exports = ready.volumes.iter().map(|volume| {
+            json!({
+                "name": volume.name, "id": volume.id, "uri": volume.device,
+                "read_only": volume.read_only, "pid": ready.pid,
+            })
+        });
+        let uris = || {
+            let uris: Vec<&str> = ready.volumes.iter().map(|v| v.device.as_str()).collect();
+            uris.join("\n")
+        };
+        context.show(&exports.collect::<Vec<_>>(), uris)
+    };
+    ended(run_foreground(&spec, show).await?)
+}
+
+async fn every_volume(context: &Context) -> Result<Vec<VolumeName>> {
+    let entries = context.open().await?.pool.list().await?;
+    let usable = entries.into_iter().filter(|entry| entry.is_usable());
+    usable.map(|entry| entry.name.parse()).collect()
+}

@@ -1,0 +1,168 @@
+//! What is attached on this host.
+
+use super::{Context, render, size};
+use crate::daemon::client;
+use crate::daemon::{Attached, KnownTarget, RunDir, TargetStatus, VolumeReport};
+use crate::error::Result;
+use serde::Serialize;
+
+/// An attached volume.
+#[derive(Debug, Serialize)]
+struct Line {
+    #[serde(flatten)]
+    attached: Attached,
+    frontend: &'static str,
+    pid: u32,
+    since_ms: u64,
+    store: String,
+    /// attached, flushing, stopping, closing, failed, dead, silent
+    state: &'static str,
+    size: Option<u64>,
+    epoch: Option<u64>,
+    dirty_bytes: Option<u64>,
+    failure: Option<String>,
+    cache: Option<Cache>,
+    requests: serde_json::Value,
+    store_requests: serde_json::Value,
+}
+
+#[derive(Debug, Serialize)]
+struct Cache {
+    hits: u64,
+    misses: u64,
+    bytes: u64,
+    hit_rate: Option<f64>,
+}
+
+pub(super) async fn status(context: &Context, name: Option<&str>) -> Result<()> {
+    let run_dir = RunDir::open()?;
+    let store = context.named_store()?;
+    let targets = match name {
+        Some(name) => vec![client::find(&run_dir, name, store.as_deref())?],
+        None => run_dir.targets()?,
+    };
+    let wanted = |line: &Line| {
+        name.is_none_or(|name| {
+            // A device stands for all volumes of its server, a name for itself.
+            line.attached.name.as_str() == name || name.contains('/')
+        }) && store.as_ref().is_none_or(|store| *store == line.store)
+    };
+    let mut lines = Vec::new();
+    for target in &targets {
+        lines.extend(lines_of(target).await.into_iter().filter(&wanted));
+    }
+    match (name, context.global.json) {
+        (Some(_), true) if lines.len() == 1 => render::json(&lines[0]),
+        (_, true) => render::json(&lines),
+        (None, false) if lines.is_empty() => {
+            eprintln!("objblk: nothing is attached on this host");
+            Ok(())
+        }
+        (None, false) => render::print(&table(&lines)),
+        (Some(_), false) => {
+            let blocks: Vec<String> = lines.iter().map(details).collect();
+            render::print(&blocks.join("\n\n"))
+        }
+    }
+}
+
+async fn lines_of(target: &KnownTarget) -> Vec<Line> {
+    let told = match target.alive {
+        true => client::status(target).await.map(Some),
+        false => Ok(None),
+    };
+    let lines = target.state.volumes.iter();
+    lines.map(|volume| line(target, volume, &told)).collect()
+}
+
+fn line(target: &KnownTarget, volume: &Attached, told: &Result<Option<TargetStatus>>) -> Line {
+    let state = &target.state;
+    let report: Option<&VolumeReport> = match told {
+        Ok(Some(status)) => status.volumes.iter().find(|report| report.id == volume.id),
+        _ => None,
+    };
+    Line {
+        attached: volume.clone(),
+        frontend: state.frontend.name(),
+        pid: state.pid,
+        since_ms: state.since_ms,
+        store: state.store.clone(),
+        state: match (told, report) {
+            (Ok(None), _) => "dead",
+            (Err(_), _) | (Ok(Some(_)), None) => "silent",
+            (_, Some(report)) if report.failure.is_some() => "failed",
+            (Ok(Some(status)), _) => status.phase.name(),
+        },
+        size: report.map(|r| r.size),
+        epoch: report.map(|r| r.epoch),
+        dirty_bytes: report.map(|r| r.dirty_bytes),
+        failure: match told {
+            Err(e) => Some(e.to_string()),
+            Ok(_) => report.and_then(|r| r.failure.clone()),
+        },
+        cache: report.map(cache),
+        requests: report.map(|r| r.frontend.clone()).unwrap_or_default(),
+        store_requests: match told {
+            Ok(Some(status)) => status.store.clone(),
+            _ => serde_json::Value::Null,
+        },
+    }
+}
+
+fn cache(report: &VolumeReport) -> Cache {
+    let (hits, misses) = (report.cache_hits, report.cache_misses);
+    let all = hits + misses;
+    let hit_rate = (all > 0).then(|| hits as f64 / all as f64);
+    Cache { hits, misses, bytes: report.cache_bytes, hit_rate }
+}
+
+fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| "-".into(), show)
+}
+
+fn hit_rate(line: &Line) -> String {
+    let rate = line.cache.as_ref().and_then(|cache| cache.hit_rate);
+    or_dash(rate, |rate| format!("{:.0} %", rate * 100.0))
+}
+
+fn table(lines: &[Line]) -> String {
+    let header = ["NAME", "DEVICE", "FRONTEND", "PID", "STATE", "SIZE", "DIRTY", "CACHE HITS"];
+    let rows = lines.iter().map(|line| {
+        vec![
+            line.attached.name.to_string(),
+            line.attached.device.clone(),
+            line.frontend.into(),
+            line.pid.to_string(),
+            line.state.into(),
+            or_dash(line.size, size::show),
+            or_dash(line.dirty_bytes, size::show),
+            hit_rate(line),
+        ]
+    });
+    render::table(&header, &[3, 5, 6, 7], rows.collect())
+}
+
+fn details(line: &Line) -> String {
+    let attached = &line.attached;
+    let mut fields = vec![
+        ("name", attached.name.to_string()),
+        ("id", attached.id.to_string()),
+        ("device", attached.device.clone()),
+        ("link", or_dash(attached.link.clone(), |link| link)),
+        ("frontend", line.frontend.into()),
+        ("process", line.pid.to_string()),
+        ("since", render::time(line.since_ms)),
+        ("store", line.store.clone()),
+        ("state", line.state.into()),
+        ("access", if attached.read_only { "read-only" } else { "read-write" }.into()),
+        ("size", or_dash(line.size, size::show)),
+        ("epoch", or_dash(line.epoch, |epoch| epoch.to_string())),
+        ("dirty", or_dash(line.dirty_bytes, size::show)),
+        ("cache hits", hit_rate(line)),
+        ("cached", or_dash(line.cache.as_ref(), |cache| size::show(cache.bytes))),
+    ];
+    if let Some(failure) = &line.failure {
+        fields.push(("failure", failure.clone()));
+    }
+    render::fields(&fields)
+}

@@ -1,0 +1,125 @@
+//! A target in a process of its own.
+//!
+//! The command starts itself again, with what to do on the child's standard input and the child's
+//! answer on its standard output. Until it is ready the child shares the command's standard error,
+//! so that what it has to say reaches the user; then it lets go of all three and writes a log.
+
+use super::control::{Outcome, Refusal, decode, encode};
+use super::rundir::RunDir;
+use super::spec::TargetSpec;
+use super::target::{Ready, run_foreground};
+use crate::error::{Error, Result};
+use crate::pool::VolumeName;
+use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Longest line between the two processes, in bytes.
+const LINE_MAX: u64 = 1 << 20;
+
+/// The child's answer.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Answer {
+    Ready(Ready),
+    Failed(Refusal),
+}
+
+/// Starts a target in the background, as `objblk ARGUMENTS...` with the specification on its
+/// standard input; returns when it is ready for I/O.
+///
+/// Errors: the child's; then it has left nothing behind. Where this process is killed meanwhile,
+/// the child ends in order as soon as it notices that nobody hears it.
+pub fn spawn(spec: &TargetSpec, arguments: &[&str]) -> Result<Ready> {
+    let failed = || Error::failed("cannot start the process that serves the volume");
+    let program = std::env::current_exe().map_err(|e| failed().because(e))?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| failed().because(e))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A child that died already says so below.
+        let _ = stdin.write_all(&encode(spec));
+    }
+    let mut line = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        let read = BufReader::new(stdout.take(LINE_MAX)).read_until(b'\n', &mut line);
+        read.map_err(|e| failed().because(e))?;
+    }
+    if line.is_empty() {
+        let status = child.wait().map_err(|e| failed().because(e))?;
+        return Err(Error::failed(format!("the process that serves the volume died: {status}"))
+            .hint("try again with --foreground to see why"));
+    }
+    match decode(&line)? {
+        Answer::Ready(ready) => Ok(ready),
+        Answer::Failed(refusal) => {
+            // It has nothing left to do but to end.
+            let _ = child.wait();
+            Err(refusal.into())
+        }
+    }
+}
+
+/// The other side of [`spawn`]: reads the specification, runs the target, answers. Returns when
+/// the target has ended; its errors have been told. `unwatched` is called once it is on its own.
+pub async fn run_child(unwatched: impl FnOnce()) -> Result<()> {
+    let failed = |e| Error::failed("cannot become a background process").because(e);
+    setsid().map_err(failed)?;
+    let mut line = Vec::new();
+    let read = std::io::stdin().lock().take(LINE_MAX).read_until(b'\n', &mut line);
+    read.map_err(|e| Error::failed("cannot read what to do").because(e))?;
+    let spec: TargetSpec = decode(&line)?;
+    let mut log = None;
+    let outcome = run_foreground(&spec, |ready| {
+        let file = open_log(&RunDir::open()?, spec.volumes.first())?;
+        answer(&Answer::Ready(ready.clone()))?;
+        log = spec.volumes.first().cloned();
+        detach_from_terminal(&file)?;
+        unwatched();
+        Ok(())
+    });
+    let outcome = outcome.await;
+    match (&outcome, log) {
+        (Ok(outcome), Some(name)) if *outcome == Outcome::default() => {
+            // All went well: nobody will want to read it.
+            let _ = fs::remove_file(RunDir::open()?.log(&name));
+            Ok(())
+        }
+        (Ok(_), _) => Ok(()),
+        (Err(_), None) => outcome.map(drop).or_else(|e| answer(&Answer::Failed(e.into()))),
+        (Err(e), Some(_)) => {
+            tracing::error!("{e}");
+            Ok(())
+        }
+    }
+}
+
+fn answer(answer: &Answer) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout.write_all(&encode(answer)).and_then(|()| stdout.flush());
+    written.map_err(|e| Error::failed("the command that started this is gone").because(e))
+}
+
+fn open_log(run_dir: &RunDir, name: Option<&VolumeName>) -> Result<File> {
+    let path = name.map_or_else(|| Path::new("/dev/null").into(), |name| run_dir.log(name));
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    file.map_err(|e| Error::failed(format!("cannot open the log {}", path.display())).because(e))
+}
+
+fn detach_from_terminal(log: &File) -> Result<()> {
+    let failed = |e| Error::failed("cannot let go of the terminal").because(e);
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null");
+    let null = null.map_err(|e| Error::failed("cannot open /dev/null").because(e))?;
+    dup2_stderr(log).map_err(failed)?;
+    dup2_stdin(&null).map_err(failed)?;
+    dup2_stdout(&null).map_err(failed)?;
+    // A mounted directory must not stay busy for as long as the volume is attached.
+    chdir("/").map_err(failed)
+}

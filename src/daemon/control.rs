@@ -1,0 +1,246 @@
+//! The language of the control socket: one line of JSON a message, each with a version.
+//!
+//! A client sends one [`Request`] and reads [`Reply`]s: one for everything but a detach, which
+//! reports its progress until it is done. A client that closes its connection while a detach still
+//! makes data durable calls the detach off. Lines are bounded and parsing is total.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::VolumeId;
+use crate::pool::VolumeName;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
+
+/// The version of the messages.
+const VERSION: u32 = 1;
+
+/// Longest line, in bytes.
+const LINE_MAX: u64 = 1 << 20;
+
+/// What a client asks of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Are you there?
+    Ping,
+    /// What are you doing?
+    Status,
+    /// End in order.
+    Detach {
+        /// Give up what the store does not take within seconds; end also when in use.
+        force: bool,
+    },
+}
+
+/// What a target answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// To a ping.
+    Pong,
+    /// To a status request.
+    Status(Box<TargetStatus>),
+    /// To a detach, again and again while it goes on.
+    Progress {
+        /// What is being done.
+        phase: Phase,
+        /// Bytes that the store does not have yet.
+        dirty_bytes: u64,
+    },
+    /// To a detach: it is done.
+    Detached(Outcome),
+    /// The request failed.
+    Refused(Refusal),
+}
+
+/// What a target is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// It serves its volumes.
+    Attached,
+    /// It makes durable what was written, still serving.
+    Flushing,
+    /// It ends its frontend.
+    Stopping,
+    /// It closes its volumes.
+    Closing,
+}
+
+impl Phase {
+    /// Its name for users.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Attached => "attached",
+            Phase::Flushing => "flushing",
+            Phase::Stopping => "stopping",
+            Phase::Closing => "closing",
+        }
+    }
+}
+
+/// State of a target at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TargetStatus {
+    /// What it is doing.
+    pub phase: Phase,
+    /// Its volumes.
+    pub volumes: Vec<VolumeReport>,
+    /// What its store was asked, by operation.
+    pub store: serde_json::Value,
+}
+
+/// State of an attached volume at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeReport {
+    /// Its name.
+    pub name: VolumeName,
+    /// The volume.
+    pub id: VolumeId,
+    /// Where it is to be found.
+    pub device: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// The owner's term; 0 for read-only.
+    pub epoch: u64,
+    /// It can only be read.
+    pub read_only: bool,
+    /// Bytes written that the store does not have yet.
+    pub dirty_bytes: u64,
+    /// Why it fails all requests, if it does.
+    pub failure: Option<String>,
+    /// Frames read from the cache.
+    pub cache_hits: u64,
+    /// Frames that had to be fetched.
+    pub cache_misses: u64,
+    /// Bytes in the cache.
+    pub cache_bytes: u64,
+    /// Counters of its frontend.
+    pub frontend: serde_json::Value,
+}
+
+/// How a target ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Bytes that were written and never stored.
+    pub lost_bytes: u64,
+    /// Why a volume had failed before, if one had.
+    pub failure: Option<String>,
+    /// Another owner has the volume.
+    pub fenced: bool,
+    /// What could not be ended in order, if something could not.
+    pub trouble: Option<String>,
+}
+
+/// An error on its way between processes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    kind: String,
+    message: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope<T> {
+    version: u32,
+    message: T,
+}
+
+/// The line of a message, with its line feed.
+pub(super) fn encode<T: Serialize>(message: T) -> Vec<u8> {
+    let envelope = Envelope { version: VERSION, message };
+    let mut line = serde_json::to_vec(&envelope).expect("plain structures always serialise");
+    line.push(b'\n');
+    line
+}
+
+/// The message in a line. Errors: failed, with what is wrong.
+pub(super) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T> {
+    let odd = || Error::failed("a message on the control socket is not understood");
+    // The version first: another one may have another message.
+    let any: Envelope<serde_json::Value> =
+        serde_json::from_slice(line).map_err(|e| odd().because(e))?;
+    if any.version != VERSION {
+        return Err(odd()
+            .because(format!("its version is {}, not {VERSION}", any.version))
+            .hint("use the objblk that the other process runs"));
+    }
+    serde_json::from_value(any.message).map_err(|e| odd().because(e))
+}
+
+/// The next message; `None` at the end of the stream. Errors: failed.
+pub(super) async fn receive<T: DeserializeOwned>(
+    from: &mut (impl AsyncBufRead + Unpin),
+) -> Result<Option<T>> {
+    let mut line = Vec::new();
+    let read = from.take(LINE_MAX).read_until(b'\n', &mut line).await;
+    read.map_err(|e| Error::failed("cannot read from the control socket").because(e))?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    decode(&line).map(Some)
+}
+
+/// Every kind and its name in messages.
+const KINDS: [(ErrorKind, &str); 9] = [
+    (ErrorKind::Failed, "failed"),
+    (ErrorKind::Usage, "usage"),
+    (ErrorKind::NotFound, "not-found"),
+    (ErrorKind::Exists, "exists"),
+    (ErrorKind::Busy, "busy"),
+    (ErrorKind::Fenced, "fenced"),
+    (ErrorKind::Store, "store"),
+    (ErrorKind::Corrupt, "corrupt"),
+    (ErrorKind::Unsupported, "unsupported"),
+];
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        let kind = KINDS.iter().find(|(kind, _)| *kind == error.kind());
+        let kind = kind.map_or("failed", |(_, name)| name).to_owned();
+        Refusal { kind, message: error.to_string() }
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Error {
+        let kind = KINDS.iter().find(|(_, name)| *name == refusal.kind);
+        Error::new(kind.map_or(ErrorKind::Failed, |(kind, _)| *kind), refusal.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn messages_round_trip() {
+        for request in [Request::Ping, Request::Status, Request::Detach { force: true }] {
+            assert_eq!(decode::<Request>(&encode(request)).unwrap(), request);
+        }
+        for (kind, _) in KINDS {
+            let refusal = Refusal::from(Error::new(kind, "no").hint("yes"));
+            let Reply::Refused(back) = decode(&encode(Reply::Refused(refusal))).unwrap() else {
+                panic!("another reply");
+            };
+            let error = Error::from(back);
+            assert_eq!((error.kind(), error.to_string().as_str()), (kind, "no; yes"));
+        }
+    }
+
+    #[test]
+    fn other_versions_are_told_apart() {
+        let error = decode::<Request>(br#"{"version":9,"message":{"new":1}}"#).unwrap_err();
+        assert!(error.to_string().contains("its version is 9, not 1"), "{error}");
+        assert!(decode::<Request>(br#"{"version":1,"message":"pong"}"#).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_is_total(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let _ = decode::<Request>(&bytes);
+            let _ = decode::<Reply>(&bytes);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The frontend of a target, whichever it is.
+
+use super::spec::DoorSpec;
+use super::state::FrontendKind;
+use crate::device::Checked;
+use crate::error::{Error, ErrorKind, Result};
+use crate::frontend::nbd::{ExportStatus, Exports, Server};
+use crate::frontend::ublk::{self, Ublk, UblkOptions};
+use crate::pool::VolumeName;
+use crate::volume::Volume;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+/// An open volume under its name, for a frontend.
+pub(super) type Served = (VolumeName, Arc<Checked<Volume>>);
+
+/// A running frontend.
+pub(super) enum Door {
+    Ublk(Ublk),
+    Nbd(NbdDoor),
+}
+
+/// A running NBD server.
+pub(super) struct NbdDoor {
+    uris: Vec<String>,
+    status: Box<dyn Fn() -> Vec<ExportStatus> + Send + Sync>,
+    stop: oneshot::Sender<()>,
+    ended: watch::Receiver<bool>,
+    task: JoinHandle<Result<()>>,
+}
+
+impl fmt::Debug for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind().name())
+    }
+}
+
+impl Door {
+    /// Opens the frontend; it is ready for I/O on return. Errors: the frontend's.
+    pub(super) async fn open(spec: &DoorSpec, volumes: &[Served]) -> Result<Door> {
+        match spec {
+            DoorSpec::Ublk { queues, depth } => {
+                let (name, device) = volumes.first().expect("a target has a volume");
+                let options = UblkOptions {
+                    queues: *queues,
+                    depth: *depth,
+                    ..UblkOptions::new(name.as_str())
+                };
+                let device = Arc::clone(device);
+                let started = spawn_blocking(move || Ublk::start(device, options)).await;
+                let started = started.map_err(|e| Error::failed("ublk").because(e))?;
+                started.map(Door::Ublk).map_err(|e| lacking(name, e))
+            }
+            DoorSpec::Nbd { listen } => open_nbd(listen, volumes).await.map(Door::Nbd),
+        }
+    }
+
+    /// Fails where the host cannot have such a frontend, before anything is touched.
+    pub(super) async fn check(spec: &DoorSpec, name: &VolumeName) -> Result<()> {
+        match spec {
+            DoorSpec::Nbd { listen } => listen.parse::<crate::frontend::nbd::Listen>().map(drop),
+            DoorSpec::Ublk { .. } => {
+                let checked = spawn_blocking(ublk::check_host).await;
+                let checked = checked.map_err(|e| Error::failed("ublk").because(e))?;
+                checked.map(drop).map_err(|e| lacking(name, e))
+            }
+        }
+    }
+
+    pub(super) fn kind(&self) -> FrontendKind {
+        match self {
+            Door::Ublk(_) => FrontendKind::Ublk,
+            Door::Nbd(_) => FrontendKind::Nbd,
+        }
+    }
+
+    /// Where each volume is to be found, in the order of `volumes`.
+    pub(super) fn devices(&self, volumes: &[Served]) -> Vec<String> {
+        match self {
+            Door::Ublk(ublk) => vec![ublk.path().display().to_string()],
+            // The server names its exports in the order of their names.
+            Door::Nbd(nbd) => {
+                let mut names: Vec<_> = volumes.iter().map(|(name, _)| name.as_str()).collect();
+                names.sort_unstable();
+                let place = |name: &VolumeName| names.iter().position(|n| *n == name.as_str());
+                let uris = volumes.iter().filter_map(|(name, _)| nbd.uris.get(place(name)?));
+                uris.cloned().collect()
+            }
+        }
+    }
+
+    /// The block device, where there is one, with its number.
+    pub(super) fn block_device(&self) -> Option<(PathBuf, u32)> {
+        match self {
+            Door::Ublk(ublk) => Some((ublk.path().into(), ublk.dev_id())),
+            Door::Nbd(_) => None,
+        }
+    }
+
+    /// The symlink to the block device.
+    pub(super) fn link(&self) -> Option<String> {
+        match self {
+            Door::Ublk(ublk) => ublk.link().map(|link| link.display().to_string()),
+            Door::Nbd(_) => None,
+        }
+    }
+
+    /// Counters for the volume called `name`.
+    pub(super) fn counters(&self, name: &VolumeName) -> serde_json::Value {
+        let value = match self {
+            Door::Ublk(ublk) => serde_json::to_value(ublk.stats()),
+            Door::Nbd(nbd) => {
+                let exports = (nbd.status)();
+                serde_json::to_value(exports.iter().find(|e| e.name == name.as_str()))
+            }
+        };
+        value.unwrap_or_default()
+    }
+
+    /// Returns when the frontend has ended by itself.
+    pub(super) async fn ended(&self) {
+        match self {
+            Door::Ublk(ublk) => ublk.wait().await,
+            Door::Nbd(nbd) => drop(nbd.ended.clone().wait_for(|ended| *ended).await),
+        }
+    }
+
+    /// Ends it, requests in flight answered. Bounded, as the frontends are. Errors: failed.
+    pub(super) async fn stop(self) -> Result<()> {
+        let ended = match self {
+            Door::Ublk(ublk) => spawn_blocking(move || ublk.stop().map(drop)).await,
+            Door::Nbd(nbd) => {
+                // It may have ended already.
+                let _ = nbd.stop.send(());
+                nbd.task.await
+            }
+        };
+        ended.map_err(|e| Error::failed("the frontend did not end in order").because(e))?
+    }
+}
+
+async fn open_nbd(listen: &str, volumes: &[Served]) -> Result<NbdDoor> {
+    let mut exports = Exports::new();
+    for (name, device) in volumes {
+        exports.add(name.as_str(), "objblk volume", Arc::clone(device))?;
+    }
+    let server = Server::bind(&listen.parse()?, exports).await?;
+    let (uris, offered) = (server.uris(), server.exports());
+    let status = Box::new(move || offered.status());
+    let (stop, stopped) = oneshot::channel();
+    let (ending, ended) = watch::channel(false);
+    let task = tokio::spawn(async move {
+        let outcome = server.run(async move { drop(stopped.await) }).await;
+        ending.send_replace(true);
+        outcome
+    });
+    Ok(NbdDoor { uris, status, stop, ended, task })
+}
+
+/// What the host lacks is not a thing that the user named: not `NotFound`.
+fn lacking(name: &VolumeName, e: Error) -> Error {
+    match e.kind() {
+        ErrorKind::NotFound => Error::failed(format!("cannot attach {name}"))
+            .because(e)
+            .hint("without ublk, `objblk serve nbd` serves the volume as well"),
+        _ => e,
+    }
+}

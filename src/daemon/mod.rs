@@ -1,0 +1,37 @@
+//! Targets: the processes that keep volumes attached.
+//!
+//! ```text
+//! objblk attach --spec on a pipe--> target: locks -> volumes -> frontend -> control socket -> ready
+//! objblk status, detach --JSON lines--> its control socket
+//! ```
+//!
+//! A **target** is one process with one frontend and the volumes behind it. Every file of a target
+//! in the [run directory](rundir) carries the id of its first volume, and a lock per volume says
+//! whether the process still lives: the kernel drops it with the process, so a state file without
+//! a held lock is what a killed target left behind, and whoever meets it cleans up.
+//!
+//! Ending is done in this order (`shutdown`): what was written is made durable while the device
+//! still works (a user who loses patience here has lost nothing), then the frontend stops, then
+//! the volumes are closed.
+
+mod background;
+pub mod client;
+mod control;
+mod door;
+mod in_use;
+mod lock;
+mod orders;
+pub mod rundir;
+mod server;
+mod shared;
+mod shutdown;
+mod spec;
+mod state;
+mod target;
+
+pub use background::{run_child, spawn};
+pub use control::{Outcome, Phase, TargetStatus, VolumeReport};
+pub use rundir::{RunDir, Target as KnownTarget};
+pub use spec::{DoorSpec, TargetSpec};
+pub use state::{Attached, FrontendKind, TargetState};
+pub use target::{Ready, environment, run_foreground};

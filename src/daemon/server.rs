@@ -1,0 +1,92 @@
+//! The control socket of a target.
+
+use super::control::{Reply, Request, encode, receive};
+use super::orders::{Client, Order};
+use super::shared::Shared;
+use crate::error::{Error, Result};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::timeout;
+
+/// How long a client may take to say what it wants, and to hear an answer.
+const MANNERS: Duration = Duration::from_secs(10);
+
+/// Answers clients at `path` until the runtime ends. The socket is for this user only: the run
+/// directory lets nobody else in. Errors: failed.
+pub(super) fn listen(
+    path: &Path,
+    shared: Arc<Shared>,
+    orders: UnboundedSender<Order>,
+) -> Result<()> {
+    let listener = UnixListener::bind(path);
+    let listener = listener
+        .map_err(|e| Error::failed(format!("cannot listen at {}", path.display())).because(e))?;
+    tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    tokio::spawn(converse(stream, Arc::clone(&shared), orders.clone()));
+                }
+                Err(e) => {
+                    tracing::warn!("the control socket takes no client: {e}");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn converse(stream: UnixStream, shared: Arc<Shared>, orders: UnboundedSender<Order>) {
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read);
+    let request = match timeout(MANNERS, receive::<Request>(&mut read)).await {
+        Ok(Ok(Some(request))) => request,
+        Ok(Ok(None)) | Err(_) => return,
+        Ok(Err(e)) => return drop(say(&mut write, &Reply::Refused(e.into())).await),
+    };
+    let answered = match request {
+        Request::Ping => say(&mut write, &Reply::Pong).await,
+        Request::Status => say(&mut write, &Reply::Status(Box::new(shared.status().await))).await,
+        Request::Detach { force } => detach(read, &mut write, &orders, force).await,
+    };
+    if let Err(e) = answered {
+        tracing::debug!("a control client left: {e}");
+    }
+}
+
+async fn say(write: &mut OwnedWriteHalf, reply: &Reply) -> std::io::Result<()> {
+    timeout(MANNERS, write.write_all(&encode(reply))).await?
+}
+
+async fn detach(
+    mut read: BufReader<OwnedReadHalf>,
+    write: &mut OwnedWriteHalf,
+    orders: &UnboundedSender<Order>,
+    force: bool,
+) -> std::io::Result<()> {
+    let (client, mut replies) = Client::new();
+    if orders.send(Order { force, client: Some(client) }).is_err() {
+        let gone = Error::failed("the target is ending already");
+        return say(write, &Reply::Refused(gone.into())).await;
+    }
+    let mut nothing = [0];
+    loop {
+        tokio::select! {
+            reply = replies.recv() => {
+                let Some(reply) = reply else { return Ok(()) };
+                say(write, &reply).await?;
+                if matches!(reply, Reply::Detached(_) | Reply::Refused(_)) {
+                    return Ok(());
+                }
+            }
+            // Nothing more is to come but the end: the user has lost patience.
+            _ = read.read(&mut nothing) => return Ok(()),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+use super::control::{Phase, TargetStatus, VolumeReport};
+use super::door::Door;
+use super::state::{Attached, Serving};
+use crate::format::VolumeId;
+use crate::pool::backend::Backend;
+use crate::volume::Volume;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use tokio::sync::RwLock;
+
+/// What a target serves, as its main loop and its control socket both see it.
+#[derive(Debug)]
+pub(super) struct Shared {
+    phase: Mutex<Phase>,
+    volumes: Vec<(Attached, Volume)>,
+    backend: Backend,
+    /// Empty once it was stopped.
+    door: RwLock<Option<Door>>,
+}
+
+impl Shared {
+    /// Of at least one volume.
+    pub(super) fn new(volumes: Vec<(Attached, Volume)>, door: Door, backend: Backend) -> Shared {
+        let (phase, door) = (Mutex::new(Phase::Attached), RwLock::new(Some(door)));
+        Shared { phase, volumes, backend, door }
+    }
+
+    /// The volume by which the target's files are named.
+    pub(super) fn first(&self) -> VolumeId {
+        self.volumes[0].0.id
+    }
+
+    pub(super) fn attached(&self) -> Vec<Attached> {
+        self.volumes.iter().map(|(attached, _)| attached.clone()).collect()
+    }
+
+    pub(super) fn set_phase(&self, phase: Phase) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    }
+
+    /// Bytes that the store does not have yet.
+    pub(super) fn dirty_bytes(&self) -> u64 {
+        self.volumes.iter().map(|(_, volume)| volume.status().dirty_bytes).sum()
+    }
+
+    /// Why a volume fails all requests, if one does.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.volumes.iter().find_map(|(attached, volume)| {
+            let why = volume.status().failure?;
+            Some(format!("volume {}: {why}", attached.name))
+        })
+    }
+
+    /// True where another owner has a volume.
+    pub(super) fn is_fenced(&self) -> bool {
+        self.volumes.iter().any(|(_, volume)| volume.status().fenced)
+    }
+
+    /// The volumes that have not failed.
+    pub(super) fn sound(&self) -> Vec<Volume> {
+        self.by_failure(false)
+    }
+
+    /// The volumes that have failed.
+    pub(super) fn failed(&self) -> Vec<Volume> {
+        self.by_failure(true)
+    }
+
+    fn by_failure(&self, failed: bool) -> Vec<Volume> {
+        let volumes = self.volumes.iter().map(|(_, volume)| volume);
+        volumes.filter(|volume| volume.status().failure.is_some() == failed).cloned().collect()
+    }
+
+    pub(super) async fn block_device(&self) -> Option<PathBuf> {
+        let door = self.door.read().await;
+        door.as_ref().and_then(Door::block_device).map(|(path, _)| path)
+    }
+
+    pub(super) async fn take_door(&self) -> Option<Door> {
+        self.door.write().await.take()
+    }
+
+    /// Returns when the frontend has ended by itself.
+    pub(super) async fn door_ended(&self) {
+        match &*self.door.read().await {
+            Some(door) => door.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What the state file says.
+    pub(super) async fn serving(&self) -> Serving {
+        let door = self.door.read().await;
+        let door = door.as_ref().expect("the frontend runs while the target is announced");
+        Serving {
+            store: self.backend.pool.store().url(),
+            frontend: door.kind(),
+            dev_id: door.block_device().map(|(_, dev_id)| dev_id),
+            volumes: self.attached(),
+        }
+    }
+
+    /// What `status` says.
+    pub(super) async fn status(&self) -> TargetStatus {
+        let door = self.door.read().await;
+        let report = |(attached, volume): &(Attached, Volume)| {
+            let now = volume.status();
+            VolumeReport {
+                name: attached.name.clone(),
+                id: attached.id,
+                device: attached.device.clone(),
+                size: now.size,
+                epoch: now.epoch,
+                read_only: now.read_only,
+                dirty_bytes: now.dirty_bytes,
+                failure: now.failure,
+                cache_hits: now.cache_hits,
+                cache_misses: now.cache_misses,
+                cache_bytes: now.cache_bytes,
+                frontend: door.as_ref().map(|d| d.counters(&attached.name)).unwrap_or_default(),
+            }
+        };
+        TargetStatus {
+            phase: *self.phase.lock().unwrap_or_else(PoisonError::into_inner),
+            volumes: self.volumes.iter().map(report).collect(),
+            store: serde_json::to_value(self.backend.metrics()).unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,39 @@
+use crate::pool::VolumeName;
+use crate::settings::Location;
+use serde::{Deserialize, Serialize};
+
+/// What a target is to do; goes to a background target as one line of JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetSpec {
+    /// Where the pool is.
+    pub location: Location,
+    /// The volumes, at least one, each once.
+    pub volumes: Vec<VolumeName>,
+    /// Open them for reading only.
+    pub read_only: bool,
+    /// Take them from owners that have not closed them.
+    pub takeover: bool,
+    /// Memory for cached data of each volume, in bytes.
+    pub cache_bytes: u64,
+    /// The frontend.
+    pub door: DoorSpec,
+}
+
+/// The frontend of a target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub enum DoorSpec {
+    /// A kernel block device for one volume.
+    Ublk {
+        /// Hardware queues.
+        queues: u16,
+        /// Requests in flight on one queue.
+        depth: u16,
+    },
+    /// An NBD server, one export a volume.
+    Nbd {
+        /// Where it listens: a socket's path or an address.
+        listen: String,
+    },
+}

@@ -1,0 +1,231 @@
+//! A target: volumes, their frontend, and who listens to them.
+
+use super::control::Outcome;
+use super::door::{Door, Served};
+use super::orders::Order;
+use super::rundir::{Held, RunDir};
+use super::server;
+use super::shared::Shared;
+use super::spec::TargetSpec;
+use super::state::{Attached, TargetState};
+use crate::clock::SystemClock;
+use crate::device::Checked;
+use crate::error::{Error, Result};
+use crate::format::VolumeId;
+use crate::host::Host;
+use crate::pool::backend::Backend;
+use crate::pool::{Standing, VolumeName, standing};
+use crate::volume::{Env, Mode, Volume, VolumeOptions, ownership};
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// What a target says when it is ready for I/O.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Ready {
+    /// Its process.
+    pub pid: u32,
+    /// Its volumes, in the order in which they were asked for.
+    pub volumes: Vec<Attached>,
+}
+
+/// A running target.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) shared: Arc<Shared>,
+    pub(super) orders: UnboundedReceiver<Order>,
+    run_dir: RunDir,
+    held: Held,
+}
+
+/// The environment of volumes that run on the present runtime.
+pub fn environment() -> Env {
+    Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SystemClock) }
+}
+
+/// Runs a target in this process, until it is told to end. `ready` is called once it serves; an
+/// error of it ends the target again.
+pub async fn run_foreground(
+    spec: &TargetSpec,
+    ready: impl FnOnce(&Ready) -> Result<()>,
+) -> Result<Outcome> {
+    let run_dir = RunDir::open()?;
+    let (ordering, orders) = unbounded_channel();
+    // Before the volumes are opened: a signal must not leave them open.
+    listen_to_signals(ordering.clone())?;
+    let target = Target::start(spec, run_dir, (ordering.clone(), orders)).await?;
+    let volumes = target.shared.attached();
+    let told = ready(&Ready { pid: std::process::id(), volumes });
+    if told.is_err() {
+        // The receiver is in the target.
+        let _ = ordering.send(Order { force: false, client: None });
+    }
+    let outcome = target.run().await;
+    told.map(|()| outcome)
+}
+
+fn listen_to_signals(orders: UnboundedSender<Order>) -> Result<()> {
+    let listen = |kind| signal(kind).map_err(|e| Error::failed("cannot handle signals").because(e));
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        let mut force = false;
+        loop {
+            let heard = tokio::select! {
+                heard = terminate.recv() => heard,
+                heard = interrupt.recv() => heard,
+            };
+            let order = Order { force, client: None };
+            if heard.is_none() || orders.send(order).is_err() {
+                return;
+            }
+            let how = if force { "by force" } else { "in order; a second signal forces it" };
+            tracing::info!("a signal: ending {how}");
+            force = true;
+        }
+    });
+    Ok(())
+}
+
+impl Target {
+    async fn start(
+        spec: &TargetSpec,
+        run_dir: RunDir,
+        (ordering, orders): (UnboundedSender<Order>, UnboundedReceiver<Order>),
+    ) -> Result<Target> {
+        let first = spec.volumes.first().ok_or_else(|| Error::usage("no volume is named"))?;
+        let (url, s3) = spec.location.parts()?;
+        let backend = Backend::open(&url, &s3).await?;
+        let mut wanted = Vec::new();
+        for name in &spec.volumes {
+            wanted.push((backend.pool.lookup(name).await?.0, name.clone()));
+        }
+        refuse_twins(&wanted)?;
+        Door::check(&spec.door, first).await?;
+        let held = run_dir.take(&wanted)?;
+        let shared = match serve(spec, &backend, &wanted).await {
+            Ok((volumes, door)) => Arc::new(Shared::new(volumes, door, backend)),
+            Err(e) => {
+                held.release();
+                return Err(e);
+            }
+        };
+        let target = Target { shared, orders, run_dir, held };
+        match target.announce(ordering).await {
+            Ok(()) => Ok(target),
+            Err(e) => {
+                target.end_after_frontend().await;
+                Err(e)
+            }
+        }
+    }
+
+    /// Lets the other commands of this host find the target.
+    async fn announce(&self, ordering: UnboundedSender<Order>) -> Result<()> {
+        let first = self.shared.first();
+        // Whatever is there is of a dead process: its lock is held here.
+        self.run_dir.remove_files(first)?;
+        server::listen(&self.run_dir.socket(first), Arc::clone(&self.shared), ordering)?;
+        let state = TargetState::of_this_process(&Host::local()?, self.shared.serving().await);
+        state.write(&self.run_dir.state_file(first))
+    }
+
+    async fn run(mut self) -> Outcome {
+        loop {
+            tokio::select! {
+                Some(order) = self.orders.recv() => match self.end(order).await {
+                    Ok(outcome) => return outcome,
+                    Err(target) => self = *target,
+                },
+                () = self.shared.door_ended() => {
+                    tracing::error!("the frontend ended by itself: closing the volumes");
+                    return self.end_after_frontend().await;
+                }
+            }
+        }
+    }
+
+    /// Leaves no trace in the run directory.
+    pub(super) fn leave(self) {
+        if let Err(e) = self.run_dir.remove_files(self.shared.first()) {
+            tracing::warn!("{e}");
+        }
+        self.held.release();
+    }
+}
+
+fn refuse_twins(wanted: &[(VolumeId, VolumeName)]) -> Result<()> {
+    for (i, (id, name)) in wanted.iter().enumerate() {
+        if let Some((_, twin)) = wanted[..i].iter().find(|(other, _)| other == id) {
+            let message = format!("{twin} and {name} are one volume");
+            return Err(Error::usage(message).hint("name each volume once"));
+        }
+    }
+    Ok(())
+}
+
+/// Opens the volumes and the frontend, or nothing.
+async fn serve(
+    spec: &TargetSpec,
+    backend: &Backend,
+    wanted: &[(VolumeId, VolumeName)],
+) -> Result<(Vec<(Attached, Volume)>, Door)> {
+    let mut opened: Vec<Volume> = Vec::new();
+    let opening = async {
+        let mut served: Vec<Served> = Vec::new();
+        for (id, name) in wanted {
+            let volume = open(spec, backend, *id, name).await?;
+            opened.push(volume.clone());
+            served.push((name.clone(), Arc::new(Checked::new(volume))));
+        }
+        let door = Door::open(&spec.door, &served).await?;
+        let devices = door.devices(&served);
+        Ok((door, devices))
+    };
+    match opening.await {
+        Ok((door, devices)) => {
+            let attached = wanted.iter().zip(devices).map(|((id, name), device)| {
+                let (link, read_only) = (door.link(), spec.read_only);
+                Attached { id: *id, name: name.clone(), device, link, read_only }
+            });
+            let volumes = attached.zip(opened).collect();
+            Ok((volumes, door))
+        }
+        Err(e) => {
+            for volume in opened {
+                if let Err(e) = volume.close().await {
+                    tracing::warn!("cannot close a volume again: {e}");
+                    volume.abandon();
+                }
+            }
+            Err(e)
+        }
+    }
+}
+
+async fn open(
+    spec: &TargetSpec,
+    backend: &Backend,
+    id: VolumeId,
+    name: &VolumeName,
+) -> Result<Volume> {
+    let host = Host::local()?;
+    let standing = standing(&ownership(&*backend.stores.setup, id).await?, &host);
+    let mode = match (spec.read_only, &standing) {
+        (true, Standing::Free) => Mode::ReadOnly,
+        (true, _) => {
+            return Err(standing.refusal(name, "attach it without --read-only once"));
+        }
+        (false, Standing::Free) => Mode::ReadWrite { takeover: spec.takeover },
+        (false, Standing::Orphaned(dead)) => {
+            eprintln!("objblk: taking over {name} from process {}, which is dead", dead.pid);
+            Mode::ReadWrite { takeover: true }
+        }
+        (false, _) if spec.takeover => Mode::ReadWrite { takeover: true },
+        (false, _) => return Err(standing.refusal(name, "take it over with --takeover")),
+    };
+    let options = VolumeOptions { mode, cache_bytes: spec.cache_bytes, ..VolumeOptions::default() };
+    let stores = backend.stores.clone();
+    let opened = Volume::open(environment(), stores, id, host.owner(), options).await;
+    opened.map_err(|e| e.context(format!("cannot open {name}")))
+}

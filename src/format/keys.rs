@@ -1,0 +1,169 @@
+//! Names of a pool's objects: made and parsed here, and nowhere else.
+//!
+//! ```text
+//! objblk.json                                 the pool
+//! names/<name>                                name -> volume id
+//! trash/<id>                                  a volume whose objects are being removed
+//! volumes/<id>/volume.json                    the volume, immutable
+//! volumes/<id>/epochs/<epoch>                 who owns an epoch
+//! volumes/<id>/log/<hh>/<seq>-<epoch>         chunk or fence: a slot of the log
+//! volumes/<id>/map/<epoch>-<object>           packed map leaves and pages
+//! volumes/<id>/checkpoints/<~seq>-<epoch>     newest first in a listing
+//! ```
+//!
+//! Numbers are lower-case hexadecimal of fixed width (16 digits; map objects 8), so byte order is
+//! numeric order. `<hh>` is the low byte of the sequence number: neighbours of the log spread over
+//! 256 prefixes. `<~seq>` is `u64::MAX - seq`.
+
+use crate::format::VolumeId;
+use crate::store::Key;
+use crate::units::{Epoch, Seq};
+
+/// A map object of one owner's term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MapObjectId {
+    /// The term it was written in.
+    pub epoch: Epoch,
+    /// Its number, unique within the volume's history as seen by that owner.
+    pub number: u32,
+}
+
+/// A chunk: a slot of a volume's log and the term it was written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChunkId {
+    /// The volume it was written for.
+    pub volume: VolumeId,
+    /// The owner's term.
+    pub epoch: Epoch,
+    /// The slot.
+    pub seq: Seq,
+}
+
+impl ChunkId {
+    /// The object's name.
+    pub fn key(self) -> Key {
+        slot(self.volume, self.seq, self.epoch)
+    }
+}
+
+fn key(name: String) -> Key {
+    Key::new(&name).expect("object names are built from plain characters")
+}
+
+/// The pool's own object.
+pub fn pool() -> Key {
+    key("objblk.json".into())
+}
+
+/// Prefix of all names.
+pub const NAMES: &str = "names/";
+
+/// Prefix of all volumes that are being removed.
+pub const TRASH: &str = "trash/";
+
+/// Longest volume name, in bytes.
+pub const NAME_MAX: usize = 128;
+
+/// True for a name a volume may have: 1 to 128 of `[A-Za-z0-9._-]`, the first a letter or digit.
+pub fn is_valid_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    name.len() <= NAME_MAX
+        && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+        && name.bytes().all(plain)
+}
+
+/// The object that gives a name to a volume; `None` where the name is not a valid one.
+pub fn name(name: &str) -> Option<Key> {
+    is_valid_name(name).then(|| key(format!("{NAMES}{name}")))
+}
+
+/// The tombstone of a volume.
+pub fn trash(id: VolumeId) -> Key {
+    key(format!("{TRASH}{id}"))
+}
+
+/// Prefix of everything a volume owns.
+pub fn volume_prefix(id: VolumeId) -> String {
+    format!("volumes/{id}/")
+}
+
+/// The volume's description.
+pub fn volume(id: VolumeId) -> Key {
+    key(format!("volumes/{id}/volume.json"))
+}
+
+/// Prefix of the volume's epochs.
+pub fn epochs(id: VolumeId) -> String {
+    format!("volumes/{id}/epochs/")
+}
+
+/// Who owns `epoch`.
+pub fn epoch(id: VolumeId, epoch: Epoch) -> Key {
+    key(format!("volumes/{id}/epochs/{:016x}", epoch.0))
+}
+
+/// The epoch that a key made by [`epoch`] names.
+pub fn parse_epoch(id: VolumeId, key: &Key) -> Option<Epoch> {
+    hex16(key.as_str().strip_prefix(&epochs(id))?).map(Epoch)
+}
+
+/// A slot of the log.
+pub fn slot(id: VolumeId, seq: Seq, epoch: Epoch) -> Key {
+    key(format!("volumes/{id}/log/{:02x}/{:016x}-{:016x}", seq.0 & 0xff, seq.0, epoch.0))
+}
+
+/// A map object.
+pub fn map_object(id: VolumeId, object: MapObjectId) -> Key {
+    key(format!("volumes/{id}/map/{:016x}-{:08x}", object.epoch.0, object.number))
+}
+
+/// Prefix of the volume's checkpoints.
+pub fn checkpoints(id: VolumeId) -> String {
+    format!("volumes/{id}/checkpoints/")
+}
+
+/// The checkpoint whose next slot is `seq`, written in `epoch`.
+pub fn checkpoint(id: VolumeId, seq: Seq, epoch: Epoch) -> Key {
+    key(format!("volumes/{id}/checkpoints/{:016x}-{:016x}", u64::MAX - seq.0, epoch.0))
+}
+
+/// Position and epoch that a key made by [`checkpoint`] names.
+pub fn parse_checkpoint(id: VolumeId, key: &Key) -> Option<(Seq, Epoch)> {
+    let (seq, epoch) = key.as_str().strip_prefix(&checkpoints(id))?.split_once('-')?;
+    Some((Seq(u64::MAX - hex16(seq)?), Epoch(hex16(epoch)?)))
+}
+
+fn hex16(text: &str) -> Option<u64> {
+    let plain = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if plain { u64::from_str_radix(text, 16).ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trips() {
+        let id = VolumeId::from_bytes([7; 16]);
+        for n in [0, 1, 255, 256, u64::MAX >> 1, u64::MAX] {
+            assert_eq!(parse_epoch(id, &epoch(id, Epoch(n))), Some(Epoch(n)));
+            let key = checkpoint(id, Seq(n), Epoch(3));
+            assert_eq!(parse_checkpoint(id, &key), Some((Seq(n), Epoch(3))));
+        }
+        assert!(checkpoint(id, Seq(2), Epoch(1)) < checkpoint(id, Seq(1), Epoch(1)));
+        assert_eq!(
+            slot(id, Seq(0x1234), Epoch(2)).as_str(),
+            "volumes/07070707-0707-0707-0707-070707070707/log/34/0000000000001234-0000000000000002"
+        );
+    }
+
+    #[test]
+    fn names() {
+        for good in ["a", "0", "data-1.img", "A_b"] {
+            assert!(name(good).is_some(), "{good}");
+        }
+        for bad in ["", "a/b", ".a", "-a", "a b", "a@b", "ü", &"x".repeat(129)] {
+            assert!(name(bad).is_none(), "{bad}");
+        }
+    }
+}

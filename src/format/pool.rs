@@ -1,0 +1,93 @@
+//! Objects of the pool: its description, names and tombstones. JSON.
+
+use super::VolumeId;
+use super::codec::{FormatError, FormatResult, Problem};
+use super::features::Features;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The version of the pool's layout.
+pub const POOL_VERSION: u32 = 1;
+
+/// `objblk.json`: what makes a store a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolObject {
+    /// Always `objblk-pool`.
+    pub kind: PoolKind,
+    /// Layout version.
+    pub version: u32,
+    /// A random UUID.
+    pub id: VolumeId,
+    /// Feature bits.
+    pub features: Features,
+    /// The store was found to honour create-if-absent. False: made with `--unsafe-no-fencing`.
+    pub fencing: bool,
+    /// When it was made, in milliseconds since 1970.
+    pub created_at_ms: u64,
+}
+
+/// The `kind` of a [`PoolObject`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PoolKind {
+    /// A pool.
+    #[serde(rename = "objblk-pool")]
+    Pool,
+}
+
+/// `names/<name>`: which volume a name means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NameObject {
+    /// The volume.
+    pub volume: VolumeId,
+}
+
+/// `trash/<id>`: a volume whose objects are being removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TombstoneObject {
+    /// The name it had.
+    pub name: String,
+    /// When it was deleted, in milliseconds since 1970.
+    pub deleted_at_ms: u64,
+}
+
+/// Longest JSON object that is parsed, in bytes.
+pub const JSON_MAX: usize = 64 << 10;
+
+/// Parses one of the JSON objects; `object` is its kind for the error.
+pub fn parse_json<T: DeserializeOwned>(object: &'static str, bytes: &[u8]) -> FormatResult<T> {
+    let error = |field, offset, problem| FormatError { object, field, offset, problem };
+    if bytes.len() > JSON_MAX {
+        let problem = Problem::Value(format!("{} bytes are too many", bytes.len()));
+        return Err(error("length", JSON_MAX, problem));
+    }
+    serde_json::from_slice(bytes)
+        .map_err(|e| error("json", offset_of(bytes, &e), Problem::Value(e.to_string())))
+}
+
+fn offset_of(bytes: &[u8], e: &serde_json::Error) -> usize {
+    let before = bytes.split(|b| *b == b'\n').take(e.line().saturating_sub(1));
+    before.map(|line| line.len() + 1).sum::<usize>() + e.column().saturating_sub(1)
+}
+
+/// The bytes of one of the JSON objects, for people to read too.
+pub fn encode_json<T: Serialize>(object: &T) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(object)
+        .expect("plain structures with string keys always serialise");
+    bytes.push(b'\n');
+    bytes
+}
+
+impl PoolObject {
+    /// Parses the pool's object and checks its version.
+    pub fn parse(bytes: &[u8]) -> FormatResult<PoolObject> {
+        let pool: PoolObject = parse_json("pool", bytes)?;
+        if pool.version != POOL_VERSION {
+            let problem = Problem::Unsupported(pool.version.to_string());
+            return Err(FormatError { object: "pool", field: "version", offset: 0, problem });
+        }
+        Ok(pool)
+    }
+}

@@ -1,0 +1,107 @@
+//! Objects of a volume that people may want to read: its description and its owners. JSON.
+
+use super::VolumeId;
+use super::chunk::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN};
+use super::codec::{FormatError, FormatResult, Problem};
+use super::features::Features;
+use super::pool::parse_json;
+use crate::units::{BlockSize, SECTOR_SIZE, SectorCount};
+use serde::{Deserialize, Serialize};
+
+/// The version of a volume's layout.
+pub const VOLUME_VERSION: u32 = 1;
+
+/// Largest volume, in bytes: 1 PiB.
+pub const VOLUME_SIZE_MAX: u64 = 1 << 50;
+
+/// `volume.json`: what never changes about a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeObject {
+    /// Layout version.
+    pub version: u32,
+    /// The volume.
+    pub id: VolumeId,
+    /// Size at creation, in bytes.
+    pub size: u64,
+    /// Logical block size, in bytes.
+    pub block_size: u32,
+    /// Payload of a full chunk, in bytes.
+    pub chunk_size: u64,
+    /// Feature bits.
+    pub features: Features,
+    /// When it was made, in milliseconds since 1970.
+    pub created_at_ms: u64,
+}
+
+impl VolumeObject {
+    /// Parses a volume's description and checks every value.
+    pub fn parse(bytes: &[u8]) -> FormatResult<VolumeObject> {
+        let volume: VolumeObject = parse_json("volume", bytes)?;
+        let error = |field, problem| FormatError { object: "volume", field, offset: 0, problem };
+        if volume.version != VOLUME_VERSION {
+            return Err(error("version", Problem::Unsupported(volume.version.to_string())));
+        }
+        let bad = |field, value: u64| error(field, Problem::Value(value.to_string()));
+        let Some(block) = BlockSize::from_bytes(volume.block_size) else {
+            return Err(bad("block_size", volume.block_size.into()));
+        };
+        if !is_valid_size(volume.size, block) {
+            return Err(bad("size", volume.size));
+        }
+        if !is_valid_chunk_size(volume.chunk_size) {
+            return Err(bad("chunk_size", volume.chunk_size));
+        }
+        Ok(volume)
+    }
+
+    /// Size at creation.
+    pub fn sectors(&self) -> SectorCount {
+        SectorCount(self.size / SECTOR_SIZE)
+    }
+
+    /// Logical block size.
+    pub fn block(&self) -> BlockSize {
+        BlockSize::from_bytes(self.block_size).unwrap_or_default()
+    }
+}
+
+/// True for a size (in bytes) a volume may have.
+pub fn is_valid_size(size: u64, block: BlockSize) -> bool {
+    size > 0 && size <= VOLUME_SIZE_MAX && size.is_multiple_of(u64::from(block.bytes()))
+}
+
+/// True for a chunk size (in bytes) a volume may have: a power of two, 256 KiB to 64 MiB.
+pub fn is_valid_chunk_size(size: u64) -> bool {
+    size.is_power_of_two() && (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&size)
+}
+
+/// `epochs/<n>`: who claimed an epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EpochObject {
+    /// Host name.
+    pub host: String,
+    /// Boot of that host, so that a process id is not taken for one of another boot.
+    pub boot_id: String,
+    /// Process id.
+    pub pid: u32,
+    /// When the process started, in clock ticks since boot.
+    pub pid_start: u64,
+    /// When the epoch was claimed, in milliseconds since 1970.
+    pub claimed_at_ms: u64,
+    /// Random bytes in hexadecimal: tells two claims of one process apart.
+    pub nonce: String,
+}
+
+impl EpochObject {
+    /// Parses an epoch's object.
+    pub fn parse(bytes: &[u8]) -> FormatResult<EpochObject> {
+        parse_json("epoch", bytes)
+    }
+
+    /// The owner in words.
+    pub fn owner(&self) -> String {
+        format!("process {} on host {}", self.pid, self.host)
+    }
+}

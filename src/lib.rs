@@ -1,0 +1,57 @@
+//! objblk: Linux block devices whose bytes live in an object store.
+//!
+//! ```text
+//!  application ── ext4/xfs/VM ── /dev/ublkbN ── kernel ublk ─┐        NBD client
+//!                                                             │            │
+//!  frontend       turns a protocol into block requests      ublk          nbd
+//!                                                             └──── device ┘   (the contract)
+//!  volume         the engine: one owner's term of one volume ──────┘
+//!                 write ─> open chunk ─> sealed ─> PUT ─> committed ─> checkpoint
+//!                 read  <─ open and sealed chunks, cached frames, ranged GETs
+//!  log map cache  slots and fences │ LBA -> chunk and offset │ frames in memory
+//!  format         every object, byte by byte (pure)
+//!  store          create-if-absent PUT, get, list, delete: S3, directory, memory; layers
+//! ```
+//!
+//! A volume *is* its log: dense slots of immutable chunk objects. All shared state is built on
+//! one store operation, create-if-absent PUT; nothing is ever overwritten, and there is no other
+//! lock or clock. A new owner ends the old one's term by putting a fence into its next slot.
+//!
+//! Modules, from the bottom up; each may use only those before it (`tests/tidy.rs` checks that):
+//!
+//! | module | is |
+//! | --- | --- |
+//! | [`units`] | sectors, sequence numbers, epochs as types |
+//! | [`error`] | the error of every public call: kind, sentence, hint |
+//! | [`clock`], [`flight`] | time of day for people; sharing one answer among many callers |
+//! | [`store`] | named immutable objects and the layers around them |
+//! | [`mod@format`] | the on-store format |
+//! | [`device`] | what a block device promises |
+//! | [`map`], [`log`], [`cache`] | mechanisms that know nothing of each other |
+//! | [`volume`] | the engine |
+//! | [`frontend`] | ublk and NBD |
+//! | [`host`], [`settings`] | which process this is; what the configuration file says |
+//! | [`pool`] | the volumes of a store: names, creation, deletion |
+//! | [`daemon`] | one process an attachment, and how others talk to it |
+//! | [`cli`] | the command line |
+//!
+//! Where to look first: [`device`] (what is promised), [`volume`] (how it is kept), [`mod@format`]
+//! (what is in the bucket), `tests/engine` (how to use it and break it).
+
+pub mod cache;
+pub mod cli;
+pub mod clock;
+pub mod daemon;
+pub mod device;
+pub mod error;
+pub mod flight;
+pub mod format;
+pub mod frontend;
+pub mod host;
+pub mod log;
+pub mod map;
+pub mod pool;
+pub mod settings;
+pub mod store;
+pub mod units;
+pub mod volume;

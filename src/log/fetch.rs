@@ -1,0 +1,187 @@
+//! Frames of committed chunks: header once, then ranged GETs, everything verified.
+
+use crate::flight::{Flights, Turn};
+use crate::format::FormatError;
+use crate::format::chunk::{self, ChunkHeader, FrameEntry, HEADER_MAX};
+use crate::format::codec::Problem;
+use crate::format::keys::ChunkId;
+use crate::store::{GetRange, Key, Store, StoreError, StoreErrorKind};
+use bytes::Bytes;
+use lru::LruCache;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+/// What is fetched of a chunk first: enough for the header of a full chunk of 4 KiB writes.
+pub const HEADER_GUESS: u64 = 32 << 10;
+
+/// Frame tables kept in memory: about 0.6 KiB each for chunks of 4 MiB.
+const TABLES: NonZeroUsize = NonZeroUsize::new(16 << 10).expect("not zero");
+
+/// Why frames could not be had.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The object is not in the store.
+    #[error("chunk object {0} is missing from the store")]
+    Missing(Key),
+    /// The object is damaged.
+    #[error("chunk object {key} is damaged: {why}")]
+    Damaged {
+        /// The object.
+        key: Key,
+        /// What is wrong.
+        why: FormatError,
+    },
+    /// The store refuses or gave up.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// The task that fetched was ended.
+    #[error("the volume is closing")]
+    Abandoned,
+}
+
+/// Result of fetching.
+pub type FetchResult<T> = Result<T, FetchError>;
+
+/// The frames of a chunk and where they begin.
+#[derive(Debug)]
+pub struct FrameTable {
+    frames: Vec<FrameEntry>,
+    header_len: u32,
+}
+
+/// Fetches frames of committed chunks.
+#[derive(Debug)]
+pub struct Fetcher {
+    store: Arc<dyn Store>,
+    tables: Mutex<LruCache<ChunkId, Arc<FrameTable>>>,
+    flights: Flights<ChunkId, FetchResult<Arc<FrameTable>>>,
+}
+
+impl Fetcher {
+    /// A fetcher from `store`.
+    pub fn new(store: Arc<dyn Store>) -> Fetcher {
+        let tables = Mutex::new(LruCache::new(TABLES));
+        Fetcher { store, tables, flights: Flights::default() }
+    }
+
+    /// The frame table of a chunk: from memory, or by one GET that concurrent callers share.
+    async fn table(&self, id: ChunkId) -> FetchResult<Arc<FrameTable>> {
+        let known = |id| self.tables.lock().ok()?.get(&id).cloned();
+        if let Some(table) = known(id) {
+            return Ok(table);
+        }
+        match self.flights.join(id) {
+            Turn::Follow(wait) => wait.await.unwrap_or(Err(FetchError::Abandoned)),
+            Turn::Lead(lead) => {
+                let table = match known(id) {
+                    Some(table) => Ok(table),
+                    None => self.fetch_table(id).await,
+                };
+                if let (Ok(table), Ok(mut tables)) = (&table, self.tables.lock()) {
+                    tables.put(id, table.clone());
+                }
+                lead.done(table.clone());
+                table
+            }
+        }
+    }
+
+    async fn fetch_table(&self, id: ChunkId) -> FetchResult<Arc<FrameTable>> {
+        let header = fetch_header(&*self.store, id).await?;
+        Ok(Arc::new(FrameTable { frames: header.frames, header_len: header.header_len }))
+    }
+
+    /// The payloads of frames `range` of a chunk, by one ranged GET: one result a frame, since
+    /// damage to one is none to the others.
+    ///
+    /// # Errors
+    /// As a whole: the object is missing, its header is damaged, the store refuses.
+    pub async fn frames(
+        &self,
+        id: ChunkId,
+        range: Range<u32>,
+    ) -> FetchResult<Vec<FetchResult<Bytes>>> {
+        let first = self.frames_once(id, &range).await?;
+        if first.iter().all(Result::is_ok) {
+            return Ok(first);
+        }
+        // Damage in transit and damage in the store look the same once: only the second is final.
+        let second = self.frames_once(id, &range).await?;
+        Ok(first.into_iter().zip(second).map(|(a, b)| a.or(b)).collect())
+    }
+
+    async fn frames_once(
+        &self,
+        id: ChunkId,
+        range: &Range<u32>,
+    ) -> FetchResult<Vec<FetchResult<Bytes>>> {
+        let table = self.table(id).await?;
+        let damaged = |why| FetchError::Damaged { key: id.key(), why };
+        let wanted = table.frames.get(range.start as usize..range.end as usize);
+        let wanted = wanted.ok_or_else(|| damaged(no_such_frame(range)))?;
+        let before: u64 =
+            table.frames[..range.start as usize].iter().map(|f| u64::from(f.encoded_len)).sum();
+        let len: u64 = wanted.iter().map(|f| u64::from(f.encoded_len)).sum();
+        let offset = u64::from(table.header_len) + before;
+        let bytes = match self.store.get(&id.key(), GetRange::Part { offset, len }).await {
+            Ok(bytes) => bytes,
+            // The object ends before these frames.
+            Err(e) if e.kind == StoreErrorKind::Range => Bytes::new(),
+            Err(e) => return Err(object_error(id, e)),
+        };
+        let mut at = 0;
+        let frames = wanted.iter().zip(range.clone()).map(|(entry, index)| {
+            let end = (at + entry.encoded_len as usize).min(bytes.len());
+            let encoded = bytes.slice(at.min(end)..end);
+            at += entry.encoded_len as usize;
+            chunk::open_frame(*entry, index as usize, &encoded).map_err(damaged)?;
+            Ok(encoded)
+        });
+        Ok(frames.collect())
+    }
+}
+
+fn no_such_frame(range: &Range<u32>) -> FormatError {
+    let problem = Problem::Value(format!("frames {range:?} are wanted and not there"));
+    FormatError { object: "chunk", field: "frame table", offset: 0, problem }
+}
+
+fn object_error(id: ChunkId, e: StoreError) -> FetchError {
+    match e.kind {
+        StoreErrorKind::NotFound => FetchError::Missing(id.key()),
+        _ => FetchError::Store(e),
+    }
+}
+
+/// Fetches and verifies a chunk's header.
+pub async fn fetch_header(store: &dyn Store, id: ChunkId) -> FetchResult<ChunkHeader> {
+    let key = id.key();
+    let part = |len| GetRange::Part { offset: 0, len };
+    let bytes = store.get(&key, part(HEADER_GUESS)).await.map_err(|e| object_error(id, e))?;
+    finish_header(store, id, bytes).await
+}
+
+/// Parses the header that begins with `bytes`, fetching the rest of it where it is longer.
+pub async fn finish_header(
+    store: &dyn Store,
+    id: ChunkId,
+    mut bytes: Bytes,
+) -> FetchResult<ChunkHeader> {
+    let key = id.key();
+    let damaged = |why| FetchError::Damaged { key: key.clone(), why };
+    let len = chunk::header_len(&bytes).map_err(damaged)?;
+    debug_assert!(len <= HEADER_MAX);
+    if len > bytes.len() {
+        let range = GetRange::Part { offset: 0, len: len as u64 };
+        bytes = store.get(&key, range).await.map_err(|e| object_error(id, e))?;
+    }
+    let header = ChunkHeader::parse(&bytes).map_err(damaged)?;
+    if (header.volume, header.epoch, header.seq) == (id.volume, id.epoch, id.seq) {
+        return Ok(header);
+    }
+    let found = format!("{}, epoch {}, slot {}", header.volume, header.epoch, header.seq);
+    let problem = Problem::Value(format!("the header is of volume {found}"));
+    let why = FormatError { object: "chunk", field: "identity", offset: 16, problem };
+    Err(FetchError::Damaged { key, why })
+}

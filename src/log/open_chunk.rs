@@ -1,0 +1,133 @@
+//! The chunk that writes go to, until it is sealed.
+
+use crate::format::chunk::RECORDS_MAX;
+use crate::format::page::Location;
+use crate::format::record::{self, Record};
+use crate::units::{SECTOR_SIZE, SectorCount, SectorRange, Seq};
+use bytes::Bytes;
+
+/// Records and payload of the slot after the last sealed one. Pure.
+#[derive(Debug)]
+pub struct OpenChunk {
+    seq: Seq,
+    capacity: usize,
+    payload: Vec<u8>,
+    records: Vec<Record>,
+    changed: bool,
+}
+
+/// A chunk that no longer changes and is on its way to the store.
+#[derive(Debug)]
+pub struct SealedChunk {
+    /// Its slot.
+    pub seq: Seq,
+    /// Commit point at sealing.
+    pub committed: Seq,
+    /// What it does.
+    pub records: Vec<Record>,
+    /// Its data.
+    pub payload: Bytes,
+}
+
+impl SealedChunk {
+    /// What it counts for in memory that waits for the store.
+    pub fn weight(&self) -> u64 {
+        weight(&self.records, self.payload.len())
+    }
+}
+
+fn weight(records: &[Record], payload: usize) -> u64 {
+    (std::mem::size_of_val(records) + payload) as u64
+}
+
+impl OpenChunk {
+    /// An empty chunk for `seq` with room for `capacity` bytes of payload.
+    pub fn new(seq: Seq, capacity: u64) -> OpenChunk {
+        let capacity = capacity as usize;
+        OpenChunk { seq, capacity, payload: Vec::new(), records: Vec::new(), changed: false }
+    }
+
+    /// An empty chunk that begins an owner's term.
+    pub fn first_of_term(seq: Seq, capacity: u64) -> OpenChunk {
+        let mut chunk = OpenChunk::new(seq, capacity);
+        chunk.records.push(Record::EpochStart);
+        chunk
+    }
+
+    /// Its slot.
+    pub fn seq(&self) -> Seq {
+        self.seq
+    }
+
+    /// True where something in it changes the volume.
+    pub fn is_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// What it counts for in memory that waits for the store.
+    pub fn weight(&self) -> u64 {
+        weight(&self.records, self.payload.len())
+    }
+
+    /// Sectors that may still be appended.
+    pub fn room(&self) -> SectorCount {
+        if self.records.len() + 1 >= RECORDS_MAX / 4 {
+            return SectorCount(0);
+        }
+        SectorCount((self.capacity - self.payload.len()) as u64 / SECTOR_SIZE)
+    }
+
+    /// Appends `data`, the new contents of `range` (not more than [`OpenChunk::room`]).
+    pub fn append(&mut self, range: SectorRange, data: &[u8]) -> Location {
+        debug_assert_eq!(range.len().bytes(), data.len() as u64);
+        if self.payload.capacity() == 0 {
+            self.payload.reserve_exact(self.capacity);
+        }
+        let offset = (self.payload.len() as u64 / SECTOR_SIZE) as u32;
+        self.payload.extend_from_slice(data);
+        self.changed = true;
+        match self.records.last_mut() {
+            Some(Record::Data { range: last, offset: from })
+                if last.end() == range.start() && *from + last.len().0 as u32 == offset =>
+            {
+                *last = SectorRange::between(last.start(), range.end());
+            }
+            _ => self.records.push(Record::Data { range, offset }),
+        }
+        Location { seq: self.seq, offset }
+    }
+
+    /// Replaces the payload at `offset` (sectors), which was appended before.
+    pub fn overwrite(&mut self, offset: u32, data: &[u8]) {
+        let at = offset as usize * SECTOR_SIZE as usize;
+        self.payload[at..at + data.len()].copy_from_slice(data);
+    }
+
+    /// Appends a record without payload.
+    pub fn push(&mut self, record: Record) {
+        self.records.push(record);
+        self.changed = true;
+    }
+
+    /// The payload from `offset` (sectors) on.
+    pub fn payload_at(&self, offset: u32) -> &[u8] {
+        &self.payload[offset as usize * SECTOR_SIZE as usize..]
+    }
+
+    /// Ends the chunk; writes go on in an empty one in the next slot.
+    pub fn seal(&mut self, committed: Seq) -> SealedChunk {
+        let next = OpenChunk::new(self.seq.next(), self.capacity as u64);
+        let sealed = std::mem::replace(self, next);
+        SealedChunk {
+            seq: sealed.seq,
+            committed,
+            records: sealed.records,
+            payload: sealed.payload.into(),
+        }
+    }
+}
+
+const _: () = assert!(
+    (RECORDS_MAX / 4) * record::MAX_LEN + (128 << 10) < crate::format::chunk::HEADER_MAX,
+    "a full chunk's header fits its bound"
+);

@@ -1,0 +1,137 @@
+//! Sealed chunks to the store: encoded and put in parallel, in the order of sealing.
+//!
+//! A chunk is put create-if-absent in its slot, for as long as it takes. The only end but
+//! success is that somebody else's object is in the slot: a fence (a newer owner took over) or a
+//! foreign chunk. Then nothing of this term can be committed any more.
+
+use super::open_chunk::SealedChunk;
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind};
+use crate::format::VolumeId;
+use crate::format::chunk::ChunkParts;
+use crate::format::fence::{self, Fence};
+use crate::format::keys;
+use crate::store::{GetRange, Key, Store, StoreError, StoreErrorKind};
+use crate::units::Epoch;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinSet;
+
+/// Waits between attempts at what the store refuses (denied, bucket gone): credentials are
+/// renewed and buckets restored while a device lives.
+const REFUSED_DELAY: Duration = Duration::from_secs(2);
+
+/// What becomes of sealed chunks.
+pub trait UploadSink: Send + Sync + 'static {
+    /// The chunk is in the store.
+    fn uploaded(&self, chunk: &Arc<SealedChunk>);
+    /// A slot is taken by somebody else: nothing from there on can be committed.
+    fn lost(&self, why: Error);
+}
+
+/// Puts the chunks of one owner's term.
+#[derive(Clone, Debug)]
+pub struct Uploader {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The owner's term.
+    pub epoch: Epoch,
+    /// Where to.
+    pub store: Arc<dyn Store>,
+    /// PUTs in flight.
+    pub parallel: usize,
+    /// For the time of sealing.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Uploader {
+    /// Puts what arrives, until the channel is closed and empty or a slot is lost. Each chunk is
+    /// encoded and put by a task of its own; dropping the future ends them all.
+    pub async fn run(
+        self,
+        mut sealed: UnboundedReceiver<Arc<SealedChunk>>,
+        sink: Arc<dyn UploadSink>,
+    ) {
+        let mut puts = JoinSet::new();
+        let mut open = true;
+        loop {
+            tokio::select! {
+                biased;
+                Some(put) = puts.join_next(), if !puts.is_empty() => match put {
+                    Ok((chunk, Ok(()))) => sink.uploaded(&chunk),
+                    Ok((_, Err(why))) => return sink.lost(why),
+                    Err(why) => {
+                        let why = Error::failed("the task of a chunk died").because(why);
+                        return sink.lost(why);
+                    }
+                },
+                next = sealed.recv(), if open && puts.len() < self.parallel => match next {
+                    Some(chunk) => {
+                        puts.spawn(self.clone().put(chunk));
+                    }
+                    None => open = false,
+                },
+                else => return,
+            }
+        }
+    }
+
+    async fn put(self, chunk: Arc<SealedChunk>) -> (Arc<SealedChunk>, Result<(), Error>) {
+        let parts = ChunkParts {
+            volume: self.volume,
+            epoch: self.epoch,
+            seq: chunk.seq,
+            committed: chunk.committed,
+            sealed_at_ms: self.clock.now_ms(),
+            records: &chunk.records,
+            payload: &chunk.payload,
+        };
+        let body = Bytes::from(parts.encode());
+        let key = keys::slot(self.volume, chunk.seq, self.epoch);
+        let done = put_slot(&*self.store, &key, body).await;
+        (chunk, done)
+    }
+}
+
+async fn put_slot(store: &dyn Store, key: &Key, body: Bytes) -> Result<(), Error> {
+    loop {
+        let error = match store.put_if_absent(key, body.clone()).await {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind == StoreErrorKind::AlreadyExists => {
+                match store.get(key, GetRange::All).await {
+                    Ok(there) if there == body => return Ok(()),
+                    Ok(there) => return Err(taken(key, &there)),
+                    Err(e) => e,
+                }
+            }
+            Err(e) => e,
+        };
+        refused(key, &error).await;
+    }
+}
+
+async fn refused(key: &Key, error: &StoreError) {
+    tracing::error!(%key, "the store does not take a chunk, trying on: {error}");
+    tokio::time::sleep(REFUSED_DELAY).await;
+}
+
+fn taken(key: &Key, there: &[u8]) -> Error {
+    if !there.starts_with(fence::MAGIC) {
+        return Error::corrupt(format!("log slot {key} holds another owner's chunk"));
+    }
+    match Fence::parse(there) {
+        Ok(fence) => fenced(&fence),
+        Err(e) => Error::corrupt(format!("log slot {key} holds a damaged fence")).because(e),
+    }
+}
+
+/// The error of an owner that was fenced.
+pub fn fenced(fence: &Fence) -> Error {
+    let message = format!(
+        "volume {} was taken over by {} (epoch {} was fenced by epoch {})",
+        fence.volume, fence.owner, fence.epoch, fence.next_epoch
+    );
+    Error::new(ErrorKind::Fenced, message).hint("detach here; the new owner has the volume")
+}

@@ -1,0 +1,155 @@
+//! The map: where each sector of a volume is stored. Pure; it asks for leaves, never fetches.
+//!
+//! Three layers, the newest first:
+//! * **active** overlay: what the log did since the last freeze;
+//! * **frozen** overlay: what a checkpoint under way is writing out;
+//! * **base**: the tree of the last checkpoint, immutable objects (root, pages, leaves) that are
+//!   loaded on demand and may be forgotten at any time.
+//!
+//! So a write never waits for the map, replay loads no leaf, and memory is bounded by the two
+//! overlays (which trigger checkpoints) and by the cache of the base's items, whatever the size
+//! of the volume. Cached items are keyed by their reference to an immutable object: never stale.
+//!
+//! Invariant: the pieces of a lookup cover the range exactly, in order, without overlap.
+
+pub mod base;
+pub mod leaf;
+pub mod overlay;
+
+pub use base::{Base, ItemSource, Missing};
+pub use overlay::{Overlay, Target};
+
+use crate::format::page::Location;
+use crate::units::{Sector, SectorCount, SectorRange};
+
+/// Where a run of sectors is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Nowhere: it reads as zeros.
+    Hole,
+    /// In a chunk.
+    Data(Location),
+}
+
+/// A run of sectors and where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The sectors.
+    pub range: SectorRange,
+    /// Where they are.
+    pub source: Source,
+}
+
+/// The map of a volume. See the module.
+#[derive(Debug, Default)]
+pub struct Map {
+    active: Overlay,
+    frozen: Option<std::sync::Arc<Overlay>>,
+    base: Base,
+}
+
+impl Map {
+    /// A map that begins with the tree of a checkpoint.
+    pub fn new(base: Base) -> Map {
+        Map { active: Overlay::default(), frozen: None, base }
+    }
+
+    /// `range` now has its contents at `target`.
+    pub fn insert(&mut self, range: SectorRange, target: Target) {
+        self.active.insert(range, target);
+    }
+
+    /// Where the whole of `range` is stored contiguously by changes since the last freeze.
+    pub fn covering(&self, range: SectorRange) -> Option<Location> {
+        self.active.covering(range)
+    }
+
+    /// Number of changed extents that no checkpoint has taken yet.
+    pub fn changes(&self) -> usize {
+        self.active.len()
+    }
+
+    /// Appends the pieces of `range` to `pieces`, at most `max` in all.
+    ///
+    /// # Errors
+    /// [`Missing`]: load that item of the base, then ask again (from the end of the pieces).
+    pub fn lookup(
+        &self,
+        range: SectorRange,
+        items: &dyn ItemSource,
+        max: usize,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<(), Missing> {
+        let mut at = range.start();
+        while at < range.end() && pieces.len() < max {
+            let rest = SectorRange::between(at, range.end());
+            let (len, target) = self.newest(rest);
+            let run = SectorRange::between(at, Sector(at.0 + len.0));
+            match target {
+                Some(target) => push(pieces, run, target.into()),
+                None => self.base.lookup(run, items, &mut |range, source| {
+                    push(pieces, range, source);
+                })?,
+            }
+            at = run.end();
+        }
+        Ok(())
+    }
+
+    /// The first run of `range` of which an overlay knows, or does not know, as a whole.
+    fn newest(&self, range: SectorRange) -> (SectorCount, Option<Target>) {
+        let (len, target) = self.active.first(range);
+        match (&self.frozen, target) {
+            (Some(frozen), None) => {
+                frozen.first(SectorRange::between(range.start(), Sector(range.start().0 + len.0)))
+            }
+            _ => (len, target),
+        }
+    }
+
+    /// Begins a checkpoint: later changes go to a new overlay.
+    ///
+    /// # Panics
+    /// Where a freeze is under way already.
+    pub fn freeze(&mut self) -> std::sync::Arc<Overlay> {
+        assert!(self.frozen.is_none(), "one checkpoint at a time");
+        let frozen = std::sync::Arc::new(std::mem::take(&mut self.active));
+        self.frozen = Some(frozen.clone());
+        frozen
+    }
+
+    /// Ends a checkpoint: `base` holds all that was frozen.
+    pub fn install(&mut self, base: Base) {
+        self.base = base;
+        self.frozen = None;
+    }
+
+    /// The tree of the last checkpoint.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+}
+
+fn push(pieces: &mut Vec<Piece>, range: SectorRange, source: Source) {
+    if let Some(last) = pieces.last_mut().filter(|last| last.range.end() == range.start()) {
+        let joins = match (last.source, source) {
+            (Source::Hole, Source::Hole) => true,
+            (Source::Data(a), Source::Data(b)) => a.advance(last.range.len().0) == b,
+            _ => false,
+        };
+        if joins {
+            last.range = SectorRange::between(last.range.start(), range.end());
+            return;
+        }
+    }
+    pieces.push(Piece { range, source });
+}
+
+impl From<Target> for Source {
+    fn from(target: Target) -> Source {
+        match target {
+            Target::Zero => Source::Hole,
+            Target::Data(location) => Source::Data(location),
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Volumes of a pool: create, look up, list, rename.
+
+use super::{PARALLEL, Pool, VolumeName, damaged, get};
+use crate::clock::{Clock, SystemClock};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::VolumeId;
+use crate::format::features::{Access, Features};
+use crate::format::keys;
+use crate::format::pool::{NameObject, TombstoneObject, encode_json, parse_json};
+use crate::format::volume::{self, VOLUME_SIZE_MAX, VOLUME_VERSION, VolumeObject};
+use crate::store::{StoreErrorKind, list_all};
+use crate::units::BlockSize;
+use crate::volume::{Ownership, ownership};
+use futures::future::try_join;
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+/// What a volume is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct NewVolume {
+    /// Size, in bytes.
+    pub size: u64,
+    /// Logical block size.
+    pub block_size: BlockSize,
+    /// Payload of a full chunk, in bytes.
+    pub chunk_size: u64,
+}
+
+/// A volume and its present state.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// What never changes about it.
+    pub volume: VolumeObject,
+    /// Who owns it, and what its newest checkpoint says.
+    pub ownership: Ownership,
+}
+
+/// One line of a listing.
+#[derive(Debug)]
+pub struct Entry {
+    /// The name.
+    pub name: String,
+    /// The volume.
+    pub id: VolumeId,
+    /// What was found under the name.
+    pub health: Health,
+}
+
+/// What a listing found under a name.
+#[derive(Debug)]
+pub enum Health {
+    /// A volume.
+    Good(Box<Info>),
+    /// A volume whose removal was begun and not finished.
+    Deleting,
+    /// Something that cannot be read.
+    Damaged(Error),
+}
+
+impl Entry {
+    /// It can be opened, as far as the catalogue knows.
+    pub fn is_usable(&self) -> bool {
+        matches!(self.health, Health::Good(_))
+    }
+}
+
+impl NewVolume {
+    /// Refuses what no volume may be. Errors: usage.
+    pub fn validate(&self) -> Result<()> {
+        let block = u64::from(self.block_size.bytes());
+        if self.size == 0 {
+            return Err(Error::usage("a volume cannot have size 0").hint("give it a size, as 10G"));
+        }
+        if self.size > VOLUME_SIZE_MAX {
+            return Err(Error::usage(format!("{} bytes are too many for a volume", self.size))
+                .hint("use at most 1P"));
+        }
+        if !volume::is_valid_size(self.size, self.block_size) {
+            let message = format!("{} bytes are not whole blocks of {block} bytes", self.size);
+            let near = self.size.next_multiple_of(block);
+            return Err(Error::usage(message).hint(format!("use a multiple, as {near}")));
+        }
+        if !volume::is_valid_chunk_size(self.chunk_size) {
+            let message = format!("a chunk cannot have {} bytes", self.chunk_size);
+            return Err(Error::usage(message).hint("use a power of two from 256K to 64M"));
+        }
+        Ok(())
+    }
+}
+
+impl Pool {
+    /// Makes a volume called `name`. Returns its id.
+    ///
+    /// Errors: usage for impossible sizes; exists, and then nothing is left behind.
+    pub async fn create(&self, name: &VolumeName, new: NewVolume) -> Result<VolumeId> {
+        new.validate()?;
+        if get(&*self.store, &name.key()).await?.is_some() {
+            return Err(name_taken(name));
+        }
+        let id = VolumeId::from_random(rand::random());
+        let volume = VolumeObject {
+            version: VOLUME_VERSION,
+            id,
+            size: new.size,
+            block_size: new.block_size.bytes(),
+            chunk_size: new.chunk_size,
+            features: Features::default(),
+            created_at_ms: SystemClock.now_ms(),
+        };
+        self.store.put_if_absent(&keys::volume(id), encode_json(&volume).into()).await?;
+        let named = self.put_name(name, id).await;
+        // After any other error the name may be there, or may come yet: it needs its volume.
+        if named.as_ref().is_err_and(|e| e.kind() == ErrorKind::Exists)
+            && let Err(e) = self.store.delete(&[keys::volume(id)]).await
+        {
+            tracing::warn!("{} stays behind: {e}", keys::volume(id));
+        }
+        named.map(|()| id)
+    }
+
+    /// The volume called `name`. Errors: not found; busy while it is being deleted; corrupt and
+    /// unsupported by its description.
+    pub async fn lookup(&self, name: &VolumeName) -> Result<(VolumeId, VolumeObject)> {
+        let Some(id) = self.resolve(name).await? else {
+            return Err(no_volume(self, name));
+        };
+        if get(&*self.store, &keys::trash(id)).await?.is_some() {
+            let message = format!("the deletion of volume {name} was begun and not finished");
+            return Err(Error::new(ErrorKind::Busy, message)
+                .hint(format!("finish it with `objblk delete {name}`")));
+        }
+        Ok((id, self.volume_object(name.as_str(), id).await?))
+    }
+
+    /// Description and state of the volume called `name`. Errors: as [`Pool::lookup`]; corrupt
+    /// where what is needed to use it cannot be read.
+    pub async fn info(&self, name: &VolumeName) -> Result<Info> {
+        let (id, volume) = self.lookup(name).await?;
+        let ownership = ownership(&*self.store, id).await?;
+        Ok(Info { volume, ownership })
+    }
+
+    /// Every name of the pool, sorted, those of unfinished deletions included. Errors: the store's
+    /// only; what is wrong with one volume is said in its entry.
+    pub async fn list(&self) -> Result<Vec<Entry>> {
+        let (names, trash) =
+            try_join(async { Ok(list_all(&*self.store, keys::NAMES).await?) }, self.tombstones())
+                .await?;
+        let names = names.iter().filter_map(|o| o.key.as_str().strip_prefix(keys::NAMES));
+        let names: Vec<VolumeName> = names.filter_map(|name| name.parse().ok()).collect();
+        let deleting = |id| trash.iter().any(|(dead, _)| *dead == id);
+        let entries = stream::iter(&names).map(|name| self.entry(name, deleting));
+        let entries: Vec<Option<Entry>> = entries.buffered(PARALLEL).try_collect().await?;
+        let mut entries: Vec<Entry> = entries.into_iter().flatten().collect();
+        for (id, tombstone) in &trash {
+            if !entries.iter().any(|entry| entry.id == *id) {
+                let (name, id) = (tombstone.name.clone(), *id);
+                entries.push(Entry { name, id, health: Health::Deleting });
+            }
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    async fn entry(
+        &self,
+        name: &VolumeName,
+        deleting: impl Fn(VolumeId) -> bool,
+    ) -> Result<Option<Entry>> {
+        let found = |id, health| Some(Entry { name: name.to_string(), id, health });
+        let id = match self.resolve(name).await {
+            Ok(None) => return Ok(None),
+            Ok(Some(id)) => id,
+            Err(e) if e.kind() == ErrorKind::Store => return Err(e),
+            Err(e) => return Ok(found(VolumeId::from_bytes([0; 16]), Health::Damaged(e))),
+        };
+        if deleting(id) {
+            return Ok(found(id, Health::Deleting));
+        }
+        let info = async {
+            let volume = self.volume_object(name.as_str(), id).await?;
+            let ownership = ownership(&*self.store, id).await?;
+            Ok::<Info, Error>(Info { volume, ownership })
+        };
+        match info.await {
+            Ok(info) => Ok(found(id, Health::Good(Box::new(info)))),
+            Err(e) if e.kind() == ErrorKind::Store => Err(e),
+            Err(e) => Ok(found(id, Health::Damaged(e))),
+        }
+    }
+
+    /// Gives the volume called `from` the name `to`. Errors: not found; exists.
+    pub async fn rename(&self, from: &VolumeName, to: &VolumeName) -> Result<()> {
+        let (id, _) = self.lookup(from).await?;
+        if from == to {
+            return Err(name_taken(to));
+        }
+        self.put_name(to, id).await?;
+        Ok(self.store.delete(&[from.key()]).await?)
+    }
+
+    async fn put_name(&self, name: &VolumeName, id: VolumeId) -> Result<()> {
+        let body = encode_json(&NameObject { volume: id });
+        self.store.put_if_absent(&name.key(), body.into()).await.map_err(|e| match e.kind {
+            StoreErrorKind::AlreadyExists => name_taken(name),
+            _ => e.into(),
+        })
+    }
+
+    /// The id that `name` stands for; `None` where nobody has that name.
+    pub(super) async fn resolve(&self, name: &VolumeName) -> Result<Option<VolumeId>> {
+        let key = name.key();
+        let Some(bytes) = get(&*self.store, &key).await? else { return Ok(None) };
+        let object: NameObject =
+            parse_json("name", &bytes).map_err(|e| damaged(&*self.store, &key, e))?;
+        Ok(Some(object.volume))
+    }
+
+    async fn volume_object(&self, name: &str, id: VolumeId) -> Result<VolumeObject> {
+        let key = keys::volume(id);
+        let Some(bytes) = get(&*self.store, &key).await? else {
+            let address = crate::store::address(&self.store.url(), key.as_str());
+            return Err(Error::corrupt(format!("volume {name} is damaged: {address} is missing"))
+                .hint(format!("remove what is left with `objblk delete {name} --force`")));
+        };
+        let object = VolumeObject::parse(&bytes).map_err(|e| damaged(&*self.store, &key, e))?;
+        if object.id != id {
+            let message = format!("{key} describes another volume, {}", object.id);
+            return Err(Error::corrupt(message));
+        }
+        if object.features.access() == Access::None {
+            let message = format!("volume {name} uses features of a newer objblk");
+            return Err(Error::new(ErrorKind::Unsupported, message).hint("upgrade objblk"));
+        }
+        Ok(object)
+    }
+
+    /// Volumes whose removal was begun and not finished.
+    pub(super) async fn tombstones(&self) -> Result<Vec<(VolumeId, TombstoneObject)>> {
+        let found = list_all(&*self.store, keys::TRASH).await?;
+        let read = stream::iter(found).map(|object| async move {
+            let id = object.key.as_str().strip_prefix(keys::TRASH).and_then(|id| id.parse().ok());
+            let Some(id) = id else { return Ok::<_, Error>(None) };
+            let Some(bytes) = get(&*self.store, &object.key).await? else { return Ok(None) };
+            let tombstone = parse_json("tombstone", &bytes)
+                .map_err(|e| damaged(&*self.store, &object.key, e))?;
+            Ok(Some((id, tombstone)))
+        });
+        let read: Vec<Option<_>> = read.buffered(PARALLEL).try_collect().await?;
+        Ok(read.into_iter().flatten().collect())
+    }
+}
+
+fn name_taken(name: &VolumeName) -> Error {
+    Error::new(ErrorKind::Exists, format!("there is a volume called {name} already"))
+        .hint("choose another name, or delete or rename that one")
+}
+
+pub(super) fn no_volume(pool: &Pool, name: &VolumeName) -> Error {
+    Error::not_found(format!("there is no volume called {name} in {}", pool.store.url()))
+        .hint("`objblk list` shows what there is")
+}

@@ -1,0 +1,147 @@
+//! Removing a volume and everything it owns, so that a crash anywhere leaves something that the
+//! next `delete` finishes.
+
+use super::catalogue::no_volume;
+use super::claim::standing;
+use super::{Pool, VolumeName, get};
+use crate::clock::{Clock, SystemClock};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::VolumeId;
+use crate::format::keys;
+use crate::format::pool::{TombstoneObject, encode_json};
+use crate::host::Host;
+use crate::store::{Key, MAX_PAGE, StoreErrorKind};
+use crate::volume::{Env, Mode, Stores, Volume, VolumeOptions, ownership};
+use std::time::Duration;
+
+/// How long an owner that was cut off has to notice: it looks after its volume this often, and
+/// finds its fence. Were the fence gone before, the owner would write on into nowhere.
+const NOTICE: Duration = Duration::from_secs(15);
+
+/// Who deletes: what is needed to take a volume from its owner first.
+#[derive(Clone, Debug)]
+pub struct Executioner {
+    /// Runs the volume while it is claimed.
+    pub env: Env,
+    /// The pool's store.
+    pub stores: Stores,
+    /// This host.
+    pub host: Host,
+    /// Delete also what has an owner that may be alive (it is fenced), or is damaged.
+    pub force: bool,
+}
+
+/// What was removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Deleted {
+    /// Number of objects.
+    pub objects: u64,
+    /// Their size, in bytes.
+    pub bytes: u64,
+}
+
+impl Pool {
+    /// Deletes the volume called `name` with all its objects, or finishes such a deletion.
+    ///
+    /// The volume is claimed first: whoever owns it can commit nothing more. Errors: not found;
+    /// busy, where it is owned; corrupt, where it cannot be claimed (both unless forced).
+    pub async fn delete(&self, name: &VolumeName, by: Executioner) -> Result<Deleted> {
+        let Some(id) = self.resolve(name).await? else {
+            let tombstones = self.tombstones().await?;
+            let begun = tombstones.iter().find(|(_, t)| t.name == name.as_str());
+            let Some((id, _)) = begun else { return Err(no_volume(self, name)) };
+            return self.remove(*id).await;
+        };
+        if get(&*self.store, &keys::trash(id)).await?.is_none() {
+            let claimed = self.claim(name, id, &by).await?;
+            self.bury(name, id).await?;
+            self.store.delete(&[name.key()]).await?;
+            // Nobody finds it any more. Closed and not abandoned: no late write may follow.
+            if let Some(volume) = claimed
+                && let Err(e) = volume.close().await
+            {
+                tracing::debug!("a volume that is deleted did not close: {e}");
+                volume.abandon();
+            }
+        }
+        self.store.delete(&[name.key()]).await?;
+        self.remove(id).await
+    }
+
+    /// True where the deletion of a volume of that name was begun and not finished.
+    pub async fn is_deleting(&self, name: &VolumeName) -> Result<bool> {
+        Ok(self.tombstones().await?.iter().any(|(_, tombstone)| tombstone.name == name.as_str()))
+    }
+
+    /// Takes the volume, so that its owner is fenced; `None` where it is beyond that.
+    async fn claim(
+        &self,
+        name: &VolumeName,
+        id: VolumeId,
+        by: &Executioner,
+    ) -> Result<Option<Volume>> {
+        let opened = async {
+            let standing = standing(&ownership(&*self.store, id).await?, &by.host);
+            let held = standing.is_held();
+            if held && !by.force {
+                return Err(standing.refusal(name, "delete it with --force"));
+            }
+            let mode = Mode::ReadWrite { takeover: true };
+            let options = VolumeOptions { mode, ..VolumeOptions::default() };
+            let owner = by.host.owner();
+            let opened =
+                Volume::open(by.env.clone(), by.stores.clone(), id, owner, options).await?;
+            if held {
+                tracing::warn!("{name} was in use: its owner gets {NOTICE:?} to notice its end");
+                tokio::time::sleep(NOTICE).await;
+            }
+            Ok(opened)
+        };
+        match opened.await {
+            Ok(volume) => Ok(Some(volume)),
+            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
+                if by.force {
+                    tracing::warn!("volume {name} is removed without a claim: {e}");
+                    return Ok(None);
+                }
+                let e = Error::corrupt(format!("volume {name} is damaged")).because(e);
+                Err(e.hint("remove it all the same with --force"))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Writes the tombstone.
+    async fn bury(&self, name: &VolumeName, id: VolumeId) -> Result<()> {
+        let tombstone =
+            TombstoneObject { name: name.to_string(), deleted_at_ms: SystemClock.now_ms() };
+        match self.store.put_if_absent(&keys::trash(id), encode_json(&tombstone).into()).await {
+            Err(e) if e.kind != StoreErrorKind::AlreadyExists => Err(e.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes every object of the volume, its description last, then its tombstone.
+    async fn remove(&self, id: VolumeId) -> Result<Deleted> {
+        let (prefix, last) = (keys::volume_prefix(id), keys::volume(id));
+        let mut deleted = Deleted::default();
+        let mut after: Option<Key> = None;
+        loop {
+            let page = self.store.list(&prefix, after.as_ref(), MAX_PAGE).await?;
+            let rest = page.objects.iter().filter(|object| object.key != last);
+            deleted.objects += page.objects.len() as u64;
+            deleted.bytes += page.objects.iter().map(|object| object.size).sum::<u64>();
+            let keys: Vec<Key> = rest.map(|object| object.key.clone()).collect();
+            if !keys.is_empty() {
+                self.store.delete(&keys).await?;
+            }
+            after = page.objects.last().map(|object| object.key.clone());
+            if !page.more || after.is_none() {
+                break;
+            }
+        }
+        self.store.delete(&[last]).await?;
+        self.store.delete(&[keys::trash(id)]).await?;
+        Ok(deleted)
+    }
+}

@@ -1,0 +1,258 @@
+//! Checkpoints: the map's tree as of a slot of the log, then the deletion of what it freed.
+//!
+//! A checkpoint freezes the changes so far (in whole slots), waits until those slots are
+//! committed, writes the changed leaves and pages, the live counts of chunks, and last the object
+//! that names it all. Only then does the volume's map move on to the new tree. An attempt that
+//! fails is made again with the same frozen changes.
+//!
+//! **Deleting safely without clocks.** Objects freed by a checkpoint are deleted only after
+//! (1) it is durable and (2) the next epoch was looked for, after that, and not found. A new
+//! owner claims its epoch first and looks for the newest checkpoint second, so it finds this one
+//! or a newer one, which does not name what is deleted. Who claims later than a third owner that
+//! may delete on its own sees that one's claim after placing its fence (see `open`).
+
+use super::census;
+use super::shared::Shared;
+use super::state::Frozen;
+use super::tree::{self, Deltas, MapWriter, Moves};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::checkpoint::{Checkpoint, Garbage};
+use crate::format::keys;
+use crate::format::page::CHUNKS_PER_PAGE;
+use crate::log::Terms;
+use crate::map::Base;
+use crate::store::{GetRange, Key, Store, StoreErrorKind};
+use crate::units::{SectorCount, Seq};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Keys deleted by one request.
+const DELETE_BATCH: usize = 1000;
+/// Batches a closing owner deletes; the rest is left to the next owner.
+const CLOSE_BATCHES: usize = 16;
+/// Wait after an attempt that failed.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// When a checkpoint is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// While the volume is in use.
+    Running,
+    /// As the last act of an owner, after its close record.
+    Close,
+}
+
+/// What the next checkpoint builds on.
+#[derive(Debug)]
+pub(super) struct Checkpointer {
+    /// The last durable checkpoint, less the garbage that was deleted since.
+    last: Checkpoint,
+    /// Older checkpoints that may still be in the store.
+    obsolete: Vec<Key>,
+    /// Next unused number of a map object in this epoch.
+    number: u32,
+    /// Changes of an attempt that failed.
+    frozen: Option<Frozen>,
+}
+
+impl Checkpointer {
+    /// Begins after `last`; `obsolete` are other checkpoints that were found.
+    pub fn new(last: Checkpoint, obsolete: Vec<Key>) -> Checkpointer {
+        Checkpointer { last, obsolete, number: 0, frozen: None }
+    }
+
+    /// True where something may be deleted.
+    pub fn has_garbage(&self) -> bool {
+        !self.last.garbage.is_empty() || !self.obsolete.is_empty()
+    }
+
+    fn is_due(&self, shared: &Shared) -> bool {
+        let state = shared.state();
+        self.frozen.is_some() || state.map.changes() > 0 || state.open.seq() != self.last.next
+    }
+}
+
+/// Makes checkpoints when they are due, for the life of the volume.
+pub(super) async fn task(shared: Arc<Shared>) {
+    loop {
+        let after = shared.options.checkpoint_after;
+        let _ = tokio::time::timeout(after, shared.checkpoint_due.notified()).await;
+        if let Err(why) = run(&shared, Kind::Running).await {
+            if why.kind() == ErrorKind::Fenced {
+                return;
+            }
+            tracing::warn!(volume = %shared.id, "checkpoint failed, will be tried again: {why}");
+            tokio::time::sleep(RETRY_AFTER).await;
+        }
+    }
+}
+
+/// Makes a checkpoint of all there is (if there is anything new), then deletes garbage.
+pub(super) async fn run(shared: &Arc<Shared>, kind: Kind) -> Result<()> {
+    let mut checkpointer = shared.checkpointer.lock().await;
+    if kind == Kind::Close && checkpointer.frozen.is_some() {
+        attempt(shared, &mut checkpointer).await?;
+    }
+    if checkpointer.is_due(shared) {
+        attempt(shared, &mut checkpointer).await?;
+    }
+    let batches = if kind == Kind::Close { CLOSE_BATCHES } else { usize::MAX };
+    if let Err(why) = delete_garbage(shared, &mut checkpointer, batches).await {
+        tracing::warn!(volume = %shared.id, "garbage is left for later: {why}");
+    }
+    Ok(())
+}
+
+async fn attempt(shared: &Shared, checkpointer: &mut Checkpointer) -> Result<()> {
+    let frozen = match checkpointer.frozen.take() {
+        Some(frozen) => frozen,
+        None => shared.state().freeze(),
+    };
+    let outcome = write(shared, checkpointer, &frozen).await;
+    match outcome {
+        Ok((checkpoint, base)) => {
+            let mut state = shared.state();
+            state.map.install(base);
+            state.terms.forget_before(oldest_needed(&checkpoint));
+            drop(state);
+            let last = std::mem::replace(&mut checkpointer.last, checkpoint);
+            checkpointer.obsolete.push(keys::checkpoint(shared.id, last.next, last.epoch));
+            Ok(())
+        }
+        Err(why) => {
+            checkpointer.frozen = Some(frozen);
+            Err(why)
+        }
+    }
+}
+
+async fn write(
+    shared: &Shared,
+    checkpointer: &mut Checkpointer,
+    frozen: &Frozen,
+) -> Result<(Checkpoint, Base)> {
+    shared.wait_committed(frozen.next).await?;
+    let store = &*shared.stores.live;
+    let last = &checkpointer.last;
+    let who = (shared.id, shared.epoch);
+    let number = &mut checkpointer.number;
+    let mut writer = MapWriter::new(who, store, &shared.items, number, &last.map_objects);
+    let moves = Moves::choose(&writer).await;
+    let mut deltas = Deltas::new();
+    let old = shared.state().map.base().clone();
+    let base = tree::rewrite(&old, &frozen.changes, &moves, &mut writer, &mut deltas).await?;
+    let chunk_root: BTreeMap<_, _> = last.chunk_root.iter().copied().collect();
+    let new_slots = last.next.0..frozen.next.0;
+    let census = census::update(&chunk_root, new_slots, &deltas, &moves, &mut writer).await?;
+    let (map_objects, dead_objects) = writer.finish().await?;
+    let delta: i64 = deltas.values().sum();
+    let mut garbage = last.garbage.clone();
+    garbage.extend(census.garbage);
+    garbage.extend(dead_objects.into_iter().map(Garbage::Map));
+    let mut checkpoint = Checkpoint {
+        volume: shared.id,
+        epoch: shared.epoch,
+        next: frozen.next,
+        closed: frozen.closed,
+        size: frozen.size,
+        live: SectorCount(last.live.0.checked_add_signed(delta).ok_or_else(bad_account)?),
+        made_at_ms: shared.env.clock.now_ms(),
+        terms: Vec::new(),
+        map_objects,
+        map_root: base.root.iter().map(|(page, item)| (*page, *item)).collect(),
+        chunk_root: census.root.into_iter().collect(),
+        garbage,
+    };
+    let mut terms = frozen.terms.clone();
+    terms.forget_before(oldest_needed(&checkpoint));
+    checkpoint.terms = terms.as_slice().to_vec();
+    let key = keys::checkpoint(shared.id, checkpoint.next, checkpoint.epoch);
+    match store.put_if_absent(&key, Bytes::from(checkpoint.encode())).await {
+        Ok(()) => Ok((checkpoint, base)),
+        // Nobody else writes for this epoch: it is that of an earlier attempt, which was stored
+        // although the attempt was told otherwise.
+        Err(e) if e.kind == StoreErrorKind::AlreadyExists => adopt(store, &key).await,
+        Err(e) => Err(e.into()),
+    }
+}
+
+async fn adopt(store: &dyn Store, key: &Key) -> Result<(Checkpoint, Base)> {
+    let bytes = store.get(key, GetRange::All).await?;
+    let damaged = |e| Error::corrupt(format!("checkpoint {key} is damaged")).because(e);
+    let checkpoint = Checkpoint::parse(&bytes).map_err(damaged)?;
+    let base = Base { root: checkpoint.map_root.iter().copied().collect() };
+    Ok((checkpoint, base))
+}
+
+fn bad_account() -> Error {
+    Error::corrupt("the checkpoint's count of live sectors does not add up")
+}
+
+/// The oldest slot whose name may still be needed.
+fn oldest_needed(checkpoint: &Checkpoint) -> Seq {
+    let live = checkpoint.chunk_root.first().map(|(page, _)| page * CHUNKS_PER_PAGE);
+    let garbage = checkpoint.garbage.iter().filter_map(|g| match g {
+        Garbage::Slots { first, .. } => Some(first.0),
+        Garbage::Map(_) => None,
+    });
+    Seq(live.into_iter().chain(garbage).fold(checkpoint.next.0, u64::min))
+}
+
+/// Deletes what the last checkpoint has no use for, at most `batches` requests of it.
+async fn delete_garbage(
+    shared: &Shared,
+    checkpointer: &mut Checkpointer,
+    batches: usize,
+) -> Result<()> {
+    if !checkpointer.has_garbage() {
+        return Ok(());
+    }
+    let store = &*shared.stores.live;
+    match store.head(&keys::epoch(shared.id, shared.epoch.next())).await {
+        Err(e) if e.kind == StoreErrorKind::NotFound => {}
+        Ok(_) => return Err(Error::failed("a newer epoch was claimed")),
+        Err(e) => return Err(e.into()),
+    }
+    let terms = Terms::new(checkpointer.last.terms.clone());
+    let mut left = batches;
+    while left > 0 {
+        let keys = take_batch(shared, &terms, checkpointer);
+        if keys.is_empty() {
+            break;
+        }
+        if let Err(e) = store.delete(&keys).await {
+            // Not deleted, or not surely: kept for the next time by name.
+            checkpointer.obsolete.extend(keys);
+            return Err(e.into());
+        }
+        left -= 1;
+    }
+    Ok(())
+}
+
+fn take_batch(shared: &Shared, terms: &Terms, checkpointer: &mut Checkpointer) -> Vec<Key> {
+    let mut batch = Vec::new();
+    while batch.len() < DELETE_BATCH {
+        if let Some(key) = checkpointer.obsolete.pop() {
+            batch.push(key);
+            continue;
+        }
+        match checkpointer.last.garbage.last_mut() {
+            None => break,
+            Some(Garbage::Slots { first, count }) if *count > 0 => {
+                *count -= 1;
+                batch.push(terms.slot_key(shared.id, Seq(first.0 + *count)));
+            }
+            Some(Garbage::Slots { .. }) => {
+                checkpointer.last.garbage.pop();
+            }
+            Some(Garbage::Map(object)) => {
+                batch.push(keys::map_object(shared.id, *object));
+                checkpointer.last.garbage.pop();
+            }
+        }
+    }
+    batch
+}

@@ -1,0 +1,100 @@
+//! The engine: one volume, its log, map, caches and owner's term.
+//!
+//! Contract: [`BlockDevice`](crate::device::BlockDevice). In addition, after any crash the volume is a prefix of what the
+//! host did that includes everything a completed flush covered.
+//!
+//! Invariants:
+//! * the map points only at slots of the log that hold (or will hold) those sectors;
+//! * a chunk leaves memory only after it is committed, and a flush completes only when the commit
+//!   point covers every write that completed before it;
+//! * a checkpoint names only committed slots;
+//! * objects are deleted only after a checkpoint that does not need them is durable *and* after
+//!   that no newer epoch was seen claimed (see [`checkpoint`]);
+//! * once a slot was lost to another owner, nothing more is acknowledged: all requests fail.
+//!
+//! | part | does |
+//! | --- | --- |
+//! | [`open`](mod@open) | claims an epoch, replays, fences |
+//! | `state` | what is behind the one lock: open chunk, map, commit point |
+//! | `write` | writes, trims, flushes |
+//! | `read`, `readahead` | reads |
+//! | `items` | leaves and pages on demand |
+//! | [`checkpoint`], `tree`, `census` | checkpoints, live counts, garbage |
+//!
+//! The hot path takes the state lock once, for a short time, and never waits under it. Whatever
+//! has to wait runs on the given runtime, so the device's futures may be polled by any executor.
+
+mod census;
+pub mod checkpoint;
+mod device;
+mod items;
+pub mod open;
+mod options;
+mod read;
+mod readahead;
+mod shared;
+mod state;
+mod tree;
+mod write;
+
+pub use open::{Ownership, ownership};
+pub use options::{Env, Mode, Stores, VolumeOptions, VolumeStatus};
+
+use crate::error::{Error, Result};
+use crate::units::SectorCount;
+use shared::Shared;
+use std::sync::Arc;
+
+/// An open volume. Clones are handles of the same one.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    shared: Arc<Shared>,
+}
+
+impl Volume {
+    /// Changes the size: a record of the log, durable on return. What lies beyond a smaller size
+    /// is dropped.
+    ///
+    /// # Errors
+    /// Usage: not a size this volume may have. Fenced, Failed: it cannot be made durable.
+    pub async fn resize(&self, size: SectorCount) -> Result<()> {
+        let block = self.shared.description.block();
+        if !crate::format::volume::is_valid_size(size.bytes(), block) {
+            return Err(Error::usage(format!("{} bytes is no size for a volume", size.bytes())));
+        }
+        self.shared.state().resize(size)?;
+        self.shared.flush().await.map_err(|e| Error::failed("resize").because(e))
+    }
+
+    /// Flushes, writes the close record and a checkpoint, and ends all background work. Requests
+    /// that come later fail. Waits for the store as long as it takes; [`Volume::abandon`] ends
+    /// that.
+    ///
+    /// # Errors
+    /// Fenced: another owner has the volume. Failed: abandoned meanwhile. Corrupt: the map cannot
+    /// be checkpointed (the data is safe in the log; the next attach needs a takeover).
+    pub async fn close(&self) -> Result<()> {
+        if self.shared.is_read_only() {
+            self.shared.state().close_read_only();
+            return Ok(());
+        }
+        let target = self.shared.state().begin_close()?;
+        self.shared.wait_committed(target).await?;
+        let outcome = checkpoint::run(&self.shared, checkpoint::Kind::Close).await;
+        self.shared.stop_tasks();
+        outcome
+    }
+
+    /// Ends all background work without waiting for the store. All later requests fail. Returns
+    /// the bytes that were written and never committed: they are lost.
+    pub fn abandon(&self) -> u64 {
+        let lost = self.shared.abandon();
+        self.shared.stop_tasks();
+        lost
+    }
+
+    /// Live figures.
+    pub fn status(&self) -> VolumeStatus {
+        self.shared.status()
+    }
+}

@@ -1,0 +1,360 @@
+//! Opening a volume: who owns it, claiming an epoch, replay, and the fence.
+//!
+//! 1. Claim the next epoch (create-if-absent).
+//! 2. Only then look for the newest checkpoint, and replay the log from its position.
+//! 3. Put the fence into the first missing slot; where that is refused, read on.
+//! 4. Only then make sure that nobody claimed a newer epoch. Such a claimant may already own the
+//!    volume and delete objects, and what was taken for the end of the log might have been one
+//!    of those; so whoever finds a newer claim gives way.
+//!
+//! From the fence on the old owner can commit nothing: its next chunk has no slot.
+
+use super::Volume;
+use super::checkpoint::Checkpointer;
+use super::items::Items;
+use super::options::{Env, Mode, Stores, VolumeOptions};
+use super::shared::{Parts, Shared};
+use super::state::State;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::checkpoint::Checkpoint;
+use crate::format::chunk::ChunkHeader;
+use crate::format::features::Access;
+use crate::format::page::Location;
+use crate::format::record::Record;
+use crate::format::volume::{EpochObject, VolumeObject};
+use crate::format::{VolumeId, keys, pool};
+use crate::log::replay::{LogEnd, Replay};
+use crate::log::upload::Uploader;
+use crate::log::{OpenChunk, Terms};
+use crate::map::{Base, Map, Target};
+use crate::store::{GetRange, Key, Store, StoreErrorKind, list_all};
+use crate::units::{Epoch, Sector, SectorCount, SectorRange};
+use bytes::Bytes;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// How often the newest checkpoint is looked for again when it vanishes under the reader.
+const LOOKUPS: usize = 5;
+
+/// Who owns a volume, and the summary of its newest checkpoint.
+#[derive(Clone, Debug)]
+pub struct Ownership {
+    /// Newest epoch that was claimed (0: never attached).
+    pub epoch: Epoch,
+    /// Its owner has left in order: nobody owns the volume.
+    pub closed: bool,
+    /// Who claimed the newest epoch.
+    pub owner: Option<EpochObject>,
+    /// Size as of the newest checkpoint.
+    pub size: SectorCount,
+    /// Sectors that hold data, as of the newest checkpoint.
+    pub live: SectorCount,
+    /// When the newest checkpoint was made, in ms since 1970 (0: none yet).
+    pub checkpoint_at_ms: u64,
+}
+
+/// Reads who owns the volume.
+///
+/// # Errors
+/// NotFound: no such volume. Corrupt: one of its objects is damaged. Store.
+pub async fn ownership(store: &dyn Store, id: VolumeId) -> Result<Ownership> {
+    let description = read_description(store, id).await?;
+    let epoch = newest_epoch(store, id).await?;
+    let owner = if epoch == Epoch(0) { None } else { read_owner(store, id, epoch).await? };
+    let (checkpoint, _) = newest_checkpoint(store, &description).await?;
+    Ok(Ownership {
+        epoch,
+        closed: checkpoint.closed && checkpoint.epoch == epoch,
+        owner,
+        size: checkpoint.size,
+        live: checkpoint.live,
+        checkpoint_at_ms: checkpoint.made_at_ms,
+    })
+}
+
+impl Volume {
+    /// Opens the volume `id`. `owner` describes this process; it is stored when an epoch is
+    /// claimed.
+    ///
+    /// # Errors
+    /// NotFound: no such volume. Busy: somebody owns it, or claimed it meanwhile. Corrupt: an
+    /// object that is needed is damaged or missing. Unsupported: a newer objblk is needed. Store.
+    ///
+    /// Cancellation: dropping the future may leave an epoch claimed; the next attach then needs
+    /// a takeover.
+    pub async fn open(
+        env: Env,
+        stores: Stores,
+        id: VolumeId,
+        owner: EpochObject,
+        options: VolumeOptions,
+    ) -> Result<Volume> {
+        let description = read_description(&*stores.setup, id).await?;
+        check_features(&description, options.mode)?;
+        let ownership = ownership(&*stores.setup, id).await?;
+        let claimed = claim(&*stores.setup, id, &ownership, &owner, options.mode).await?;
+        let loaded = load(&*stores.setup, &description, claimed, &owner).await?;
+        Ok(start(env, stores, options, description, claimed, loaded))
+    }
+}
+
+async fn read_description(store: &dyn Store, id: VolumeId) -> Result<VolumeObject> {
+    let key = keys::volume(id);
+    let bytes = match store.get(&key, GetRange::All).await {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind == StoreErrorKind::NotFound => {
+            return Err(Error::corrupt(format!("volume {id} has no description ({key})")));
+        }
+        Err(e) => return Err(e.into()),
+    };
+    let damaged = |e| Error::corrupt(format!("object {key} is damaged")).because(e);
+    let description = VolumeObject::parse(&bytes).map_err(damaged)?;
+    if description.id != id {
+        return Err(Error::corrupt(format!("object {key} describes volume {}", description.id)));
+    }
+    Ok(description)
+}
+
+fn check_features(description: &VolumeObject, mode: Mode) -> Result<()> {
+    let needs = |what: &str| {
+        let text = format!("volume {} {what} features of a newer objblk", description.id);
+        Err(Error::new(ErrorKind::Unsupported, text).hint("update objblk"))
+    };
+    match (description.features.access(), mode) {
+        (Access::None, _) => needs("needs"),
+        (Access::ReadOnly, Mode::ReadWrite { .. }) => needs("can only be read: it has"),
+        _ => Ok(()),
+    }
+}
+
+async fn newest_epoch(store: &dyn Store, id: VolumeId) -> Result<Epoch> {
+    let epochs = list_all(store, &keys::epochs(id)).await?;
+    let epochs = epochs.iter().filter_map(|o| keys::parse_epoch(id, &o.key));
+    Ok(epochs.max().unwrap_or(Epoch(0)))
+}
+
+async fn read_owner(store: &dyn Store, id: VolumeId, epoch: Epoch) -> Result<Option<EpochObject>> {
+    match store.get(&keys::epoch(id, epoch), GetRange::All).await {
+        // Who it was is for people: a damaged description does not keep anybody from attaching.
+        Ok(bytes) => Ok(EpochObject::parse(&bytes).ok()),
+        Err(e) if e.kind == StoreErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The newest checkpoint, and the names of all others.
+async fn newest_checkpoint(
+    store: &dyn Store,
+    description: &VolumeObject,
+) -> Result<(Checkpoint, Vec<Key>)> {
+    let id = description.id;
+    for _ in 0..LOOKUPS {
+        let found = list_all(store, &keys::checkpoints(id)).await?;
+        let mut found: Vec<Key> = found.into_iter().map(|object| object.key).collect();
+        found.retain(|key| keys::parse_checkpoint(id, key).is_some());
+        if found.is_empty() {
+            return Ok((Checkpoint::initial(id, description.sectors()), Vec::new()));
+        }
+        let key = found.remove(0);
+        match store.get(&key, GetRange::All).await {
+            Ok(bytes) => return Ok((parse_checkpoint(id, &key, &bytes)?, found)),
+            // Its owner has made a newer one since the listing.
+            Err(e) if e.kind == StoreErrorKind::NotFound => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Err(Error::new(ErrorKind::Busy, format!("the checkpoints of volume {id} keep changing")))
+}
+
+fn parse_checkpoint(id: VolumeId, key: &Key, bytes: &[u8]) -> Result<Checkpoint> {
+    let damaged = |e| Error::corrupt(format!("checkpoint {key} is damaged")).because(e);
+    let checkpoint = Checkpoint::parse(bytes).map_err(damaged)?;
+    if keys::checkpoint(checkpoint.volume, checkpoint.next, checkpoint.epoch) == *key {
+        return Ok(checkpoint);
+    }
+    Err(Error::corrupt(format!("checkpoint {key} is another one than its name says"))
+        .context(format!("volume {id}")))
+}
+
+/// Claims an epoch, or checks that a read-only view is allowed (`None`).
+async fn claim(
+    store: &dyn Store,
+    id: VolumeId,
+    ownership: &Ownership,
+    owner: &EpochObject,
+    mode: Mode,
+) -> Result<Option<Epoch>> {
+    let takeover = match mode {
+        Mode::ReadOnly => false,
+        Mode::ReadWrite { takeover } => takeover,
+    };
+    if !ownership.closed && !takeover {
+        return Err(busy(ownership));
+    }
+    if mode == Mode::ReadOnly {
+        return Ok(None);
+    }
+    let mut epoch = ownership.epoch.next();
+    let body = Bytes::from(pool::encode_json(owner));
+    loop {
+        match store.put_if_absent(&keys::epoch(id, epoch), body.clone()).await {
+            Ok(()) => return Ok(Some(epoch)),
+            Err(e) if e.kind == StoreErrorKind::AlreadyExists && takeover => epoch = epoch.next(),
+            Err(e) if e.kind == StoreErrorKind::AlreadyExists => {
+                let owner = read_owner(store, id, epoch).await?;
+                return Err(busy(&Ownership { epoch, owner, ..ownership.clone() }));
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn busy(ownership: &Ownership) -> Error {
+    let owner = ownership.owner.as_ref().map_or("an unknown process".into(), EpochObject::owner);
+    Error::new(ErrorKind::Busy, format!("the volume is in use by {owner}"))
+        .hint("detach it there, or take it over with --takeover if that process is gone for good")
+}
+
+/// What replay gives.
+struct Loaded {
+    checkpoint: Checkpoint,
+    obsolete: Vec<Key>,
+    map: Map,
+    size: SectorCount,
+    terms: Terms,
+    /// Slots read since the checkpoint.
+    replayed: u64,
+    end: LogEnd,
+}
+
+async fn load(
+    store: &dyn Store,
+    description: &VolumeObject,
+    claimed: Option<Epoch>,
+    owner: &EpochObject,
+) -> Result<Loaded> {
+    let id = description.id;
+    let (checkpoint, obsolete) = newest_checkpoint(store, description).await?;
+    let base = Base { root: checkpoint.map_root.iter().copied().collect() };
+    let mut map = Map::new(base);
+    let mut size = checkpoint.size;
+    let mut terms = Terms::new(checkpoint.terms.clone());
+    let mut replay = Replay::new(store, id, checkpoint.next, checkpoint.epoch);
+    let end = loop {
+        while let Some(chunk) =
+            replay.next_chunk(&mut |first, epoch| terms.begin(first, epoch)).await?
+        {
+            apply(&chunk, &mut map, &mut size)?;
+        }
+        if let Some(claimed) = claimed
+            && replay.epoch() >= claimed
+        {
+            return Err(superseded(id, replay.epoch()));
+        }
+        let end = replay.verify_end().await?;
+        match claimed {
+            None => break end,
+            Some(claimed) if replay.place(claimed, &owner.owner()).await? => {
+                terms.begin(end.slot.next(), claimed);
+                break end;
+            }
+            Some(_) => {}
+        }
+    };
+    if let Some(claimed) = claimed {
+        give_way(store, id, claimed).await?;
+        delete_strays(store, id, &end).await;
+    }
+    let replayed = end.slot.0 - checkpoint.next.0;
+    Ok(Loaded { checkpoint, obsolete, map, size, terms, replayed, end })
+}
+
+fn superseded(id: VolumeId, by: Epoch) -> Error {
+    Error::new(ErrorKind::Busy, format!("volume {id} was taken over by epoch {by} meanwhile"))
+        .hint("look who has it with `objblk info`")
+}
+
+/// Step 4 of opening.
+async fn give_way(store: &dyn Store, id: VolumeId, claimed: Epoch) -> Result<()> {
+    match store.head(&keys::epoch(id, claimed.next())).await {
+        Err(e) if e.kind == StoreErrorKind::NotFound => Ok(()),
+        Ok(_) => Err(superseded(id, claimed.next())),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Chunks behind the fence were never committed; nobody will ever read them.
+async fn delete_strays(store: &dyn Store, id: VolumeId, end: &LogEnd) {
+    let keys: Vec<Key> = end.strays.iter().map(|seq| keys::slot(id, *seq, end.epoch)).collect();
+    if !keys.is_empty()
+        && let Err(e) = store.delete(&keys).await
+    {
+        tracing::warn!("{} chunks behind the fence are left in the store: {e}", keys.len());
+    }
+}
+
+fn apply(chunk: &ChunkHeader, map: &mut Map, size: &mut SectorCount) -> Result<()> {
+    for record in &chunk.records {
+        match *record {
+            Record::Data { range, offset } => {
+                check_inside(chunk, range, *size)?;
+                map.insert(range, Target::Data(Location { seq: chunk.seq, offset }));
+            }
+            Record::Zero(range) | Record::Trim(range) => {
+                check_inside(chunk, range, *size)?;
+                map.insert(range, Target::Zero);
+            }
+            Record::Resize(new) => {
+                map.insert(SectorRange::between(Sector(new.0), Sector(size.0)), Target::Zero);
+                *size = new;
+            }
+            Record::EpochStart | Record::Close => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_inside(chunk: &ChunkHeader, range: SectorRange, size: SectorCount) -> Result<()> {
+    if range.end().0 <= size.0 {
+        return Ok(());
+    }
+    let slot = chunk.seq;
+    Err(Error::corrupt(format!("log slot {slot} writes {range} of a volume of {size} sectors")))
+}
+
+fn start(
+    env: Env,
+    stores: Stores,
+    options: VolumeOptions,
+    description: VolumeObject,
+    claimed: Option<Epoch>,
+    loaded: Loaded,
+) -> Volume {
+    let first = loaded.end.slot.next();
+    let open = OpenChunk::first_of_term(first, description.chunk_size);
+    let (sender, sealed) = mpsc::unbounded_channel();
+    let uploads = claimed.map(|_| sender);
+    let mut state = State::new(loaded.size, loaded.map, open, loaded.terms, uploads);
+    state.slots_since_checkpoint = loaded.replayed;
+    let map_bytes = options.map_bytes.max(8 << 20);
+    let items = Arc::new(Items::new(description.id, stores.live.clone(), map_bytes));
+    let epoch = claimed.unwrap_or(Epoch(0));
+    let uploader = Uploader {
+        volume: description.id,
+        epoch,
+        store: stores.live.clone(),
+        parallel: options.uploads.clamp(1, 16),
+        clock: env.clock.clone(),
+    };
+    let checkpointer = Checkpointer::new(loaded.checkpoint, loaded.obsolete);
+    let due = checkpointer.has_garbage() || loaded.replayed >= options.checkpoint_slots;
+    let parts = Parts { description, epoch, env, stores, options, state, items, checkpointer };
+    let shared = Arc::new(Shared::new(parts));
+    if claimed.is_some() {
+        shared.start_tasks(uploader.run(sealed, shared.clone()));
+        if due {
+            shared.checkpoint_due.notify_one();
+        }
+    }
+    Volume { shared }
+}

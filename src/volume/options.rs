@@ -1,0 +1,106 @@
+//! What a volume is opened with, and what it tells of itself.
+
+use crate::clock::Clock;
+use crate::store::Store;
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the engine takes from outside.
+#[derive(Clone, Debug)]
+pub struct Env {
+    /// Runs everything that waits.
+    pub runtime: tokio::runtime::Handle,
+    /// For timestamps only.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The store, as seen with two patiences.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    /// For opening: gives up with an error after a while.
+    pub setup: Arc<dyn Store>,
+    /// For the life of the device: retries transient errors for ever.
+    pub live: Arc<dyn Store>,
+}
+
+/// How a volume is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Owns the volume. Without `takeover`, a volume that was not closed is refused (Busy).
+    ReadWrite {
+        /// Take it from an owner that has not closed it.
+        takeover: bool,
+    },
+    /// Reads it as it is; claims and fences nothing.
+    ReadOnly,
+}
+
+/// Settings of an open volume.
+#[derive(Clone, Debug)]
+pub struct VolumeOptions {
+    /// Access.
+    pub mode: Mode,
+    /// Memory for cached frames, in bytes.
+    pub cache_bytes: u64,
+    /// Memory for cached leaves and pages of the map, in bytes (at least 8 MiB).
+    pub map_bytes: u64,
+    /// Memory for data the store has not taken yet, in bytes; beyond it writers wait.
+    pub dirty_bytes: u64,
+    /// PUTs in flight (1 to 16).
+    pub uploads: usize,
+    /// Age at which a chunk that is not full is sealed.
+    pub seal_after: Duration,
+    /// How often a quiet owner looks whether it was fenced.
+    pub watch_every: Duration,
+    /// Changed extents in memory at which a checkpoint begins.
+    pub checkpoint_extents: usize,
+    /// Slots of the log since the last checkpoint at which the next one begins: bounds replay.
+    pub checkpoint_slots: u64,
+    /// Age of changes at which a checkpoint begins, so that garbage of a quiet volume is freed.
+    pub checkpoint_after: Duration,
+}
+
+impl Default for VolumeOptions {
+    fn default() -> VolumeOptions {
+        VolumeOptions {
+            mode: Mode::ReadWrite { takeover: false },
+            cache_bytes: 64 << 20,
+            map_bytes: 32 << 20,
+            dirty_bytes: 64 << 20,
+            uploads: 8,
+            seal_after: Duration::from_secs(2),
+            watch_every: Duration::from_secs(10),
+            checkpoint_extents: 256 << 10,
+            checkpoint_slots: 1024,
+            checkpoint_after: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Live figures of an open volume.
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeStatus {
+    /// Size in bytes.
+    pub size: u64,
+    /// The owner's term; 0 for read-only.
+    pub epoch: u64,
+    /// Access is read-only.
+    pub read_only: bool,
+    /// Bytes written and not yet committed in the store.
+    pub dirty_bytes: u64,
+    /// First slot that is not committed.
+    pub next_seq: u64,
+    /// Why the device fails all I/O (fenced, ...), if it does.
+    pub failure: Option<String>,
+    /// It fails because another owner has the volume.
+    pub fenced: bool,
+    /// Frames read from the cache.
+    pub cache_hits: u64,
+    /// Frames that had to be fetched.
+    pub cache_misses: u64,
+    /// Bytes in the cache.
+    pub cache_bytes: u64,
+    /// Changed extents that no checkpoint has taken yet.
+    pub map_changes: usize,
+}

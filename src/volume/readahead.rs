@@ -1,0 +1,64 @@
+//! Detects a sequential reader and says what to fetch next. Pure.
+
+use crate::units::{Sector, SectorRange};
+
+/// Sequential reads in a row after which something is fetched ahead.
+const STREAK: u32 = 2;
+/// First window, in sectors: 1 MiB. It doubles with every window that was used.
+const WINDOW_MIN: u64 = 2 << 10;
+/// Largest window, in sectors: 8 MiB.
+const WINDOW_MAX: u64 = 16 << 10;
+
+/// State of one volume's read-ahead.
+#[derive(Debug, Default)]
+pub(super) struct Readahead {
+    next: Sector,
+    streak: u32,
+    window: u64,
+    /// Everything before it was asked for.
+    ahead: Sector,
+}
+
+impl Readahead {
+    /// `range` was read. Returns what to fetch now.
+    pub fn on_read(&mut self, range: SectorRange) -> Option<SectorRange> {
+        let sequential = range.start() == self.next;
+        self.next = range.end();
+        if !sequential {
+            (self.streak, self.window, self.ahead) = (0, WINDOW_MIN, range.end());
+            return None;
+        }
+        self.streak = self.streak.saturating_add(1);
+        let used = self.ahead.0 <= self.next.0 + self.window / 2;
+        if self.streak < STREAK || !used {
+            return None;
+        }
+        let start = self.ahead.max(self.next);
+        self.ahead = Sector(self.next.0 + self.window);
+        self.window = (self.window * 2).min(WINDOW_MAX);
+        Some(SectorRange::between(start, self.ahead))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::SectorCount;
+
+    #[test]
+    fn windows_follow_a_sequential_reader_without_gap_or_overlap() {
+        let mut readahead = Readahead::default();
+        let mut fetched = Sector(0);
+        for i in 1..400u64 {
+            let range = SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
+            if let Some(window) = readahead.on_read(range) {
+                assert!(window.start() == fetched || fetched == Sector(0));
+                assert!(window.len().0 <= WINDOW_MAX);
+                fetched = window.end();
+            }
+            assert!(i < 4 || fetched > range.end(), "read {i} is ahead of {fetched}");
+        }
+        let random = SectorRange::new(Sector(7), SectorCount(8)).unwrap();
+        assert_eq!(readahead.on_read(random), None);
+    }
+}

@@ -1,0 +1,256 @@
+//! What all parts of an open volume share, and its background tasks.
+
+use super::checkpoint::{self, Checkpointer};
+use super::items::Items;
+use super::options::{Env, Stores, VolumeOptions, VolumeStatus};
+use super::readahead::Readahead;
+use super::state::{Phase, State};
+use crate::cache::{FrameCache, FrameId};
+use crate::device::DeviceError;
+use crate::error::{Error, ErrorKind, Result};
+use crate::flight::Flights;
+use crate::format::VolumeId;
+use crate::format::chunk::FRAME_SIZE;
+use crate::format::keys::{self, ChunkId};
+use crate::format::volume::VolumeObject;
+use crate::log::SealedChunk;
+use crate::log::fetch::{FetchResult, Fetcher};
+use crate::log::upload::UploadSink;
+use crate::store::StoreErrorKind;
+use crate::units::{Epoch, Seq};
+use bytes::Bytes;
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+
+/// What waiters look at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    /// The commit point.
+    pub committed: Seq,
+    /// The volume has failed: waiting is in vain.
+    pub failed: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub id: VolumeId,
+    /// The owner's term; 0 for read-only.
+    pub epoch: Epoch,
+    pub description: VolumeObject,
+    pub env: Env,
+    pub stores: Stores,
+    pub options: VolumeOptions,
+    state: Mutex<State>,
+    pub progress: watch::Sender<Progress>,
+    pub frames: FrameCache,
+    pub frame_flights: Flights<FrameId, FetchResult<Bytes>>,
+    pub fetcher: Fetcher,
+    pub items: Arc<Items>,
+    pub readahead: Mutex<Readahead>,
+    /// The open chunk has its first change.
+    pub changed: Notify,
+    /// A checkpoint should begin.
+    pub checkpoint_due: Notify,
+    pub checkpointer: tokio::sync::Mutex<Checkpointer>,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+/// What [`Shared::new`] is made of.
+pub(super) struct Parts {
+    pub description: VolumeObject,
+    pub epoch: Epoch,
+    pub env: Env,
+    pub stores: Stores,
+    pub options: VolumeOptions,
+    pub state: State,
+    pub items: Arc<Items>,
+    pub checkpointer: Checkpointer,
+}
+
+impl Shared {
+    pub fn new(parts: Parts) -> Shared {
+        let committed = parts.state.commit.next();
+        Shared {
+            id: parts.description.id,
+            epoch: parts.epoch,
+            description: parts.description,
+            fetcher: Fetcher::new(parts.stores.live.clone()),
+            frames: FrameCache::new(parts.options.cache_bytes),
+            frame_flights: Flights::default(),
+            items: parts.items,
+            env: parts.env,
+            stores: parts.stores,
+            options: parts.options,
+            state: Mutex::new(parts.state),
+            progress: watch::Sender::new(Progress { committed, failed: false }),
+            readahead: Mutex::new(Readahead::default()),
+            changed: Notify::new(),
+            checkpoint_due: Notify::new(),
+            checkpointer: tokio::sync::Mutex::new(parts.checkpointer),
+            tasks: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The state, locked.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics while it changes the volume's state")
+    }
+
+    pub fn is_read_only(&self) -> bool {
+        self.epoch == Epoch(0)
+    }
+
+    /// Waits until every slot before `target` is committed.
+    pub async fn wait_committed(&self, target: Seq) -> Result<()> {
+        let mut progress = self.progress.subscribe();
+        let reached = progress.wait_for(|p| p.failed || p.committed >= target).await;
+        match reached {
+            Ok(p) if p.committed >= target => Ok(()),
+            _ => Err(self.failure()),
+        }
+    }
+
+    /// Why the volume has failed.
+    pub fn failure(&self) -> Error {
+        match &self.state().phase {
+            Phase::Failed(why) => Error::new(why.kind(), why.to_string()),
+            _ => Error::failed("the volume is closed"),
+        }
+    }
+
+    /// See [`crate::device::BlockDevice::flush`].
+    pub async fn flush(&self) -> std::result::Result<(), DeviceError> {
+        let target = {
+            let mut state = self.state();
+            state.check()?;
+            state.flush_target()
+        };
+        self.wait_committed(target).await.map_err(|why| DeviceError::Io(why.to_string()))
+    }
+
+    fn report(&self, committed: Seq) {
+        self.progress.send_modify(|p| p.committed = p.committed.max(committed));
+    }
+
+    /// Fails all requests, now and later.
+    pub fn fail(&self, why: Error) {
+        tracing::error!(volume = %self.id, "the device fails all I/O: {why}");
+        self.state().fail(why);
+        self.progress.send_modify(|p| p.failed = true);
+    }
+
+    pub fn abandon(&self) -> u64 {
+        let lost = self.state().abandon();
+        self.progress.send_modify(|p| p.failed = true);
+        lost
+    }
+
+    /// Begins the background tasks of an owner.
+    pub fn start_tasks(self: &Arc<Shared>, uploader: impl Future<Output = ()> + Send + 'static) {
+        let runtime = &self.env.runtime;
+        let tasks = [
+            runtime.spawn(uploader).abort_handle(),
+            runtime.spawn(seal_by_age(self.clone())).abort_handle(),
+            runtime.spawn(watch_owner(self.clone())).abort_handle(),
+            runtime.spawn(checkpoint::task(self.clone())).abort_handle(),
+        ];
+        self.tasks.lock().unwrap_or_else(|e| e.into_inner()).extend(tasks);
+    }
+
+    pub fn stop_tasks(&self) {
+        self.state().uploads = None;
+        for task in self.tasks.lock().unwrap_or_else(|e| e.into_inner()).drain(..) {
+            task.abort();
+        }
+    }
+
+    pub fn chunk_id(&self, state: &State, seq: Seq) -> ChunkId {
+        ChunkId { volume: self.id, epoch: state.terms.epoch_of(seq), seq }
+    }
+
+    pub fn status(&self) -> VolumeStatus {
+        let (cache_hits, cache_misses) = self.frames.hits_and_misses();
+        let cache_bytes = self.frames.weight();
+        let state = self.state();
+        VolumeStatus {
+            size: state.size.bytes(),
+            epoch: self.epoch.0,
+            read_only: self.is_read_only(),
+            dirty_bytes: state.dirty(),
+            next_seq: state.commit.next().0,
+            failure: match &state.phase {
+                Phase::Failed(why) => Some(why.to_string()),
+                _ => None,
+            },
+            fenced: matches!(&state.phase, Phase::Failed(why) if why.kind() == ErrorKind::Fenced),
+            cache_hits,
+            cache_misses,
+            cache_bytes,
+            map_changes: state.map.changes(),
+        }
+    }
+
+    fn cache_payload(&self, chunk: &SealedChunk) {
+        let id = ChunkId { volume: self.id, epoch: self.epoch, seq: chunk.seq };
+        for (index, frame) in chunk.payload.chunks(FRAME_SIZE).enumerate() {
+            // A copy, so that one cached frame does not keep the whole chunk in memory.
+            let frame = Bytes::copy_from_slice(frame);
+            let weight = frame.len() as u64;
+            self.frames.insert(FrameId { chunk: id, index: index as u32 }, frame, weight);
+        }
+    }
+}
+
+impl UploadSink for Shared {
+    fn uploaded(&self, chunk: &Arc<SealedChunk>) {
+        self.cache_payload(chunk);
+        let (committed, due) = {
+            let mut state = self.state();
+            let committed = state.uploaded(chunk.seq);
+            let due = state.map.changes() >= self.options.checkpoint_extents
+                || state.slots_since_checkpoint >= self.options.checkpoint_slots;
+            (committed, due)
+        };
+        self.report(committed);
+        if due {
+            self.checkpoint_due.notify_one();
+        }
+    }
+
+    fn lost(&self, why: Error) {
+        self.fail(why);
+    }
+}
+
+/// Seals a chunk that has waited long enough to be filled.
+async fn seal_by_age(shared: Arc<Shared>) {
+    loop {
+        shared.changed.notified().await;
+        let seq = shared.state().open.seq();
+        tokio::time::sleep(shared.options.seal_after).await;
+        let mut state = shared.state();
+        if state.open.seq() == seq && state.open.is_changed() {
+            state.seal();
+        }
+    }
+}
+
+/// Looks now and then whether somebody claimed the next epoch; if so, tries to commit a chunk,
+/// which shows whether the claimant has fenced this owner.
+async fn watch_owner(shared: Arc<Shared>) {
+    let next = keys::epoch(shared.id, shared.epoch.next());
+    loop {
+        tokio::time::sleep(shared.options.watch_every).await;
+        match shared.stores.live.head(&next).await {
+            Ok(_) => {
+                let Ok(target) = shared.state().probe() else { return };
+                if shared.wait_committed(target).await.is_err() {
+                    return;
+                }
+            }
+            Err(e) if e.kind == StoreErrorKind::NotFound => {}
+            Err(e) => tracing::warn!("cannot look whether this owner was fenced: {e}"),
+        }
+    }
+}

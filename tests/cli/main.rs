@@ -1,0 +1,17 @@
+//! The program, as users run it: every verb, exit code and error text, on a directory store and on
+//! a real S3 server, with NBD as the frontend that works on every host.
+//!
+//! Needs the programs of Debian's `libnbd-bin` and `qemu-utils`, and what `scripts/s3/ceph.sh`
+//! needs.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod attached;
+mod gate;
+mod mistakes;
+mod outage;
+mod program;
+#[path = "../support/s3.rs"]
+mod s3;
+mod s3_pool;
+mod verbs;

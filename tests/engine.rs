@@ -1,0 +1,18 @@
+//! The engine on a memory store: model, crashes, takeovers, damage, size.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "engine/crash.rs"]
+mod crash;
+#[path = "engine/damage.rs"]
+mod damage;
+#[path = "engine/deletion.rs"]
+mod deletion;
+#[path = "engine/durability.rs"]
+mod durability;
+#[path = "engine/model.rs"]
+mod model;
+#[path = "engine/rig.rs"]
+mod rig;
+#[path = "engine/scale.rs"]
+mod scale;

@@ -1,0 +1,149 @@
+//! Damage in the store: an error for exactly the sectors concerned, never a wrong byte.
+
+use crate::rig::{Rig, pattern, read, write};
+use objblk::device::DeviceError;
+use objblk::error::ErrorKind;
+use objblk::store::{Key, Store};
+use objblk::volume::{Mode, Volume};
+
+const SIZE: u64 = 64 << 20;
+/// Sectors of a full chunk of the rig.
+const CHUNK: u64 = 512;
+const CHUNKS: u64 = 8;
+
+/// A closed volume of full chunks, and the names of their objects in order.
+async fn filled() -> (Rig, Vec<String>) {
+    let rig = Rig::new(1, SIZE).await;
+    let volume = rig.open().await;
+    for i in 0..CHUNKS {
+        write(&volume, i * CHUNK, &pattern(i * CHUNK, CHUNK, i)).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    let mut chunks = rig.objects("log/").await;
+    chunks.sort_by_key(|name| name.rsplit('/').next().map(str::to_owned));
+    assert_eq!(chunks.len() as u64, CHUNKS);
+    (rig, chunks)
+}
+
+/// Every group of 8 sectors reads right, but those in `bad`, which are an error.
+async fn expect_bad(volume: &Volume, bad: std::ops::Range<u64>) {
+    for start in (0..CHUNKS * CHUNK).step_by(8) {
+        let got = read(volume, start, 8).await;
+        if bad.contains(&start) {
+            assert!(matches!(got, Err(DeviceError::Io(_))), "sectors {start}.. are not readable");
+        } else {
+            let expected = pattern(start, 8, start / CHUNK);
+            assert!(got.unwrap() == expected, "sectors {start}.. are intact");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flipped_bit_hurts_one_frame() {
+    let (rig, chunks) = filled().await;
+    let mut body = rig.object(&chunks[3]).await.to_vec();
+    let frame_two = body.len() - 2 * (64 << 10);
+    body[frame_two + 77] ^= 1;
+    rig.replace(&chunks[3], body).await;
+    let volume = rig.open().await;
+    expect_bad(&volume, 3 * CHUNK + 256..3 * CHUNK + 384).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_truncated_chunk_hurts_what_was_cut_off() {
+    let (rig, chunks) = filled().await;
+    let mut body = rig.object(&chunks[0]).await.to_vec();
+    body.truncate(body.len() - (64 << 10) - 1);
+    rig.replace(&chunks[0], body).await;
+    let volume = rig.open().await;
+    expect_bad(&volume, 256..512).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_chunk_hurts_its_sectors() {
+    let (rig, chunks) = filled().await;
+    rig.memory.delete(&[Key::new(&chunks[5]).unwrap()]).await.unwrap();
+    let volume = rig.open().await;
+    expect_bad(&volume, 5 * CHUNK..6 * CHUNK).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swapped_chunk_is_recognised() {
+    let (rig, chunks) = filled().await;
+    let other = rig.object(&chunks[2]).await.to_vec();
+    rig.replace(&chunks[1], other).await;
+    let volume = rig.open().await;
+    expect_bad(&volume, CHUNK..2 * CHUNK).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_checkpoint_refuses_the_volume() {
+    let (rig, _) = filled().await;
+    let name = rig.objects("checkpoints/").await.remove(0);
+    for at in [0, 9, 40, 100] {
+        let intact = rig.object(&name).await.to_vec();
+        let mut body = intact.clone();
+        body[at] ^= 0x10;
+        rig.replace(&name, body).await;
+        let error = rig.open_as(1, Mode::ReadWrite { takeover: false }).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert!(error.to_string().contains(&name), "{error}");
+        let error = objblk::volume::ownership(&*rig.store, rig.id).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        rig.replace(&name, intact).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_leaf_is_an_error_for_its_span() {
+    let (rig, _) = filled().await;
+    let name = rig.objects("map/").await.remove(0);
+    let mut body = rig.object(&name).await.to_vec();
+    body[60] ^= 1;
+    rig.replace(&name, body).await;
+    let volume = rig.open().await;
+    expect_bad(&volume, 0..CHUNKS * CHUNK).await;
+    assert_eq!(read(&volume, 1 << 17, 8).await.unwrap(), vec![0; 4096]);
+}
+
+/// A committed chunk that vanished from the tail of the log is damage, not the log's end.
+#[tokio::test(start_paused = true)]
+async fn a_slot_lost_from_the_tail_is_noticed() {
+    let mut rig = Rig::new(1, SIZE).await;
+    rig.options.checkpoint_slots = 1000;
+    rig.options.checkpoint_extents = 100_000;
+    let volume = rig.open().await;
+    for i in 0..CHUNKS {
+        write(&volume, i * CHUNK, &pattern(i * CHUNK, 8, i)).await.unwrap();
+        objblk::device::BlockDevice::flush(&volume).await.unwrap();
+    }
+    volume.abandon();
+    let mut chunks = rig.objects("log/").await;
+    chunks.sort_by_key(|name| name.rsplit('/').next().map(str::to_owned));
+    // The first is the fence of the first owner.
+    rig.memory.delete(&[Key::new(&chunks[4]).unwrap()]).await.unwrap();
+    let error = rig.open_as(2, Mode::ReadWrite { takeover: true }).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains(&chunks[4]), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_slot_in_the_tail_refuses_the_volume() {
+    let mut rig = Rig::new(1, SIZE).await;
+    rig.options.checkpoint_slots = 1000;
+    let volume = rig.open().await;
+    write(&volume, 0, &pattern(0, 8, 1)).await.unwrap();
+    objblk::device::BlockDevice::flush(&volume).await.unwrap();
+    volume.abandon();
+    for name in rig.objects("log/").await {
+        let intact = rig.object(&name).await.to_vec();
+        for cut in [0, 7, 20, 63] {
+            rig.replace(&name, intact[..cut].to_vec()).await;
+            let error = rig.open_as(2, Mode::ReadWrite { takeover: true }).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{name} cut at {cut}: {error}");
+        }
+        rig.replace(&name, intact).await;
+    }
+    let volume = rig.take_over(3).await;
+    assert_eq!(read(&volume, 0, 8).await.unwrap(), pattern(0, 8, 1));
+}

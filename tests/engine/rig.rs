@@ -1,0 +1,144 @@
+//! A pool of one volume on a memory store with faults, and the byte array it must equal.
+
+use bytes::Bytes;
+use objblk::clock::SystemClock;
+use objblk::device::{BlockDevice, DeviceError, WriteFlags};
+use objblk::error::Result;
+use objblk::format::volume::{EpochObject, VolumeObject};
+use objblk::format::{VolumeId, features::Features, keys, pool};
+use objblk::store::fault::{FaultHandle, FaultStore};
+use objblk::store::memory::MemoryStore;
+use objblk::store::retry::{RetryPolicy, RetryStore};
+use objblk::store::{GetRange, Store, list_all};
+use objblk::units::{Sector, SectorCount, SectorRange};
+use objblk::volume::{Env, Mode, Stores, Volume, VolumeOptions};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub const CHUNK: u64 = 256 << 10;
+
+pub struct Rig {
+    pub memory: MemoryStore,
+    pub faults: FaultHandle,
+    pub store: Arc<dyn Store>,
+    pub id: VolumeId,
+    pub options: VolumeOptions,
+}
+
+pub fn range(start: u64, len: u64) -> SectorRange {
+    SectorRange::new(Sector(start), SectorCount(len)).unwrap()
+}
+
+pub fn owner(pid: u32) -> EpochObject {
+    EpochObject {
+        host: "rig".into(),
+        boot_id: "boot".into(),
+        pid,
+        pid_start: 0,
+        claimed_at_ms: 0,
+        nonce: format!("{pid:x}"),
+    }
+}
+
+impl Rig {
+    pub async fn new(seed: u64, size: u64) -> Rig {
+        let memory = MemoryStore::new();
+        let faulty = FaultStore::new(Arc::new(memory.clone()), seed);
+        let faults = faulty.handle();
+        let policy = RetryPolicy {
+            first_delay: Duration::from_millis(10),
+            max_delay: Duration::from_millis(200),
+            deadline: None,
+            attempt_timeout: Duration::from_secs(5),
+        };
+        let rng = StdRng::seed_from_u64(seed);
+        let store = Arc::new(RetryStore::new(Arc::new(faulty), policy, rng));
+        let id = VolumeId::from_random([7; 16]);
+        let description = VolumeObject {
+            version: 1,
+            id,
+            size,
+            block_size: 512,
+            chunk_size: CHUNK,
+            features: Features::default(),
+            created_at_ms: 0,
+        };
+        let body = Bytes::from(pool::encode_json(&description));
+        memory.put_if_absent(&keys::volume(id), body).await.unwrap();
+        let options = VolumeOptions {
+            cache_bytes: 1 << 20,
+            dirty_bytes: 1 << 20,
+            checkpoint_extents: 64,
+            checkpoint_slots: 16,
+            ..VolumeOptions::default()
+        };
+        Rig { memory, faults, store, id, options }
+    }
+
+    pub async fn open_as(&self, pid: u32, mode: Mode) -> Result<Volume> {
+        let clock = Arc::new(SystemClock);
+        let env = Env { runtime: tokio::runtime::Handle::current(), clock };
+        let stores = Stores { setup: self.store.clone(), live: self.store.clone() };
+        let options = VolumeOptions { mode, ..self.options.clone() };
+        Volume::open(env, stores, self.id, owner(pid), options).await
+    }
+
+    pub async fn open(&self) -> Volume {
+        self.open_as(1, Mode::ReadWrite { takeover: false }).await.unwrap()
+    }
+
+    pub async fn take_over(&self, pid: u32) -> Volume {
+        self.open_as(pid, Mode::ReadWrite { takeover: true }).await.unwrap()
+    }
+
+    /// Names of the objects below `part` of the volume.
+    pub async fn objects(&self, part: &str) -> Vec<String> {
+        let prefix = format!("{}{part}", keys::volume_prefix(self.id));
+        let all = list_all(&self.memory, &prefix).await.unwrap();
+        all.into_iter().map(|o| o.key.as_str().to_owned()).collect()
+    }
+
+    pub async fn object(&self, name: &str) -> Bytes {
+        let key = objblk::store::Key::new(name).unwrap();
+        self.memory.get(&key, GetRange::All).await.unwrap()
+    }
+
+    pub async fn replace(&self, name: &str, body: Vec<u8>) {
+        let key = objblk::store::Key::new(name).unwrap();
+        self.memory.put(&key, body.into()).await.unwrap();
+    }
+}
+
+pub async fn write(
+    volume: &Volume,
+    start: u64,
+    data: &[u8],
+) -> std::result::Result<(), DeviceError> {
+    volume.write(Sector(start), data, WriteFlags::default()).await
+}
+
+pub async fn read(
+    volume: &Volume,
+    start: u64,
+    sectors: u64,
+) -> std::result::Result<Vec<u8>, DeviceError> {
+    let mut buf = vec![0xee; sectors as usize * 512];
+    volume.read(Sector(start), &mut buf).await?;
+    Ok(buf)
+}
+
+/// `sectors` of data that tell their position and `stamp`.
+pub fn pattern(start: u64, sectors: u64, stamp: u64) -> Vec<u8> {
+    let mut data = Vec::with_capacity(sectors as usize * 512);
+    for sector in start..start + sectors {
+        for word in 0..32u64 {
+            data.extend_from_slice(
+                &(stamp << 32 | word << 24 | (sector & 0xff_ffff)).to_le_bytes(),
+            );
+            data.extend_from_slice(&stamp.to_le_bytes());
+        }
+    }
+    data
+}

@@ -1,0 +1,150 @@
+//! What this version writes equals the golden files, and the golden files read back. A change of
+//! a golden file is a change of the format: it needs a new version, and the old file stays.
+//!
+//! Chunks are compared up to their payload, which is the sample's.
+
+use crate::samples;
+use objblk::format::checkpoint::Checkpoint;
+use objblk::format::chunk::{self, ChunkHeader, FRAME_SIZE};
+use objblk::format::fence::Fence;
+use objblk::format::keys::MapObjectId;
+use objblk::format::map_object::{ItemKind, parse_directory};
+use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
+use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, parse_json};
+use objblk::format::volume::{EpochObject, VolumeObject};
+use objblk::units::Epoch;
+use std::path::PathBuf;
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    let text = std::fs::read_to_string(path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(16)).collect();
+    digits.chunks(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let line = |line: &[u8]| line.iter().map(|b| format!("{b:02x}")).collect::<String>() + "\n";
+    bytes.chunks(32).map(line).collect()
+}
+
+/// The header of a chunk; other objects whole.
+fn shown(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let len =
+        if name.starts_with("chunk") { chunk::header_len(bytes).unwrap() } else { bytes.len() };
+    bytes[..len].to_vec()
+}
+
+#[test]
+fn this_version_writes_the_golden_bytes() {
+    // Written once for a new object or version: OBJBLK_WRITE_GOLDEN=1 creates missing files.
+    let create = std::env::var_os("OBJBLK_WRITE_GOLDEN").is_some();
+    for (name, bytes) in samples::binary() {
+        let bytes = shown(name, &bytes);
+        if create && !path(name).exists() {
+            std::fs::write(path(name), hex(&bytes)).unwrap();
+        }
+        assert_eq!(hex(&bytes), hex(&golden(name)), "{name}");
+    }
+    for (name, bytes) in samples::json() {
+        if create && !path(name).exists() {
+            std::fs::write(path(name), &bytes).unwrap();
+        }
+        assert_eq!(String::from_utf8(bytes).unwrap(), std::fs::read_to_string(path(name)).unwrap());
+    }
+}
+
+#[test]
+fn golden_chunk_reads_back() {
+    let header = ChunkHeader::parse(&golden("chunk-v1.hex")).unwrap();
+    assert_eq!((header.epoch.0, header.seq.0, header.committed.0), (3, 0x1234, 0x1230));
+    assert_eq!(header.records, samples::records());
+    assert_eq!((header.frames.len(), header.payload_sectors), (2, 130));
+    let payload = samples::payload();
+    for (index, frame) in payload.chunks(FRAME_SIZE).enumerate() {
+        chunk::open_frame(header.frames[index], index, frame).unwrap();
+    }
+    assert_eq!(header.object_len(), samples::chunk().len() as u64);
+}
+
+#[test]
+fn golden_fence_and_checkpoint_read_back() {
+    assert_eq!(Fence::parse(&golden("fence-v1.hex")).unwrap(), samples::fence());
+    let checkpoint = Checkpoint::parse(&golden("checkpoint-v1.hex")).unwrap();
+    assert_eq!(checkpoint, samples::checkpoint());
+}
+
+#[test]
+fn golden_map_object_reads_back() {
+    let bytes = golden("map-object-v1.hex");
+    let object = MapObjectId { epoch: Epoch(3), number: 1 };
+    let entries = parse_directory(samples::volume(), object, &bytes).unwrap();
+    let kinds: Vec<_> = entries.iter().map(|e| (e.kind, e.index)).collect();
+    assert_eq!(kinds, [(ItemKind::Leaf, 5), (ItemKind::MapPage, 0), (ItemKind::ChunkPage, 2)]);
+    let item = |at: usize| &bytes[entries[at].offset as usize..][..entries[at].len as usize];
+    assert_eq!(parse_leaf(item(0)).unwrap(), samples::leaf());
+    let page = parse_map_page(item(1)).unwrap();
+    assert_eq!(page.iter().map(|(i, _)| *i).collect::<Vec<_>>(), [5, 1023]);
+    assert_eq!(parse_chunk_page(item(2)).unwrap(), [(0, 1), (4095, 8192)]);
+}
+
+#[test]
+fn golden_json_reads_back() {
+    let read = |name: &str| std::fs::read(path(name)).unwrap();
+    assert!(PoolObject::parse(&read("pool.json")).unwrap().fencing);
+    assert_eq!(VolumeObject::parse(&read("volume.json")).unwrap().size, 100 << 30);
+    let name: NameObject = parse_json("name", &read("name.json")).unwrap();
+    assert_eq!(name.volume, samples::volume());
+    assert_eq!(EpochObject::parse(&read("epoch.json")).unwrap().owner(), "process 42 on host thor");
+    let tombstone: TombstoneObject = parse_json("tombstone", &read("tombstone.json")).unwrap();
+    assert_eq!(tombstone.name, "data");
+}
+
+#[test]
+fn a_newer_version_is_refused_as_such() {
+    for (name, mut bytes) in samples::binary() {
+        bytes[8] = 2;
+        let error = match name {
+            "chunk-v1.hex" => ChunkHeader::parse(&bytes).map(drop),
+            "fence-v1.hex" => Fence::parse(&bytes).map(drop),
+            "checkpoint-v1.hex" => Checkpoint::parse(&bytes).map(drop),
+            _ => {
+                let object = MapObjectId { epoch: Epoch(3), number: 1 };
+                parse_directory(samples::volume(), object, &bytes).map(drop)
+            }
+        };
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains("needs a newer objblk: `version` at byte 8 is 2"), "{name}: {text}");
+    }
+    let json = std::fs::read_to_string(path("volume.json")).unwrap();
+    let text = json.replace("\"version\": 1", "\"version\": 2");
+    let error = VolumeObject::parse(text.as_bytes()).unwrap_err();
+    assert!(error.to_string().contains("needs a newer objblk"), "{error}");
+}
+
+/// Right checksums do not make absurd numbers true.
+#[test]
+fn numbers_beyond_their_limits_are_refused() {
+    let intact = samples::checkpoint();
+    let size = objblk::units::SectorCount(u64::MAX >> 9);
+    let far = objblk::units::Seq(1 << 60);
+    for (field, checkpoint) in [
+        ("size", Checkpoint { size, ..intact.clone() }),
+        ("next seq", Checkpoint { next: far, ..intact }),
+    ] {
+        let error = Checkpoint::parse(&checkpoint.encode()).unwrap_err();
+        assert_eq!(error.field, field);
+    }
+    let parts = objblk::format::chunk::ChunkParts {
+        volume: samples::volume(),
+        epoch: Epoch(1),
+        seq: objblk::units::Seq(1),
+        committed: objblk::units::Seq(0),
+        sealed_at_ms: 0,
+        records: &[objblk::format::record::Record::Resize(size)],
+        payload: &[],
+    };
+    assert_eq!(ChunkHeader::parse(&parts.encode()).unwrap_err().field, "size");
+}

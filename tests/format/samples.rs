@@ -1,0 +1,157 @@
+//! One sample of every object, with every field set to something that shows.
+
+use objblk::format::VolumeId;
+use objblk::format::checkpoint::{Checkpoint, Garbage, MapObjectUse, Term};
+use objblk::format::chunk::ChunkParts;
+use objblk::format::features::Features;
+use objblk::format::fence::Fence;
+use objblk::format::keys::MapObjectId;
+use objblk::format::map_object::{ItemKind, MapObjectBuilder};
+use objblk::format::page::{
+    Extent, ItemRef, Location, encode_chunk_page, encode_leaf, encode_map_page,
+};
+use objblk::format::pool::{NameObject, PoolKind, PoolObject, TombstoneObject, encode_json};
+use objblk::format::record::Record;
+use objblk::format::volume::{EpochObject, VolumeObject};
+use objblk::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
+
+pub fn volume() -> VolumeId {
+    VolumeId::from_bytes(*b"0123456789abcdef")
+}
+
+fn range(start: u64, len: u64) -> SectorRange {
+    SectorRange::new(Sector(start), SectorCount(len)).unwrap()
+}
+
+fn object(number: u32) -> MapObjectId {
+    MapObjectId { epoch: Epoch(3), number }
+}
+
+fn item(number: u32) -> ItemRef {
+    ItemRef { object: object(number), offset: 48, len: 20, crc: 0xdead_beef }
+}
+
+pub fn payload() -> Vec<u8> {
+    (0..(64 << 10) + 1024u32).map(|i| (i / 512) as u8 ^ i as u8).collect()
+}
+
+pub fn records() -> Vec<Record> {
+    vec![
+        Record::EpochStart,
+        Record::Data { range: range(8, 100), offset: 0 },
+        Record::Data { range: range(1 << 40, 30), offset: 100 },
+        Record::Zero(range(0, 8)),
+        Record::Trim(range(4096, 1 << 33)),
+        Record::Resize(SectorCount(1 << 30)),
+        Record::Close,
+    ]
+}
+
+pub fn chunk() -> Vec<u8> {
+    let parts = ChunkParts {
+        volume: volume(),
+        epoch: Epoch(3),
+        seq: Seq(0x1234),
+        committed: Seq(0x1230),
+        sealed_at_ms: 1_700_000_000_123,
+        records: &records(),
+        payload: &payload(),
+    };
+    parts.encode()
+}
+
+pub fn fence() -> Fence {
+    Fence {
+        volume: volume(),
+        epoch: Epoch(3),
+        seq: Seq(0x1235),
+        next_epoch: Epoch(5),
+        owner: "process 42 on host thor".into(),
+    }
+}
+
+pub fn leaf() -> Vec<Extent> {
+    let at = |seq, offset| Location { seq: Seq(seq), offset };
+    vec![
+        Extent::new(0, 8, at(1, 0)),
+        Extent::new(8, 1, at((1 << 48) - 1, 131_071)),
+        Extent::new(131_071, 1, at(7, 9)),
+    ]
+}
+
+pub fn map_object() -> Vec<u8> {
+    let mut builder = MapObjectBuilder::new(volume(), object(1));
+    let leaf = builder.add(ItemKind::Leaf, 5, &encode_leaf(&leaf()));
+    let page = encode_map_page(&[(5, leaf), (1023, item(0))]);
+    builder.add(ItemKind::MapPage, 0, &page);
+    builder.add(ItemKind::ChunkPage, 2, &encode_chunk_page(&[(0, 1), (4095, 8192)]));
+    builder.finish()
+}
+
+pub fn checkpoint() -> Checkpoint {
+    Checkpoint {
+        volume: volume(),
+        epoch: Epoch(3),
+        next: Seq(0x1236),
+        closed: true,
+        size: SectorCount(1 << 30),
+        live: SectorCount(130),
+        made_at_ms: 1_700_000_000_456,
+        terms: vec![
+            Term { first: Seq(0), epoch: Epoch(1) },
+            Term { first: Seq(0x1000), epoch: Epoch(3) },
+        ],
+        map_objects: vec![MapObjectUse { object: object(1), total: 200, live: 150 }],
+        map_root: vec![(0, item(1)), (77, item(1))],
+        chunk_root: vec![(1, item(1))],
+        garbage: vec![Garbage::Slots { first: Seq(9), count: 3 }, Garbage::Map(object(0))],
+    }
+}
+
+pub fn json() -> Vec<(&'static str, Vec<u8>)> {
+    let features = Features { compat: 0, ro_compat: 0, incompat: 0 };
+    let created_at_ms = 1_700_000_000_000;
+    let pool = PoolObject {
+        kind: PoolKind::Pool,
+        version: 1,
+        id: volume(),
+        features,
+        fencing: true,
+        created_at_ms,
+    };
+    let description = VolumeObject {
+        version: 1,
+        id: volume(),
+        size: 100 << 30,
+        block_size: 4096,
+        chunk_size: 4 << 20,
+        features,
+        created_at_ms,
+    };
+    let epoch = EpochObject {
+        host: "thor".into(),
+        boot_id: "5f3c".into(),
+        pid: 42,
+        pid_start: 99,
+        claimed_at_ms: created_at_ms,
+        nonce: "00ff".into(),
+    };
+    let tombstone = TombstoneObject { name: "data".into(), deleted_at_ms: created_at_ms };
+    vec![
+        ("pool.json", encode_json(&pool)),
+        ("volume.json", encode_json(&description)),
+        ("name.json", encode_json(&NameObject { volume: volume() })),
+        ("epoch.json", encode_json(&epoch)),
+        ("tombstone.json", encode_json(&tombstone)),
+    ]
+}
+
+/// Every binary object and item by the name of its golden file.
+pub fn binary() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("chunk-v1.hex", chunk()),
+        ("fence-v1.hex", fence().encode()),
+        ("map-object-v1.hex", map_object()),
+        ("checkpoint-v1.hex", checkpoint().encode()),
+    ]
+}

@@ -1,0 +1,41 @@
+//! The whole product: the program on a real S3 server, used by real clients over NBD, killed,
+//! fenced, cut off and damaged.
+//!
+//! Needs root, the programs of Debian's `libnbd-bin`, `qemu-utils`, `fio`, `e2fsprogs`,
+//! `xfsprogs` and `util-linux`, and what `scripts/s3/ceph.sh` needs. With `OBJBLK_FULL=1`
+//! (`make test-full`) the tests are long; `OBJBLK_SEED` repeats a random one.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/nbd_client.rs"]
+mod client;
+#[path = "system/damage.rs"]
+mod damage;
+#[path = "system/fence.rs"]
+mod fence;
+#[path = "system/filesystem.rs"]
+mod filesystem;
+#[path = "system/garbage.rs"]
+mod garbage;
+#[path = "system/kill.rs"]
+mod kill;
+#[path = "system/ledger.rs"]
+mod ledger;
+#[path = "system/load.rs"]
+mod load;
+#[path = "support/nbd.rs"]
+mod nbd;
+#[path = "system/outage.rs"]
+mod outage;
+#[path = "support/proxy.rs"]
+mod proxy;
+#[path = "support/s3.rs"]
+mod s3;
+#[path = "system/scale.rs"]
+mod scale;
+#[path = "system/table.rs"]
+mod table;
+#[path = "system/tools.rs"]
+mod tools;
+#[path = "system/world.rs"]
+mod world;

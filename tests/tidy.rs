@@ -1,0 +1,216 @@
+//! Rules of the house that a program can check: layers, sizes, words that must not appear.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What each module may use, besides itself. Arrows of the design point down only.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("units", &[]),
+    ("error", &[]),
+    ("clock", &[]),
+    ("flight", &[]),
+    ("store", &["error", "units"]),
+    ("format", &["units", "store"]),
+    ("device", &["units"]),
+    ("map", &["units", "format"]),
+    ("cache", &["units", "format"]),
+    ("log", &["units", "error", "clock", "flight", "store", "format"]),
+    (
+        "volume",
+        &["units", "error", "clock", "flight", "store", "format", "device", "map", "cache", "log"],
+    ),
+    ("frontend", &["units", "error", "device"]),
+    ("host", &["error", "format", "clock"]),
+    ("settings", &["error", "units", "store"]),
+    ("pool", &["units", "error", "clock", "store", "format", "volume", "host"]),
+    (
+        "daemon",
+        &[
+            "units", "error", "clock", "store", "format", "device", "volume", "frontend", "host",
+            "settings", "pool",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "units", "error", "clock", "store", "format", "device", "volume", "frontend", "host",
+            "settings", "pool", "daemon",
+        ],
+    ),
+    ("main", &["cli"]),
+    ("lib", &[]),
+];
+
+/// Lines a file may have.
+const SOURCE_LINES: usize = 500;
+const TEST_LINES: usize = 800;
+
+/// Files that are longer, with their length: it may shrink, never grow.
+const LONG: &[(&str, usize)] = &[];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(dir: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())) {
+        let path = entry.unwrap().path();
+        let wanted = |e: &std::ffi::OsStr| extensions.contains(&e.to_str().unwrap_or(""));
+        if path.is_dir() {
+            files(&path, extensions, found);
+        } else if path.extension().is_some_and(wanted) {
+            found.push(path);
+        }
+    }
+}
+
+fn sources(dirs: &[&str], extensions: &[&str]) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    dirs.iter().for_each(|dir| files(&root().join(dir), extensions, &mut found));
+    found.sort();
+    let name = |p: &Path| p.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+    found.iter().map(|p| (name(p), std::fs::read_to_string(p).unwrap())).collect()
+}
+
+/// The top-level module that a file of `src` belongs to.
+fn module(file: &str) -> &str {
+    let rest = file.strip_prefix("src/").unwrap();
+    rest.split('/').next().unwrap().trim_end_matches(".rs")
+}
+
+/// Code without line comments and without what follows `#[cfg(test)]`.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]").next().unwrap();
+    let line = |l: &str| l.split("//").next().unwrap().to_owned();
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn used_modules(code: &str) -> Vec<String> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let after = |(at, what): (usize, &str)| -> Vec<String> {
+        let rest = &code[at + what.len()..];
+        match rest.strip_prefix('{') {
+            // `use crate::{a::X, b::Y}`: the first word of each branch.
+            Some(list) => {
+                let list = list.split(';').next().unwrap();
+                let branch = |b: &str| b.trim().chars().take_while(|c| is_word(*c)).collect();
+                list.split(',').map(branch).collect()
+            }
+            None => vec![rest.chars().take_while(|c| is_word(*c)).collect()],
+        }
+    };
+    code.match_indices("crate::").flat_map(after).filter(|m: &String| !m.is_empty()).collect()
+}
+
+#[test]
+fn layers_point_down() {
+    let may_use: BTreeMap<_, _> = MAY_USE.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for (file, text) in sources(&["src"], &["rs"]) {
+        let module = module(&file);
+        let Some(allowed) = may_use.get(module) else {
+            wrong.push(format!("{file}: module `{module}` has no place in the layers"));
+            continue;
+        };
+        for used in used_modules(&code(&text)) {
+            let known = may_use.contains_key(used.as_str());
+            if known && used != module && !allowed.contains(&used.as_str()) {
+                wrong.push(format!("{file}: `{module}` may not use `{used}`"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_are_short() {
+    let long: BTreeMap<_, _> = LONG.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for (file, text) in sources(&["src", "tests", "examples", "scripts"], &["rs", "sh", "py"]) {
+        let lines = text.lines().count();
+        let limit = if file.starts_with("src/") { SOURCE_LINES } else { TEST_LINES };
+        match long.get(file.as_str()) {
+            Some(known) if lines > *known => wrong.push(format!("{file} grew: {lines} > {known}")),
+            Some(known) if lines < *known => {
+                wrong.push(format!("{file} shrank to {lines}: lower its limit in LONG"));
+            }
+            None if lines > limit => wrong.push(format!("{file} has {lines} lines (> {limit})")),
+            _ => {}
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_loose_ends() {
+    // Split, so that this file does not contain them.
+    let banned = [
+        concat!("todo", "!("),
+        concat!("unimplemented", "!("),
+        concat!("db", "g!("),
+        concat!("FIX", "ME"),
+        concat!("TO", "DO"),
+        concat!("XX", "X"),
+        concat!("#[ig", "nore"),
+    ];
+    let mut wrong = Vec::new();
+    for (file, text) in sources(&["src", "tests", "examples", "scripts"], &["rs", "sh", "py"]) {
+        for word in banned {
+            // `mktemp` wants its template of that letter.
+            let template = word.starts_with('X') && !file.ends_with(".rs");
+            if text.contains(word) && !template {
+                wrong.push(format!("{file}: {word}"));
+            }
+        }
+        if file.starts_with("src/") && code(&text).contains(".unwrap()") {
+            wrong.push(format!("{file}: unwrap outside tests"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn unsafe_code_says_why_it_is_safe() {
+    let mut wrong = Vec::new();
+    for (file, text) in sources(&["src", "examples"], &["rs"]) {
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in lines.iter().enumerate() {
+            let starts = ["unsafe {", "unsafe impl"].iter().any(|what| line.contains(what));
+            let explained = (at.saturating_sub(6)..=at).any(|i| lines[i].contains("SAFETY"));
+            if starts && !explained {
+                wrong.push(format!("{file}:{}: unsafe without SAFETY", at + 1));
+            }
+            let allowed = file.starts_with("src/frontend/") || file.starts_with("examples/");
+            if starts && !allowed {
+                wrong.push(format!("{file}:{}: unsafe code outside the frontends", at + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_top_level_is_the_agreed_one() {
+    let agreed = [
+        "Cargo.toml",
+        "Cargo.lock",
+        "src",
+        "tests",
+        "scripts",
+        "examples",
+        "Makefile",
+        "README.md",
+        "LICENSE-MIT",
+        "LICENSE-APACHE",
+        "target",
+    ];
+    for entry in std::fs::read_dir(root()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(
+            name.starts_with('.') || agreed.contains(&&*name) || name.ends_with(".toml"),
+            "{name}"
+        );
+    }
+}

@@ -1,0 +1,166 @@
+//! The ublk frontend, and the whole product on it, in guests whose kernels have ublk.
+//!
+//! A volume is filled in one guest and verified in another with the other kernel: they share
+//! nothing but the S3 server. OBJBLK_FULL=1 takes a larger tree and runs longer.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/s3.rs"]
+mod s3;
+
+use objblk::format::keys;
+use objblk::store::{Store, list_all};
+use s3::{Bucket, S3Lab};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const KERNELS: [&str; 2] = ["6.12", "7.2"];
+/// The host of forwarded ports, as the guest sees it.
+const GATEWAY: &str = "10.0.2.100";
+
+fn full() -> bool {
+    std::env::var_os("OBJBLK_FULL").is_some()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Runs `script` in a guest and shows what it printed.
+fn guest(kernel: &str, script: &str, options: &[String], steps: &[&str]) {
+    let mut run = Command::new(root().join("scripts/vm/run.sh"));
+    run.args(["-k", kernel, "-t", if full() { "1500" } else { "600" }]);
+    run.args(options).arg("-f").arg(root().join("tests/vm").join(script)).arg("--").args(steps);
+    let output = run.output().expect("scripts/vm/run.sh can be run");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let console = String::from_utf8_lossy(&output.stderr);
+    println!("kernel {kernel}, {script} {steps:?}\n{text}{console}");
+    assert!(output.status.success(), "kernel {kernel}: {script} failed:\n{text}\n{console}");
+}
+
+fn option(name: &str, value: impl Into<String>) -> [String; 2] {
+    [name.to_owned(), value.into()]
+}
+
+fn frontend(kernel: &str) {
+    let example = PathBuf::from(env!("CARGO_BIN_EXE_objblk"));
+    let example = example.parent().unwrap().join("examples/ublk_ram");
+    assert!(example.exists(), "{} is built with the tests", example.display());
+    let options = option("-p", example.to_str().unwrap());
+    guest(kernel, "ublk-frontend.sh", &options, &[]);
+}
+
+#[test]
+fn ublk_frontend_on_kernel_6_12() {
+    frontend("6.12");
+}
+
+#[test]
+fn ublk_frontend_on_kernel_7_2() {
+    frontend("7.2");
+}
+
+/// A pool in a bucket of its own, and how a guest reaches it.
+struct Pool {
+    bucket: Bucket,
+    options: Vec<String>,
+    _files: tempfile::TempDir,
+}
+
+impl Pool {
+    async fn new() -> Pool {
+        let lab = S3Lab::get();
+        let bucket = lab.bucket().await;
+        let port = lab.endpoint.rsplit(':').next().unwrap();
+        let files = tempfile::tempdir().unwrap();
+        let tree = files.path().join("tree.tar");
+        make_tree(&tree);
+        let mut options = Vec::new();
+        options.extend(option("-p", env!("CARGO_BIN_EXE_objblk")));
+        options.extend(option("-p", tree.to_str().unwrap()));
+        options.extend(option("-F", port));
+        for (name, value) in [
+            ("OBJBLK_STORE", format!("s3://{}/pool", bucket.name)),
+            ("AWS_ENDPOINT_URL", format!("http://{GATEWAY}:{port}")),
+            ("AWS_ACCESS_KEY_ID", lab.var("AWS_ACCESS_KEY_ID").to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", lab.var("AWS_SECRET_ACCESS_KEY").to_owned()),
+            ("AWS_REGION", lab.var("AWS_REGION").to_owned()),
+            ("FIO_SECONDS", if full() { "120" } else { "6" }.to_owned()),
+            ("KILL_ROUNDS", if full() { "10" } else { "1" }.to_owned()),
+        ] {
+            options.extend(option("-e", format!("{name}={value}")));
+        }
+        Pool { bucket, options, _files: files }
+    }
+
+    fn objblk(&self, arguments: &[&str]) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_objblk"))
+            .args(arguments)
+            .env("OBJBLK_STORE", format!("s3://{}/pool", self.bucket.name))
+            .envs(&S3Lab::get().env)
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "objblk {arguments:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// Source files of the crates that this one is built from: 48 MiB of them; or 500 with this host's
+/// libraries and documents.
+fn make_tree(archive: &Path) {
+    let home = std::env::var("CARGO_HOME").map(PathBuf::from);
+    let home = home.unwrap_or_else(|_| Path::new(&std::env::var("HOME").unwrap()).join(".cargo"));
+    let (mib, more) = if full() { (500, "/usr/lib /usr/share") } else { (48, "") };
+    let script = format!(
+        "cd / && find '{}' {more} -xdev -type f -size -4096k -printf '%s %p\\0' | LC_ALL=C sort -z -k2 |
+         awk -v RS='\\0' -v ORS='\\0' -v left=$(({mib} << 20)) \
+             '$1 <= left {{ left -= $1; sub(/^[0-9]+ \\//, \"\"); print }}' |
+         tar -cf '{}' --null -T -",
+        home.join("registry/src").display(),
+        archive.display()
+    );
+    let made = Command::new("bash").args(["-ec", &format!("set -o pipefail; {script}")]).status();
+    assert!(made.unwrap().success(), "the tree can be packed");
+    assert!(archive.metadata().unwrap().len() > (mib << 20) * 3 / 4, "there are enough sources");
+}
+
+/// Bytes of all objects of the volume `name`.
+async fn stored(pool: &Pool, name: &str) -> u64 {
+    let info: serde_json::Value =
+        serde_json::from_str(&pool.objblk(&["info", name, "--json"])).unwrap();
+    let id = info["id"].as_str().unwrap().parse().unwrap();
+    let store = pool.bucket.store("pool").await;
+    let objects = list_all(&store as &dyn Store, &keys::volume_prefix(id)).await.unwrap();
+    objects.iter().map(|object| object.size).sum()
+}
+
+/// `first` fills, `second` verifies.
+fn volumes(first: &str, second: &str) {
+    assert!(KERNELS.contains(&first) && KERNELS.contains(&second));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let pool = runtime.block_on(Pool::new());
+    pool.objblk(&["pool", "init"]);
+    for (name, size) in
+        [("ext", "2G"), ("xfs", "2G"), ("fio", "1G"), ("huge", "1T"), ("kill", "1G")]
+    {
+        pool.objblk(&["create", name, "--size", size]);
+    }
+    pool.objblk(&["create", "conduct", "--size", "1G"]);
+    guest(first, "volume.sh", &pool.options, &["conduct", "fill", "discard"]);
+    let left = runtime.block_on(stored(&pool, "huge"));
+    println!("{left} bytes are left of the discarded volume");
+    assert!(left < 64 << 10, "{left} bytes are left of a discarded volume");
+    guest(second, "volume.sh", &pool.options, &["verify", "fio", "kill"]);
+    runtime.block_on(pool.bucket.empty());
+}
+
+#[test]
+fn s3_volumes_go_from_kernel_6_12_to_7_2() {
+    volumes("6.12", "7.2");
+}
+
+#[test]
+fn s3_volumes_go_from_kernel_7_2_to_6_12() {
+    volumes("7.2", "6.12");
+}
