@@ -4,6 +4,8 @@
 CARGO ?= cargo
 PREFIX ?= /usr/local
 KERNEL ?= 6.12
+SEEDS ?= 2500
+HOURS ?= 8
 OBJBLK_LAB ?= /tmp/objblk-lab
 target_dir := $(or $(CARGO_TARGET_DIR),target)
 
@@ -11,7 +13,7 @@ export OBJBLK_LAB
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-full check demo vm-shell clean-lab install bootstrap-build bootstrap fmt clippy doc doctest
+.PHONY: help build test test-full sim sim-soak check demo vm-shell clean-lab install bootstrap-build bootstrap fmt clippy doc doctest
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +29,14 @@ test: ## install what is missing, then run all checks and all tests, those in gu
 
 test-full: bootstrap ## the long versions of the system tests, with their figures
 	OBJBLK_FULL=1 $(CARGO) nextest run --locked --profile full --test system
+
+sim: bootstrap-build ## simulate SEEDS worlds of faults, crashes and rival owners (FIRST=n begins there)
+	OBJBLK_SIM_SEEDS=$(SEEDS) OBJBLK_SIM_FIRST=$(or $(FIRST),0) \
+		$(CARGO) test --locked --test sim run::seeds -- --nocapture
+
+sim-soak: bootstrap-build ## simulate worlds that nobody has seen yet, for HOURS
+	OBJBLK_SIM_HOURS=$(HOURS) OBJBLK_SIM_FIRST=$(or $(FIRST),$(shell date +%s)000) \
+		$(CARGO) test --locked --test sim run::seeds -- --nocapture
 
 check: ## the quick part of test: format, clippy, docs, unit tests
 	@$(MAKE) --no-print-directory -j1 fmt clippy doc

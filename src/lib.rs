@@ -24,6 +24,7 @@
 //! | [`units`] | sectors, sequence numbers, epochs as types |
 //! | [`error`] | the error of every public call: kind, sentence, hint |
 //! | [`clock`], [`flight`] | time of day for people; sharing one answer among many callers |
+//! | [`mutant`] | mistakes on purpose, which the simulator has to notice |
 //! | [`store`] | named immutable objects and the layers around them |
 //! | [`mod@format`] | the on-store format |
 //! | [`device`] | what a block device promises |
@@ -50,6 +51,7 @@ pub mod frontend;
 pub mod host;
 pub mod log;
 pub mod map;
+pub mod mutant;
 pub mod pool;
 pub mod settings;
 pub mod store;

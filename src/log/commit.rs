@@ -1,5 +1,6 @@
 //! The commit point: the first slot that is not committed together with all before it.
 
+use crate::mutant::{self, Mutant};
 use crate::units::Seq;
 use bitvec::vec::BitVec;
 
@@ -26,6 +27,10 @@ impl CommitPoint {
 
     /// The slot `seq` is in the store. Returns the commit point.
     pub fn complete(&mut self, seq: Seq) -> Seq {
+        if mutant::on(Mutant::CommitOverGap) {
+            self.next = self.next.max(seq.next());
+            return self.next;
+        }
         if let Some(at) = seq.0.checked_sub(self.next.0) {
             let at = at as usize;
             if self.done.len() <= at {

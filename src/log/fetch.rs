@@ -5,6 +5,7 @@ use crate::format::FormatError;
 use crate::format::chunk::{self, ChunkHeader, FrameEntry, HEADER_MAX};
 use crate::format::codec::Problem;
 use crate::format::keys::ChunkId;
+use crate::mutant::{self, Mutant};
 use crate::store::{GetRange, Key, Store, StoreError, StoreErrorKind};
 use bytes::Bytes;
 use lru::LruCache;
@@ -135,6 +136,11 @@ impl Fetcher {
             let end = (at + entry.encoded_len as usize).min(bytes.len());
             let encoded = bytes.slice(at.min(end)..end);
             at += entry.encoded_len as usize;
+            if mutant::on(Mutant::ShortFrameZeroed) && encoded.len() < entry.encoded_len as usize {
+                let mut padded = encoded.to_vec();
+                padded.resize(entry.encoded_len as usize, 0);
+                return Ok(padded.into());
+            }
             chunk::open_frame(*entry, index as usize, &encoded).map_err(damaged)?;
             Ok(encoded)
         });

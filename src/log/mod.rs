@@ -25,6 +25,7 @@ use crate::format::checkpoint::Term;
 use crate::format::keys;
 use crate::store::Key;
 use crate::units::{Epoch, Seq};
+use std::collections::BTreeSet;
 
 /// Chunks that are sealed and not committed at which writers wait, whatever their size. It bounds
 /// how far behind a missing slot a chunk of the same owner can lie, and so how far replay has to
@@ -58,6 +59,12 @@ impl Terms {
         self.0.drain(..keep);
     }
 
+    /// The slots that hold the fences between these terms: the last one of each but the last.
+    pub fn fences(&self) -> BTreeSet<Seq> {
+        let begun = self.0.iter().skip(1).map(|term| term.first.0);
+        begun.filter_map(|first| first.checked_sub(1)).map(Seq).collect()
+    }
+
     /// All terms, ascending.
     pub fn as_slice(&self) -> &[Term] {
         &self.0
@@ -80,6 +87,7 @@ mod tests {
         terms.begin(Seq(10), Epoch(4));
         let epochs: Vec<u64> = [0, 1, 9, 10, 99].map(|s| terms.epoch_of(Seq(s)).0).to_vec();
         assert_eq!(epochs, [0, 1, 1, 4, 4]);
+        assert_eq!(terms.fences(), BTreeSet::from([Seq(0), Seq(9)]));
         terms.forget_before(Seq(9));
         assert_eq!(terms.as_slice().len(), 2);
         assert_eq!(terms.epoch_of(Seq(9)), Epoch(1));

@@ -23,6 +23,7 @@ use super::{
     GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
     address,
 };
+use crate::mutant::{self, Mutant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use rand::Rng as _;
@@ -209,6 +210,9 @@ impl Store for RetryStore {
         loop {
             match attempts.attempt(self.inner.put_if_absent(key, body.clone())).await {
                 Err(e) if e.kind.is_transient() => attempts.pause(e).await?,
+                Err(_) if attempts.failures > 0 && mutant::on(Mutant::LostReplyTrusted) => {
+                    return Ok(());
+                }
                 Err(e) if attempts.failures > 0 => {
                     return self.settle(&mut attempts, key, &body, e).await;
                 }

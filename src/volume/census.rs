@@ -5,7 +5,8 @@ use super::tree::{Deltas, MapWriter, Moves};
 use crate::error::{Error, Result};
 use crate::format::checkpoint::Garbage;
 use crate::format::map_object::ItemKind;
-use crate::format::page::{CHUNKS_PER_PAGE, ItemRef, encode_chunk_page};
+use crate::format::page::{CHUNKS_PER_PAGE, ChunkPage, ItemRef, encode_chunk_page};
+use crate::mutant::{self, Mutant};
 use crate::units::Seq;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -22,9 +23,13 @@ pub(super) struct Census {
 
 /// Applies `deltas` to the chunk pages. `new` are the slots since the last checkpoint: those of
 /// them that hold nothing live are garbage, as are older ones that hold nothing any more.
+///
+/// The slots in `fences` never are. A deposed owner that has not noticed yet, for however long,
+/// would find its next slot free again, and acknowledge what nobody will ever read.
 pub(super) async fn update(
     old_root: &BTreeMap<u64, ItemRef>,
     new: Range<u64>,
+    fences: &BTreeSet<Seq>,
     deltas: &Deltas,
     moves: &Moves,
     writer: &mut MapWriter<'_>,
@@ -38,7 +43,9 @@ pub(super) async fn update(
             None => Arc::default(),
         };
         let entries: BTreeMap<u32, u32> = old.iter().copied().collect();
-        let entries = recount(page, entries, &new, deltas, &mut dead)?;
+        let (entries, gone) = recount(page, entries, &new, deltas)?;
+        let kept = |seq: &&Seq| fences.contains(seq) && !mutant::on(Mutant::FenceDeleted);
+        gone.iter().filter(|seq| !kept(seq)).for_each(|seq| dead.push(*seq));
         if let Some(item) = old_ref {
             writer.release(item)?;
         }
@@ -74,26 +81,26 @@ fn recount(
     mut entries: BTreeMap<u32, u32>,
     new: &Range<u64>,
     deltas: &Deltas,
-    dead: &mut Runs,
-) -> Result<Vec<(u32, u32)>> {
+) -> Result<(ChunkPage, BTreeSet<Seq>)> {
     let span = page * CHUNKS_PER_PAGE..(page + 1) * CHUNKS_PER_PAGE;
-    let mut gone: BTreeSet<u64> = (span.start.max(new.start)..span.end.min(new.end)).collect();
+    let mut gone: BTreeSet<Seq> =
+        (span.start.max(new.start)..span.end.min(new.end)).map(Seq).collect();
     for (seq, delta) in deltas.range(Seq(span.start)..Seq(span.end)) {
         let slot = (seq.0 - span.start) as u32;
         let live = i64::from(entries.get(&slot).copied().unwrap_or(0)) + delta;
         let live = u32::try_from(live).map_err(|_| {
             Error::corrupt(format!("the live sectors of log slot {seq} do not add up: {live}"))
         })?;
-        if live == 0 {
+        let too_low = mutant::on(Mutant::LiveCountTooLow) && *delta < 0;
+        if live == 0 || too_low {
             entries.remove(&slot);
-            gone.insert(seq.0);
+            gone.insert(*seq);
         } else {
             entries.insert(slot, live);
-            gone.remove(&seq.0);
+            gone.remove(seq);
         }
     }
-    gone.into_iter().for_each(|seq| dead.push(seq));
-    Ok(entries.into_iter().collect())
+    Ok((entries.into_iter().collect(), gone))
 }
 
 /// Slots as runs.
@@ -101,13 +108,13 @@ fn recount(
 struct Runs(Vec<Garbage>);
 
 impl Runs {
-    fn push(&mut self, seq: u64) {
+    fn push(&mut self, seq: Seq) {
         if let Some(Garbage::Slots { first, count }) = self.0.last_mut()
-            && first.0 + *count == seq
+            && first.0 + *count == seq.0
         {
             *count += 1;
             return;
         }
-        self.0.push(Garbage::Slots { first: Seq(seq), count: 1 });
+        self.0.push(Garbage::Slots { first: seq, count: 1 });
     }
 }

@@ -10,6 +10,8 @@
 //! owner claims its epoch first and looks for the newest checkpoint second, so it finds this one
 //! or a newer one, which does not name what is deleted. Who claims later than a third owner that
 //! may delete on its own sees that one's claim after placing its fence (see `open`).
+//!
+//! Fences are never deleted: there is no time after which a deposed owner is known to be gone.
 
 use super::census;
 use super::shared::Shared;
@@ -21,6 +23,7 @@ use crate::format::keys;
 use crate::format::page::CHUNKS_PER_PAGE;
 use crate::log::Terms;
 use crate::map::Base;
+use crate::mutant::{self, Mutant};
 use crate::store::{GetRange, Key, Store, StoreErrorKind};
 use crate::units::{SectorCount, Seq};
 use bytes::Bytes;
@@ -123,6 +126,12 @@ async fn attempt(shared: &Shared, checkpointer: &mut Checkpointer) -> Result<()>
         }
         Err(why) => {
             checkpointer.frozen = Some(frozen);
+            if mutant::on(Mutant::FailedCheckpointForgotten) {
+                checkpointer.frozen = None;
+                let mut state = shared.state();
+                let base = state.map.base().clone();
+                state.map.install(base);
+            }
             Err(why)
         }
     }
@@ -133,7 +142,9 @@ async fn write(
     checkpointer: &mut Checkpointer,
     frozen: &Frozen,
 ) -> Result<(Checkpoint, Base)> {
-    shared.wait_committed(frozen.next).await?;
+    if !mutant::on(Mutant::CheckpointBeforeCommit) {
+        shared.wait_committed(frozen.next).await?;
+    }
     let store = &*shared.stores.live;
     let last = &checkpointer.last;
     let who = (shared.id, shared.epoch);
@@ -145,7 +156,9 @@ async fn write(
     let base = tree::rewrite(&old, &frozen.changes, &moves, &mut writer, &mut deltas).await?;
     let chunk_root: BTreeMap<_, _> = last.chunk_root.iter().copied().collect();
     let new_slots = last.next.0..frozen.next.0;
-    let census = census::update(&chunk_root, new_slots, &deltas, &moves, &mut writer).await?;
+    let fences = frozen.terms.fences();
+    let census =
+        census::update(&chunk_root, new_slots, &fences, &deltas, &moves, &mut writer).await?;
     let (map_objects, dead_objects) = writer.finish().await?;
     let delta: i64 = deltas.values().sum();
     let mut garbage = last.garbage.clone();
@@ -168,6 +181,11 @@ async fn write(
     let mut terms = frozen.terms.clone();
     terms.forget_before(oldest_needed(&checkpoint));
     checkpoint.terms = terms.as_slice().to_vec();
+    if mutant::on(Mutant::DeleteBeforeCheckpoint) {
+        let mut early = Checkpointer::new(checkpoint.clone(), Vec::new());
+        let terms = Terms::new(checkpoint.terms.clone());
+        store.delete(&take_batch(shared, &terms, &mut early)).await?;
+    }
     let key = keys::checkpoint(shared.id, checkpoint.next, checkpoint.epoch);
     match store.put_if_absent(&key, Bytes::from(checkpoint.encode())).await {
         Ok(()) => Ok((checkpoint, base)),
@@ -212,6 +230,7 @@ async fn delete_garbage(
     let store = &*shared.stores.live;
     match store.head(&keys::epoch(shared.id, shared.epoch.next())).await {
         Err(e) if e.kind == StoreErrorKind::NotFound => {}
+        Ok(_) if mutant::on(Mutant::DeleteWithoutLook) => {}
         Ok(_) => return Err(Error::failed("a newer epoch was claimed")),
         Err(e) => return Err(e.into()),
     }

@@ -27,6 +27,7 @@ use crate::log::replay::{LogEnd, Replay};
 use crate::log::upload::Uploader;
 use crate::log::{OpenChunk, Terms};
 use crate::map::{Base, Map, Target};
+use crate::mutant::{self, Mutant};
 use crate::store::{GetRange, Key, Store, StoreErrorKind, list_all};
 use crate::units::{Epoch, Sector, SectorCount, SectorRange};
 use bytes::Bytes;
@@ -91,9 +92,25 @@ impl Volume {
     ) -> Result<Volume> {
         let description = read_description(&*stores.setup, id).await?;
         check_features(&description, options.mode)?;
-        let ownership = ownership(&*stores.setup, id).await?;
-        let claimed = claim(&*stores.setup, id, &ownership, &owner, options.mode).await?;
-        let loaded = load(&*stores.setup, &description, claimed, &owner).await?;
+        let store = &*stores.setup;
+        let ownership = ownership(store, id).await?;
+        let early = match mutant::on(Mutant::LookupBeforeClaim) {
+            true => Some(newest_checkpoint(store, &description).await?),
+            false => None,
+        };
+        let claimed = claim(store, id, &ownership, &owner, options.mode).await?;
+        let found = match early {
+            Some(found) => found,
+            None => newest_checkpoint(store, &description).await?,
+        };
+        let loaded = match load(store, id, found, claimed, &owner).await {
+            // What looks like damage may be the work of an owner who came meanwhile.
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                give_way(store, id, claimed.unwrap_or(ownership.epoch)).await?;
+                return Err(e);
+            }
+            loaded => loaded?,
+        };
         Ok(start(env, stores, options, description, claimed, loaded))
     }
 }
@@ -199,6 +216,7 @@ async fn claim(
     loop {
         match store.put_if_absent(&keys::epoch(id, epoch), body.clone()).await {
             Ok(()) => return Ok(Some(epoch)),
+            Err(_) if mutant::on(Mutant::EpochShared) => return Ok(Some(epoch)),
             Err(e) if e.kind == StoreErrorKind::AlreadyExists && takeover => epoch = epoch.next(),
             Err(e) if e.kind == StoreErrorKind::AlreadyExists => {
                 let owner = read_owner(store, id, epoch).await?;
@@ -229,12 +247,11 @@ struct Loaded {
 
 async fn load(
     store: &dyn Store,
-    description: &VolumeObject,
+    id: VolumeId,
+    (checkpoint, obsolete): (Checkpoint, Vec<Key>),
     claimed: Option<Epoch>,
     owner: &EpochObject,
 ) -> Result<Loaded> {
-    let id = description.id;
-    let (checkpoint, obsolete) = newest_checkpoint(store, description).await?;
     let base = Base { root: checkpoint.map_root.iter().copied().collect() };
     let mut map = Map::new(base);
     let mut size = checkpoint.size;
@@ -251,7 +268,7 @@ async fn load(
         {
             return Err(superseded(id, replay.epoch()));
         }
-        let end = replay.verify_end().await?;
+        let Some(end) = replay.verify_end().await? else { continue };
         match claimed {
             None => break end,
             Some(claimed) if replay.place(claimed, &owner.owner()).await? => {
@@ -276,6 +293,9 @@ fn superseded(id: VolumeId, by: Epoch) -> Error {
 
 /// Step 4 of opening.
 async fn give_way(store: &dyn Store, id: VolumeId, claimed: Epoch) -> Result<()> {
+    if mutant::on(Mutant::NewerClaimIgnored) {
+        return Ok(());
+    }
     match store.head(&keys::epoch(id, claimed.next())).await {
         Err(e) if e.kind == StoreErrorKind::NotFound => Ok(()),
         Ok(_) => Err(superseded(id, claimed.next())),
@@ -294,7 +314,8 @@ async fn delete_strays(store: &dyn Store, id: VolumeId, end: &LogEnd) {
 }
 
 fn apply(chunk: &ChunkHeader, map: &mut Map, size: &mut SectorCount) -> Result<()> {
-    for record in &chunk.records {
+    let missed = usize::from(mutant::on(Mutant::RecordNotReplayed) && chunk.records.len() > 1);
+    for record in &chunk.records[..chunk.records.len() - missed] {
         match *record {
             Record::Data { range, offset } => {
                 check_inside(chunk, range, *size)?;
@@ -330,7 +351,10 @@ fn start(
     claimed: Option<Epoch>,
     loaded: Loaded,
 ) -> Volume {
-    let first = loaded.end.slot.next();
+    let first = match mutant::on(Mutant::SlotReused) {
+        true => loaded.end.slot,
+        false => loaded.end.slot.next(),
+    };
     let open = OpenChunk::first_of_term(first, description.chunk_size);
     let (sender, sealed) = mpsc::unbounded_channel();
     let uploads = claimed.map(|_| sender);

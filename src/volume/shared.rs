@@ -16,21 +16,14 @@ use crate::format::volume::VolumeObject;
 use crate::log::SealedChunk;
 use crate::log::fetch::{FetchResult, Fetcher};
 use crate::log::upload::UploadSink;
+use crate::mutant::{self, Mutant};
 use crate::store::StoreErrorKind;
 use crate::units::{Epoch, Seq};
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, MutexGuard};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::task::AbortHandle;
-
-/// What waiters look at.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Progress {
-    /// The commit point.
-    pub committed: Seq,
-    /// The volume has failed: waiting is in vain.
-    pub failed: bool,
-}
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -42,7 +35,9 @@ pub(super) struct Shared {
     pub stores: Stores,
     pub options: VolumeOptions,
     state: Mutex<State>,
-    pub progress: watch::Sender<Progress>,
+    /// The commit point moved, or the volume failed. Wakes in the order of asking, so that a
+    /// simulated world replays exactly.
+    progress: Notify,
     pub frames: FrameCache,
     pub frame_flights: Flights<FrameId, FetchResult<Bytes>>,
     pub fetcher: Fetcher,
@@ -70,7 +65,6 @@ pub(super) struct Parts {
 
 impl Shared {
     pub fn new(parts: Parts) -> Shared {
-        let committed = parts.state.commit.next();
         Shared {
             id: parts.description.id,
             epoch: parts.epoch,
@@ -83,7 +77,7 @@ impl Shared {
             stores: parts.stores,
             options: parts.options,
             state: Mutex::new(parts.state),
-            progress: watch::Sender::new(Progress { committed, failed: false }),
+            progress: Notify::new(),
             readahead: Mutex::new(Readahead::default()),
             changed: Notify::new(),
             checkpoint_due: Notify::new(),
@@ -103,20 +97,25 @@ impl Shared {
 
     /// Waits until every slot before `target` is committed.
     pub async fn wait_committed(&self, target: Seq) -> Result<()> {
-        let mut progress = self.progress.subscribe();
-        let reached = progress.wait_for(|p| p.failed || p.committed >= target).await;
-        match reached {
-            Ok(p) if p.committed >= target => Ok(()),
-            _ => Err(self.failure()),
+        loop {
+            let progress = self.next_progress();
+            {
+                let state = self.state();
+                if state.commit.next() >= target {
+                    return Ok(());
+                }
+                if let Phase::Failed(why) = &state.phase {
+                    return Err(Error::new(why.kind(), why.to_string()));
+                }
+            }
+            progress.await;
         }
     }
 
-    /// Why the volume has failed.
-    pub fn failure(&self) -> Error {
-        match &self.state().phase {
-            Phase::Failed(why) => Error::new(why.kind(), why.to_string()),
-            _ => Error::failed("the volume is closed"),
-        }
+    /// Waits for the commit point to move or the volume to fail, from the moment of this call on.
+    pub fn next_progress(&self) -> Notified<'_> {
+        // Woken by `notify_waiters` from its creation on, polled or not.
+        self.progress.notified()
     }
 
     /// See [`crate::device::BlockDevice::flush`].
@@ -126,23 +125,22 @@ impl Shared {
             state.check()?;
             state.flush_target()
         };
+        if mutant::on(Mutant::FlushBeforeCommit) {
+            return Ok(());
+        }
         self.wait_committed(target).await.map_err(|why| DeviceError::Io(why.to_string()))
-    }
-
-    fn report(&self, committed: Seq) {
-        self.progress.send_modify(|p| p.committed = p.committed.max(committed));
     }
 
     /// Fails all requests, now and later.
     pub fn fail(&self, why: Error) {
         tracing::error!(volume = %self.id, "the device fails all I/O: {why}");
         self.state().fail(why);
-        self.progress.send_modify(|p| p.failed = true);
+        self.progress.notify_waiters();
     }
 
     pub fn abandon(&self) -> u64 {
         let lost = self.state().abandon();
-        self.progress.send_modify(|p| p.failed = true);
+        self.progress.notify_waiters();
         lost
     }
 
@@ -205,14 +203,13 @@ impl Shared {
 impl UploadSink for Shared {
     fn uploaded(&self, chunk: &Arc<SealedChunk>) {
         self.cache_payload(chunk);
-        let (committed, due) = {
+        let due = {
             let mut state = self.state();
-            let committed = state.uploaded(chunk.seq);
-            let due = state.map.changes() >= self.options.checkpoint_extents
-                || state.slots_since_checkpoint >= self.options.checkpoint_slots;
-            (committed, due)
+            state.uploaded(chunk.seq);
+            state.map.changes() >= self.options.checkpoint_extents
+                || state.slots_since_checkpoint >= self.options.checkpoint_slots
         };
-        self.report(committed);
+        self.progress.notify_waiters();
         if due {
             self.checkpoint_due.notify_one();
         }
@@ -242,6 +239,9 @@ async fn watch_owner(shared: Arc<Shared>) {
     let next = keys::epoch(shared.id, shared.epoch.next());
     loop {
         tokio::time::sleep(shared.options.watch_every).await;
+        if mutant::on(Mutant::WatchIgnored) {
+            continue;
+        }
         match shared.stores.live.head(&next).await {
             Ok(_) => {
                 let Ok(target) = shared.state().probe() else { return };

@@ -5,6 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
 use crate::log::{CommitPoint, OpenChunk, SealedChunk, Terms};
 use crate::map::{Map, Overlay, Target};
+use crate::mutant::{self, Mutant};
 use crate::units::{Sector, SectorCount, SectorRange, Seq};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -131,7 +132,9 @@ impl State {
         if range.is_empty() {
             return;
         }
-        self.open.push(record);
+        if !mutant::on(Mutant::TrimNotLogged) {
+            self.open.push(record);
+        }
         self.map.insert(range, Target::Zero);
         if self.open.room().0 == 0 {
             self.seal();
@@ -146,7 +149,9 @@ impl State {
         }
         self.open.push(Record::Resize(size));
         let gone = SectorRange::between(Sector(size.0), Sector(self.size.0));
-        self.map.insert(gone, Target::Zero);
+        if !mutant::on(Mutant::ShrinkKeepsData) {
+            self.map.insert(gone, Target::Zero);
+        }
         self.size = size;
         Ok(())
     }
@@ -167,7 +172,7 @@ impl State {
     /// The commit point at which everything written so far is durable. Seals, or has somebody
     /// seal, what is still open.
     pub fn flush_target(&mut self) -> Seq {
-        if !self.open.is_changed() {
+        if !self.open.is_changed() || mutant::on(Mutant::FlushWithoutOpenChunk) {
             return self.open.seq();
         }
         if self.sealed.len() < FLUSH_PARALLEL {

@@ -1,12 +1,12 @@
 //! Writes and trims: into the open chunk, as long as the dirty budget lasts.
 
-use super::shared::{Progress, Shared};
+use super::shared::Shared;
 use super::state::State;
-use crate::device::{DeviceError, DeviceResult};
+use crate::device::DeviceResult;
 use crate::format::record::Record;
 use crate::log::IN_FLIGHT_MAX;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
-use tokio::sync::watch;
+use tokio::sync::futures::Notified;
 
 /// Sectors that are copied in one critical section: bounds how long others wait for the lock.
 const PIECE: usize = 256 << 10;
@@ -20,7 +20,7 @@ impl Shared {
             let piece = &data[done..(done + PIECE).min(data.len())];
             match self.change(|state| state.write(at, piece))? {
                 Ok(written) => done += written.bytes() as usize,
-                Err(progress) => self.wait_for_room(progress).await?,
+                Err(progress) => progress.await,
             }
         }
         Ok(())
@@ -31,7 +31,7 @@ impl Shared {
         loop {
             match self.change(|state| state.clear(range, record))? {
                 Ok(()) => return Ok(()),
-                Err(progress) => self.wait_for_room(progress).await?,
+                Err(progress) => progress.await,
             }
         }
     }
@@ -40,7 +40,7 @@ impl Shared {
     fn change<T>(
         &self,
         change: impl FnOnce(&mut State) -> T,
-    ) -> DeviceResult<Result<T, watch::Receiver<Progress>>> {
+    ) -> DeviceResult<Result<T, Notified<'_>>> {
         let mut state = self.state();
         state.check()?;
         if state.dirty() >= self.options.dirty_bytes || state.sealed.len() >= IN_FLIGHT_MAX {
@@ -48,8 +48,8 @@ impl Shared {
             if state.sealed.is_empty() {
                 state.seal();
             }
-            // Subscribed under the lock: every commit from here on is seen.
-            return Ok(Err(self.progress.subscribe()));
+            // Asked for under the lock: every commit from here on is seen.
+            return Ok(Err(self.next_progress()));
         }
         let was_quiet = !state.open.is_changed();
         let done = change(&mut state);
@@ -58,12 +58,5 @@ impl Shared {
             self.changed.notify_one();
         }
         Ok(Ok(done))
-    }
-
-    async fn wait_for_room(&self, mut progress: watch::Receiver<Progress>) -> DeviceResult<()> {
-        if progress.borrow().failed {
-            return Err(DeviceError::Io(self.failure().to_string()));
-        }
-        progress.changed().await.map_err(|_| DeviceError::Shutdown)
     }
 }

@@ -1,0 +1,115 @@
+//! Deliberate mistakes, for the simulator's control arm: each stands for a way to write this
+//! engine wrong, and the simulator has to notice every one of them (`tests/sim/mutants.rs`).
+//!
+//! Contract: nothing but a test calls [`with`]; without it, and in builds without debug
+//! assertions always, [`on`] is false. A mistake is made by one thread only, so simulated worlds
+//! run beside each other with different ones.
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// A flush is acknowledged before the commit point covers it.
+    FlushBeforeCommit,
+    /// A flush does not seal what is in the open chunk.
+    FlushWithoutOpenChunk,
+    /// The commit point steps over slots that are not stored yet.
+    CommitOverGap,
+    /// An object that is found in a chunk's slot is taken for the chunk.
+    FenceTakenForChunk,
+    /// After a lost reply, an object that is there is taken for the one that was sent.
+    LostReplyTrusted,
+    /// A new owner puts no fence.
+    NoFence,
+    /// A fence is deleted with the rest of what holds nothing live.
+    FenceDeleted,
+    /// A fence found in the log is stepped over, not followed.
+    FenceSteppedOver,
+    /// An epoch that somebody else claimed is used all the same.
+    EpochShared,
+    /// The newest checkpoint is looked for before the epoch is claimed.
+    LookupBeforeClaim,
+    /// A claimant does not look whether it was superseded.
+    NewerClaimIgnored,
+    /// An owner never looks whether somebody took over.
+    WatchIgnored,
+    /// A new owner begins in the slot of its fence.
+    SlotReused,
+    /// The last record of a chunk is not replayed.
+    RecordNotReplayed,
+    /// A trim changes the map and not the log.
+    TrimNotLogged,
+    /// A smaller volume keeps what lies beyond its end.
+    ShrinkKeepsData,
+    /// A checkpoint does not wait for the slots that it names.
+    CheckpointBeforeCommit,
+    /// The changes of a failed checkpoint are forgotten.
+    FailedCheckpointForgotten,
+    /// Garbage is deleted before the checkpoint that frees it is stored.
+    DeleteBeforeCheckpoint,
+    /// Garbage is deleted without a look for a newer epoch.
+    DeleteWithoutLook,
+    /// A chunk that loses some of its sectors is counted as dead.
+    LiveCountTooLow,
+    /// A frame's checksum is not verified.
+    FrameCrcIgnored,
+    /// A header's checksum is not verified.
+    HeaderCrcIgnored,
+    /// The end of a frame that was cut off reads as zeros.
+    ShortFrameZeroed,
+}
+
+impl Mutant {
+    /// Every mistake.
+    pub const ALL: [Mutant; 24] = [
+        Mutant::FlushBeforeCommit,
+        Mutant::FlushWithoutOpenChunk,
+        Mutant::CommitOverGap,
+        Mutant::FenceTakenForChunk,
+        Mutant::LostReplyTrusted,
+        Mutant::NoFence,
+        Mutant::FenceDeleted,
+        Mutant::FenceSteppedOver,
+        Mutant::EpochShared,
+        Mutant::LookupBeforeClaim,
+        Mutant::NewerClaimIgnored,
+        Mutant::WatchIgnored,
+        Mutant::SlotReused,
+        Mutant::RecordNotReplayed,
+        Mutant::TrimNotLogged,
+        Mutant::ShrinkKeepsData,
+        Mutant::CheckpointBeforeCommit,
+        Mutant::FailedCheckpointForgotten,
+        Mutant::DeleteBeforeCheckpoint,
+        Mutant::DeleteWithoutLook,
+        Mutant::LiveCountTooLow,
+        Mutant::FrameCrcIgnored,
+        Mutant::HeaderCrcIgnored,
+        Mutant::ShortFrameZeroed,
+    ];
+}
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static MADE: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether this thread makes the mistake.
+#[cfg(debug_assertions)]
+pub(crate) fn on(mutant: Mutant) -> bool {
+    MADE.get() == Some(mutant)
+}
+
+/// Whether this thread makes the mistake: never, in this build.
+#[cfg(not(debug_assertions))]
+pub(crate) const fn on(_: Mutant) -> bool {
+    false
+}
+
+/// Runs `work`, in which this thread makes the mistake.
+#[cfg(debug_assertions)]
+pub fn with<T>(mutant: Option<Mutant>, work: impl FnOnce() -> T) -> T {
+    let before = MADE.replace(mutant);
+    let done = work();
+    MADE.set(before);
+    done
+}

@@ -1,0 +1,34 @@
+//! The simulator: the whole engine in seeded worlds of faults, crashes and rival owners.
+//!
+//! One seed is one world (`sim/world.rs`): a store, a volume and a few processes that open it, use
+//! it, and are killed, paused, cut off and superseded, all on one thread in virtual time. After
+//! every step a reference model (`sim/model.rs`) and an independent reader of the bucket
+//! (`sim/audit.rs`) say whether what happened is allowed.
+//!
+//! * `make sim SEEDS=N` runs N seeds; `OBJBLK_SEED=n` replays one, with its whole story.
+//! * The control arm (`sim/mutants.rs`) shows that the simulator notices mistakes.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "sim/audit.rs"]
+mod audit;
+#[path = "sim/client.rs"]
+mod client;
+#[path = "sim/director.rs"]
+mod director;
+#[path = "sim/layout.rs"]
+mod layout;
+#[path = "sim/model.rs"]
+mod model;
+#[path = "sim/mutants.rs"]
+mod mutants;
+#[path = "sim/process.rs"]
+mod process;
+#[path = "sim/run.rs"]
+mod run;
+#[path = "sim/sites.rs"]
+mod sites;
+#[path = "sim/wire.rs"]
+mod wire;
+#[path = "sim/world.rs"]
+mod world;

@@ -1,0 +1,254 @@
+//! What the users of a volume do: lanes of random requests, each checked against the model.
+
+use crate::layout;
+use crate::model::{Change, Image, Stamp};
+use crate::process::Process;
+use crate::world::World;
+use objblk::device::{BlockDevice, DeviceError, WriteFlags, ZeroFlags};
+use objblk::volume::Volume;
+use rand::Rng;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Tries of a read whose replies are damaged now and then.
+const TRIES: usize = 40;
+
+/// A process's open volume.
+#[derive(Clone)]
+pub struct Client {
+    pub world: Arc<World>,
+    pub process: Arc<Process>,
+    pub volume: Volume,
+    pub epoch: u64,
+}
+
+/// What becomes of a lane after a request.
+#[derive(Clone, Copy, PartialEq)]
+enum Next {
+    GoOn,
+    End,
+}
+
+type Done<T> = Result<T, DeviceError>;
+
+impl Client {
+    /// Whether a failure is as it should be; what is not, is a violation.
+    fn judge(&self, what: &str, error: &DeviceError) -> Next {
+        if self.process.is_dead() {
+            return Next::End;
+        }
+        let status = self.volume.status();
+        let damaged = self.world.state().damaged;
+        let next = if status.failure.is_some() { Next::End } else { Next::GoOn };
+        if self.world.head_epoch().is_some_and(|head| head > self.epoch) {
+            return next;
+        }
+        if !damaged {
+            let failure = status.failure.unwrap_or_default();
+            let epoch = self.epoch;
+            self.world.violated(format!("epoch {epoch}: {what} failed: {error}; {failure}"));
+        } else if next == Next::End {
+            self.process.kill();
+        }
+        next
+    }
+
+    async fn read(&self, sectors: Range<usize>) -> Done<Result<Vec<Stamp>, String>> {
+        let range = self.world.layout.range(&sectors);
+        let mut data = vec![0xee; range.len().bytes() as usize];
+        self.volume.read(range.start(), &mut data).await?;
+        Ok(layout::stamps(sectors.start, &data))
+    }
+
+    /// All there is, or `None` where the volume cannot be read to the end.
+    pub async fn survey(&self) -> Option<Image> {
+        let world = &self.world;
+        let size = world.size_of(&self.volume);
+        let mut stamps = vec![0; world.layout.sectors()];
+        let mut at = 0;
+        let mut tries = 0;
+        while at < size {
+            self.process.pass().await;
+            let sectors = world.layout.clip(at..size);
+            match self.read(sectors.clone()).await {
+                Ok(Ok(got)) => {
+                    stamps[sectors.clone()].copy_from_slice(&got);
+                    at = sectors.end;
+                }
+                Ok(Err(what)) => {
+                    world.violated(format!("epoch {}: {what}", self.epoch));
+                    return None;
+                }
+                Err(error) => {
+                    tries += 1;
+                    if self.judge("a read", &error) == Next::End || tries > TRIES {
+                        return None;
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        Some(Image { size, stamps })
+    }
+
+    /// Requests in one stripe, until the world's are spent or the process ends.
+    pub async fn lane(self, lane: usize, stripe: Range<usize>) {
+        let alone = stripe.len() == self.world.layout.sectors();
+        let mut committed = 0;
+        while !self.process.is_closing() && self.world.take_operation() {
+            let think = self.world.random(|rng| {
+                let brisk = rng.random_bool(0.7);
+                if brisk { 0 } else { rng.random_range(0..40_000) }
+            });
+            tokio::time::sleep(Duration::from_micros(think)).await;
+            self.process.pass().await;
+            let next = match self.world.random(|rng| rng.random_range(0..100)) {
+                0..52 => self.change(lane, &stripe).await,
+                52..68 => self.flush().await,
+                68..82 => self.look(stripe.clone()).await,
+                82..96 => self.look(0..self.world.layout.sectors()).await,
+                96..98 if alone => self.resize().await,
+                _ => self.check_status(stripe.clone()).await,
+            };
+            let status = self.volume.status();
+            if status.next_seq < committed {
+                self.world.violated(format!("the commit point fell to {}", status.next_seq));
+            }
+            committed = status.next_seq;
+            if next == Next::End {
+                return;
+            }
+        }
+    }
+
+    /// A range of `within` that exists; the same few places again and again.
+    fn pick(&self, within: Range<usize>) -> Option<Range<usize>> {
+        let size = self.world.state().model.term(self.epoch).now.size;
+        let end = within.end.min(size);
+        if within.start >= end {
+            return None;
+        }
+        let len = end - within.start;
+        Some(self.world.random(|rng| {
+            let start = match rng.random_bool(0.5) {
+                true => rng.random_range(0..len) / 8 * 8 % len.min(64),
+                false => rng.random_range(0..len),
+            };
+            let longest = if rng.random_bool(0.15) { len } else { len.min(12) };
+            let end = (start + rng.random_range(1..=longest)).min(len);
+            within.start + start..within.start + end
+        }))
+    }
+
+    async fn change(&self, lane: usize, stripe: &Range<usize>) -> Next {
+        let Some(sectors) = self.pick(stripe.clone()) else { return Next::End };
+        let (kind, fua) = self.world.random(|rng| (rng.random_range(0..10), rng.random_bool(0.1)));
+        let sectors = if kind < 7 { self.world.layout.clip(sectors) } else { sectors };
+        let stamp = if kind < 7 { self.world.state().model.next_stamp() } else { 0 };
+        let change =
+            Change { sectors: sectors.clone(), stamp, resize: None, issued: 0, done: None };
+        let index = self.world.state().model.issue(self.epoch, lane, change);
+        let range = self.world.layout.range(&sectors);
+        self.trace(|| format!("change {stamp} kind {kind} {sectors:?} fua {fua}"));
+        let outcome = match kind {
+            0..7 => {
+                let data = layout::fill(sectors, stamp);
+                self.volume.write(range.start(), &data, WriteFlags { fua }).await
+            }
+            7..9 => self.volume.discard(range).await,
+            _ => self.volume.write_zeroes(range, ZeroFlags { may_unmap: true, fua }).await,
+        };
+        if let Err(error) = outcome {
+            // Whether it was done in part is not known: nothing can follow it.
+            self.judge("a change", &error);
+            return Next::End;
+        }
+        let fua = fua && !(7..9).contains(&kind);
+        let mut state = self.world.state();
+        state.model.complete(self.epoch, lane, index);
+        if fua {
+            state.counts.flushes += 1;
+            let outcome = state.model.flushed(self.epoch, 0, Some((lane, index)));
+            drop(state);
+            self.world.check(outcome);
+        }
+        Next::GoOn
+    }
+
+    async fn flush(&self) -> Next {
+        let issued = self.world.state().model.tick();
+        if let Err(error) = self.volume.flush().await {
+            return self.judge("a flush", &error);
+        }
+        self.trace(|| format!("flushed {issued}"));
+        let outcome = {
+            let mut state = self.world.state();
+            state.counts.flushes += 1;
+            state.model.flushed(self.epoch, issued, None)
+        };
+        self.world.check(outcome);
+        if self.world.random(|rng| rng.random_bool(0.15)) {
+            let epoch = self.epoch;
+            self.world.audit(true, || format!("epoch {epoch} has flushed"));
+        }
+        Next::GoOn
+    }
+
+    async fn look(&self, within: Range<usize>) -> Next {
+        let Some(sectors) = self.pick(within) else { return Next::End };
+        let sectors = self.world.layout.clip(sectors);
+        let from = self.world.state().model.tick();
+        match self.read(sectors.clone()).await {
+            Ok(Ok(got)) => {
+                let outcome = self.world.state().model.read(self.epoch, from, sectors.start, &got);
+                self.world.check(outcome);
+                Next::GoOn
+            }
+            Ok(Err(what)) => {
+                self.world.violated(format!("epoch {}: {what}", self.epoch));
+                Next::End
+            }
+            Err(error) => self.judge("a read", &error),
+        }
+    }
+
+    async fn check_status(&self, within: Range<usize>) -> Next {
+        let Some(sectors) = self.pick(within) else { return Next::End };
+        let range = self.world.layout.range(&sectors);
+        match self.volume.block_status(range, 4).await {
+            Ok(extents) if !extents.is_empty() => Next::GoOn,
+            Ok(_) => {
+                self.world.violated(format!("epoch {}: no status of {range}", self.epoch));
+                Next::End
+            }
+            Err(error) => self.judge("block status", &error),
+        }
+    }
+
+    /// A new size. Alone in the volume: there is one lane.
+    async fn resize(&self) -> Next {
+        let max = self.world.layout.sectors();
+        let old = self.world.state().model.term(self.epoch).now.size;
+        let size = self.world.random(|rng| rng.random_range(max / 2..=max));
+        let sectors = size.min(old)..old;
+        let change = Change { sectors, stamp: 0, resize: Some(size), issued: 0, done: None };
+        let index = self.world.state().model.issue(self.epoch, 0, change);
+        self.trace(|| format!("resize {old} to {size}"));
+        if let Err(error) = self.volume.resize(self.world.layout.size(size)).await {
+            let error = DeviceError::Io(error.to_string());
+            self.judge("a resize", &error);
+            return Next::End;
+        }
+        let mut state = self.world.state();
+        state.model.complete(self.epoch, 0, index);
+        let outcome = state.model.flushed(self.epoch, 0, Some((0, index)));
+        drop(state);
+        self.world.check(outcome);
+        Next::GoOn
+    }
+
+    fn trace(&self, line: impl FnOnce() -> String) {
+        self.world.trace(|| format!("{} (epoch {}): {}", self.process.pid, self.epoch, line()));
+    }
+}

@@ -1,0 +1,393 @@
+//! The reference model: what a volume may hold after any crash.
+//!
+//! Every change writes a **stamp** of its own, so that contents tell which change wrote them. The
+//! model keeps, for each owner's term, the image it began with and its changes, in **lanes**:
+//! disjoint stripes of the volume, in each of which one request is made after the other.
+//!
+//! **The prefix rule.** What is recovered is, in each lane, the first so many changes (the next
+//! one possibly in part), such that
+//! 1. a change is there, even in part, only if all changes are there, in whole, that had completed
+//!    before it was issued;
+//! 2. everything is there that had completed before a flush was issued that was acknowledged.
+//!
+//! Solutions of (1) are closed under the lane-wise maximum, so there is a greatest one, found by
+//! taking changes away from the end; (2) holds for some solution if it holds for the greatest.
+
+use std::ops::Range;
+
+/// What a sector holds: the number of the change that wrote it, 0 for zeros.
+pub type Stamp = u32;
+
+/// Contents of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Sectors there are; the others are zeros.
+    pub size: usize,
+    pub stamps: Vec<Stamp>,
+}
+
+/// A change.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub sectors: Range<usize>,
+    pub stamp: Stamp,
+    /// The size is this from here on.
+    pub resize: Option<usize>,
+    pub issued: u64,
+    pub done: Option<u64>,
+}
+
+/// What happens in one stripe.
+#[derive(Clone, Debug)]
+pub struct Lane {
+    pub stripe: Range<usize>,
+    pub changes: Vec<Change>,
+}
+
+/// One owner's time with the volume, from the moment it had read what there is.
+#[derive(Debug)]
+pub struct Term {
+    pub epoch: u64,
+    base: Image,
+    /// After all changes that completed.
+    pub now: Image,
+    pub lanes: Vec<Lane>,
+    /// Changes of each lane that acknowledged flushes cover.
+    flushed: Vec<usize>,
+    /// Changes of each lane that a later owner found.
+    found: Option<Vec<usize>>,
+}
+
+/// A way to explain a lane's contents: this many changes whole, and touched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Candidate {
+    whole: usize,
+    touched: usize,
+}
+
+/// All terms, and the time: a counter of events.
+#[derive(Debug)]
+pub struct Model {
+    terms: Vec<Term>,
+    now: u64,
+    stamps: Stamp,
+}
+
+impl Term {
+    fn new(epoch: u64, base: Image, lanes: usize) -> Term {
+        let len = base.stamps.len();
+        let cut = |i: usize| len * i / lanes;
+        let lane = |i| Lane { stripe: cut(i)..cut(i + 1), changes: Vec::new() };
+        Term {
+            epoch,
+            now: base.clone(),
+            base,
+            lanes: (0..lanes).map(lane).collect(),
+            flushed: vec![0; lanes],
+            found: None,
+        }
+    }
+
+    /// Changes of each lane that had completed before `time`.
+    fn done_before(&self, time: u64) -> Vec<usize> {
+        let done = |change: &Change| change.done.is_some_and(|done| done < time);
+        self.lanes.iter().map(|lane| lane.changes.partition_point(done)).collect()
+    }
+
+    fn candidates(&self, lane: &Lane, found: &Image) -> Vec<Candidate> {
+        let stripe = lane.stripe.clone();
+        let mut now: Vec<Stamp> = self.base.stamps[stripe.clone()].to_vec();
+        let mut size = self.base.size;
+        let there = &found.stamps[stripe.clone()];
+        let mut wrong = now.iter().zip(there).filter(|(a, b)| a != b).count();
+        let mut candidates = Vec::new();
+        for whole in 0..=lane.changes.len() {
+            let next = lane.changes.get(whole);
+            let sized = self.lanes.len() > 1 || size == found.size;
+            if sized && wrong == 0 {
+                candidates.push(Candidate { whole, touched: whole });
+            } else if let Some(next) = next.filter(|next| sized && next.resize.is_none()) {
+                let inside = next.sectors.start - stripe.start..next.sectors.end - stripe.start;
+                let torn = inside.filter(|s| now[*s] != there[*s] && there[*s] == next.stamp);
+                if torn.count() == wrong {
+                    candidates.push(Candidate { whole, touched: whole + 1 });
+                }
+            }
+            let Some(next) = next else { break };
+            for s in next.sectors.start - stripe.start..next.sectors.end - stripe.start {
+                wrong -= usize::from(now[s] != there[s]);
+                now[s] = next.stamp;
+                wrong += usize::from(now[s] != there[s]);
+            }
+            size = next.resize.unwrap_or(size);
+        }
+        candidates
+    }
+
+    /// The greatest prefix that explains `found`: whole changes of each lane.
+    fn explain(&self, found: &Image) -> Result<Vec<usize>, String> {
+        let mut lanes = Vec::new();
+        for (i, lane) in self.lanes.iter().enumerate() {
+            let candidates = self.candidates(lane, found);
+            if candidates.is_empty() {
+                return Err(self.unexplained(i, found));
+            }
+            lanes.push(candidates);
+        }
+        let mut settled = false;
+        while !settled {
+            settled = true;
+            for i in 0..lanes.len() {
+                let Candidate { touched, .. } = *lanes[i].last().expect("never emptied");
+                let Some(last) = touched.checked_sub(1) else { continue };
+                let needed = self.done_before(self.lanes[i].changes[last].issued);
+                let has = |j: usize| lanes[j].last().expect("never emptied").whole;
+                let Some(j) = (0..lanes.len()).find(|j| *j != i && has(*j) < needed[*j]) else {
+                    continue;
+                };
+                let (change, missing) = (&self.lanes[i].changes[last], has(j));
+                lanes[i].pop();
+                settled = false;
+                if lanes[i].is_empty() {
+                    let lost = &self.lanes[j].changes[missing];
+                    return Err(format!(
+                        "epoch {}: change {} is there although change {}, complete before it was \
+                         issued, is not",
+                        self.epoch, change.stamp, lost.stamp
+                    ));
+                }
+            }
+        }
+        let whole: Vec<usize> = lanes.iter().map(|c| c.last().expect("not empty").whole).collect();
+        match (0..whole.len()).find(|i| whole[*i] < self.flushed[*i]) {
+            None => Ok(whole),
+            Some(i) => Err(format!(
+                "epoch {}: a flush was acknowledged that covers change {:?}, which is not there",
+                self.epoch, self.lanes[i].changes[whole[i]]
+            )),
+        }
+    }
+
+    fn unexplained(&self, lane: usize, found: &Image) -> String {
+        let lane = &self.lanes[lane];
+        let of = |s: usize| (s, self.now.stamps[s], found.stamps[s]);
+        let differ: Vec<_> =
+            lane.stripe.clone().map(of).filter(|(_, a, b)| a != b).take(8).collect();
+        format!(
+            "epoch {}: no prefix of the lane {:?} with {} changes explains what is there; size {} \
+             for {}; (sector, newest, found): {differ:?}; flushed {:?}",
+            self.epoch,
+            lane.stripe,
+            lane.changes.len(),
+            found.size,
+            self.now.size,
+            self.flushed
+        )
+    }
+
+    /// Whether `stamp` is something `sector` held between the events `from` and now.
+    fn held(&self, sector: usize, stamp: Stamp, from: u64) -> bool {
+        let lane = self.lanes.iter().find(|lane| lane.stripe.contains(&sector));
+        let changes = lane.map_or(&[][..], |lane| &lane.changes);
+        for change in changes.iter().rev().filter(|change| change.sectors.contains(&sector)) {
+            if change.stamp == stamp {
+                return true;
+            }
+            if change.done.is_some_and(|done| done < from) {
+                return false;
+            }
+        }
+        self.base.stamps[sector] == stamp
+    }
+}
+
+impl Model {
+    /// A new volume of `size` sectors, all zeros, of at most `max`.
+    pub fn new(size: usize, max: usize) -> Model {
+        let base = Image { size, stamps: vec![0; max] };
+        Model { terms: vec![Term::new(0, base, 1)], now: 0, stamps: 0 }
+    }
+
+    pub fn tick(&mut self) -> u64 {
+        self.now += 1;
+        self.now
+    }
+
+    pub fn next_stamp(&mut self) -> Stamp {
+        self.stamps += 1;
+        self.stamps
+    }
+
+    pub fn term(&mut self, epoch: u64) -> &mut Term {
+        let at = self.terms.iter().position(|term| term.epoch == epoch);
+        &mut self.terms[at.expect("only owners that read the volume go on")]
+    }
+
+    /// The newest term of at most `epoch`.
+    fn at_most(&self, epoch: u64) -> usize {
+        self.terms.partition_point(|term| term.epoch <= epoch) - 1
+    }
+
+    /// The owner of `epoch` found this when it came: checks it, and begins its term.
+    pub fn begin(&mut self, epoch: u64, image: Image, lanes: usize) -> Result<(), String> {
+        let at = self.at_most(epoch);
+        let before = &mut self.terms[at];
+        if before.epoch == epoch {
+            return Err(format!("two owners have epoch {epoch}"));
+        }
+        let found = before.explain(&image)?;
+        if before.found.is_some() {
+            // A later owner was here first: this one has been superseded, and can add nothing.
+            let later = &self.terms[at + 1];
+            if later.base != image {
+                return Err(format!(
+                    "epochs {epoch} and {} found different contents behind epoch {}",
+                    later.epoch, self.terms[at].epoch
+                ));
+            }
+        } else {
+            before.found = Some(found);
+        }
+        let mut term = Term::new(epoch, image, lanes);
+        if at + 1 < self.terms.len() {
+            term.found = Some(vec![0; lanes]);
+        }
+        self.terms.insert(at + 1, term);
+        Ok(())
+    }
+
+    /// Checks what would be recovered now if everybody died: `image`, which ends in `epoch`.
+    pub fn check(&self, epoch: u64, image: &Image) -> Result<(), String> {
+        self.terms[self.at_most(epoch)].explain(image).map(drop)
+    }
+
+    /// A change is issued. Returns its index in the lane.
+    pub fn issue(&mut self, epoch: u64, lane: usize, mut change: Change) -> usize {
+        change.issued = self.tick();
+        let changes = &mut self.term(epoch).lanes[lane].changes;
+        changes.push(change);
+        changes.len() - 1
+    }
+
+    /// The change completed.
+    pub fn complete(&mut self, epoch: u64, lane: usize, index: usize) {
+        let now = self.tick();
+        let term = self.term(epoch);
+        let change = &mut term.lanes[lane].changes[index];
+        change.done = Some(now);
+        term.now.stamps[change.sectors.clone()].fill(change.stamp);
+        term.now.size = change.resize.unwrap_or(term.now.size);
+    }
+
+    /// A flush that was issued at `issued` was acknowledged; `change` was durable on completion.
+    pub fn flushed(
+        &mut self,
+        epoch: u64,
+        issued: u64,
+        change: Option<(usize, usize)>,
+    ) -> Result<(), String> {
+        let term = self.term(epoch);
+        let mut covered = term.done_before(issued);
+        if let Some((lane, index)) = change {
+            covered[lane] = covered[lane].max(index + 1);
+        }
+        for (flushed, covered) in term.flushed.iter_mut().zip(&covered) {
+            *flushed = (*flushed).max(*covered);
+        }
+        match &term.found {
+            Some(found) if found.iter().zip(&covered).any(|(found, covered)| found < covered) => {
+                Err(format!(
+                    "epoch {epoch}: a flush is acknowledged for changes {covered:?} of which the \
+                     next owner found {found:?}"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks what a read gave that began after `from`.
+    pub fn read(
+        &mut self,
+        epoch: u64,
+        from: u64,
+        start: usize,
+        got: &[Stamp],
+    ) -> Result<(), String> {
+        let term = self.term(epoch);
+        for (sector, stamp) in (start..).zip(got) {
+            if term.now.stamps[sector] != *stamp && !term.held(sector, *stamp, from) {
+                return Err(format!(
+                    "epoch {epoch}: a read of sector {sector} gave {stamp}, not {}",
+                    term.now.stamps[sector]
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+mod tests {
+    use super::*;
+
+    fn change(sectors: Range<usize>, stamp: Stamp) -> Change {
+        Change { sectors, stamp, resize: None, issued: 0, done: None }
+    }
+
+    fn image(stamps: &[Stamp]) -> Image {
+        Image { size: stamps.len(), stamps: stamps.to_vec() }
+    }
+
+    /// A term of two lanes of two sectors: 1 in the first and then 2 in the second complete, 3 in
+    /// the first is under way.
+    fn model() -> Model {
+        let mut model = Model::new(4, 4);
+        model.begin(1, image(&[0; 4]), 2).unwrap();
+        for (lane, sectors, stamp) in [(0, 0..2, 1), (1, 2..4, 2)] {
+            let index = model.issue(1, lane, change(sectors, stamp));
+            model.complete(1, lane, index);
+        }
+        model.issue(1, 0, change(0..2, 3));
+        model
+    }
+
+    #[test]
+    fn model_prefixes() {
+        let model = model();
+        for good in
+            [[0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [1, 1, 2, 2], [1, 1, 0, 2], [3, 1, 2, 2]]
+        {
+            assert_eq!(model.check(1, &image(&good)), Ok(()), "{good:?}");
+        }
+        for bad in
+            [[0, 0, 2, 2], [0, 1, 2, 2], [0, 0, 2, 0], [3, 3, 0, 0], [3, 1, 0, 2], [9, 1, 0, 0]]
+        {
+            assert!(model.check(1, &image(&bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn model_flushes() {
+        let mut model = model();
+        let now = model.tick();
+        model.flushed(1, now, None).unwrap();
+        assert_eq!(model.check(1, &image(&[1, 1, 2, 2])), Ok(()));
+        assert_eq!(model.check(1, &image(&[1, 3, 2, 2])), Ok(()));
+        assert!(model.check(1, &image(&[1, 1, 0, 0])).is_err());
+        assert!(model.begin(2, image(&[1, 1, 0, 2]), 1).is_err());
+        model.begin(2, image(&[1, 1, 2, 2]), 1).unwrap();
+        model.complete(1, 0, 1);
+        let now = model.tick();
+        assert!(model.flushed(1, now, None).is_err(), "its last change was not found");
+        assert!(model.begin(2, image(&[1, 1, 2, 2]), 1).is_err(), "two owners");
+    }
+
+    #[test]
+    fn model_reads() {
+        let mut model = model();
+        let now = model.tick();
+        for (got, good) in [([1, 1, 2, 2], true), ([3, 1, 2, 2], true), ([0, 1, 2, 2], false)] {
+            assert_eq!(model.read(1, now, 0, &got).is_ok(), good, "{got:?}");
+        }
+        assert!(model.read(1, 1, 0, &[0, 1, 0, 2]).is_ok(), "as it was when the read began");
+    }
+}

@@ -1,0 +1,43 @@
+//! The control arm: an engine with a mistake in it must be caught.
+
+use crate::run;
+use objblk::mutant::{self, Mutant};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Seeds within which every mistake must be noticed.
+const LIMIT: u64 = 2000;
+
+#[test]
+fn every_mutant_is_caught() {
+    let mut table = vec![format!("{:<28} {:>8}  by", "mutant", "seeds")];
+    let mut survivors = Vec::new();
+    for made in Mutant::ALL {
+        let caught = std::sync::Mutex::new(None);
+        let earliest = AtomicU64::new(u64::MAX);
+        run::spread(0..LIMIT, |number| {
+            if number > earliest.load(Relaxed) {
+                return false;
+            }
+            let outcome = mutant::with(Some(made), || run::quietly(number));
+            if let Some(what) = outcome.violation {
+                let mut caught = caught.lock().unwrap();
+                if earliest.fetch_min(number, Relaxed) > number {
+                    *caught = Some((number, what));
+                }
+            }
+            true
+        });
+        match caught.into_inner().unwrap() {
+            Some((number, what)) => {
+                let what: String = what.chars().take(110).collect();
+                table.push(format!("{:<28} {:>8}  {what}", format!("{made:?}"), number + 1));
+            }
+            None => {
+                table.push(format!("{:<28} {:>8}", format!("{made:?}"), "survives"));
+                survivors.push(made);
+            }
+        }
+    }
+    table.iter().for_each(|line| println!("{line}"));
+    assert!(survivors.is_empty(), "not caught within {LIMIT} seeds: {survivors:?}");
+}

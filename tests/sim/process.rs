@@ -1,0 +1,147 @@
+//! A simulated process of objblk: alive, paused or killed.
+//!
+//! A process acts through its requests to the store and the answers to its clients only, so it is
+//! killed by never letting another one through, and paused by holding them back. Requests that
+//! are on the wire are not its own any more.
+
+use objblk::volume::Volume;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    Running,
+    Paused,
+    Dead,
+}
+
+#[derive(Debug)]
+pub struct Process {
+    pub pid: u32,
+    life: Mutex<Life>,
+    changed: Notify,
+    /// Its host cannot reach the store.
+    pub cut_off: AtomicBool,
+    closing: AtomicBool,
+    volume: Mutex<Option<Volume>>,
+    ended: AtomicBool,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+impl Process {
+    pub fn new(pid: u32) -> Process {
+        Process {
+            pid,
+            life: Mutex::new(Life::Running),
+            changed: Notify::new(),
+            cut_off: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            volume: Mutex::default(),
+            ended: AtomicBool::new(false),
+            tasks: Mutex::default(),
+        }
+    }
+
+    pub fn life(&self) -> Life {
+        *self.life.lock().expect("not poisoned")
+    }
+
+    pub fn is_cut_off(&self) -> bool {
+        self.cut_off.load(Relaxed)
+    }
+
+    /// Goes on once the process runs; never, once it is dead.
+    pub async fn pass(&self) {
+        while self.life() != Life::Running {
+            self.changed.notified().await;
+        }
+    }
+
+    /// Goes on unless the process is dead.
+    pub async fn alive(&self) {
+        if self.life() == Life::Dead {
+            std::future::pending().await
+        }
+    }
+
+    pub fn pause(&self) {
+        self.change(Life::Running, Life::Paused);
+    }
+
+    pub fn resume(&self) {
+        self.change(Life::Paused, Life::Running);
+    }
+
+    fn change(&self, from: Life, to: Life) {
+        let mut life = self.life.lock().expect("not poisoned");
+        if *life == from {
+            *life = to;
+            drop(life);
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// It has the volume open now.
+    pub fn has(&self, volume: &Volume) {
+        *self.volume.lock().expect("not poisoned") = Some(volume.clone());
+    }
+
+    /// A task that ends with the process.
+    pub fn owns(&self, task: AbortHandle) {
+        self.tasks.lock().expect("not poisoned").push(task);
+    }
+
+    /// kill -9.
+    pub fn kill(&self) {
+        *self.life.lock().expect("not poisoned") = Life::Dead;
+        for task in self.tasks.lock().expect("not poisoned").drain(..) {
+            task.abort();
+        }
+        if let Some(volume) = self.volume.lock().expect("not poisoned").take() {
+            volume.abandon();
+        }
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.life() == Life::Dead
+    }
+
+    /// It has nothing more to do.
+    pub fn end(&self) {
+        self.ended.store(true, Relaxed);
+    }
+
+    pub fn is_ended(&self) -> bool {
+        self.life() == Life::Dead || self.ended.load(Relaxed)
+    }
+
+    /// It has not opened the volume yet.
+    pub fn is_opening(&self) -> bool {
+        self.volume.lock().expect("not poisoned").is_none()
+    }
+
+    /// It believes that it owns the volume.
+    pub fn is_healthy(&self) -> bool {
+        let volume = self.volume.lock().expect("not poisoned");
+        volume.as_ref().is_some_and(|volume| volume.status().failure.is_none())
+    }
+
+    /// It shall close the volume when its requests are done.
+    pub fn close_soon(&self) {
+        self.closing.store(true, Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Relaxed)
+    }
+
+    /// Waits until the process shall close the volume.
+    pub async fn until_closing(&self) {
+        while !self.is_closing() {
+            self.changed.notified().await;
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The fault model, written first: what can happen to which request.
+//!
+//! A **site** is a kind of request and a fault that it can suffer. Every site has to be hit by a
+//! run of a few thousand seeds; one that never is makes the run fail.
+//!
+//! In the model: requests and replies that are slow, refused (unavailable, throttled, denied),
+//! swallowed (the caller waits for its time limit); replies that are lost though the request took
+//! effect; requests that arrive late, long after their caller gave up or died, or twice; bodies
+//! cut off or with a bit flipped; lists of epochs that lag; a host cut off from the store; the
+//! store down; the process killed before a request, after its effect, or while it is on the wire;
+//! the process stopped (paused) before a request or before its reply, and resumed later.
+//!
+//! Not in the model: what the contract of `Store` excludes, such as two creators that both win, or
+//! a list of checkpoints that lags: the pool's probe refuses such stores, or the README names the
+//! requirement. Local disks: nothing local holds data yet.
+
+use objblk::format::{VolumeId, fence, keys};
+use objblk::store::{GetRange, Key};
+use std::collections::BTreeMap;
+
+/// A kind of request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum What {
+    GetVolume,
+    GetEpoch,
+    GetCheckpoint,
+    GetHeader,
+    GetFrames,
+    GetSlot,
+    GetMapItem,
+    GetMapObject,
+    PutEpoch,
+    PutChunk,
+    PutFence,
+    PutMapObject,
+    PutCheckpoint,
+    HeadEpoch,
+    ListEpochs,
+    ListCheckpoints,
+    Delete,
+}
+
+impl What {
+    pub const ALL: [What; 17] = [
+        What::GetVolume,
+        What::GetEpoch,
+        What::GetCheckpoint,
+        What::GetHeader,
+        What::GetFrames,
+        What::GetSlot,
+        What::GetMapItem,
+        What::GetMapObject,
+        What::PutEpoch,
+        What::PutChunk,
+        What::PutFence,
+        What::PutMapObject,
+        What::PutCheckpoint,
+        What::HeadEpoch,
+        What::ListEpochs,
+        What::ListCheckpoints,
+        What::Delete,
+    ];
+
+    /// The kind of a get.
+    pub fn get(id: VolumeId, key: &Key, range: GetRange) -> What {
+        match (part(id, key.as_str()), range) {
+            ("log", GetRange::Part { offset: 0, .. }) => What::GetHeader,
+            ("log", GetRange::Part { .. }) => What::GetFrames,
+            ("log", GetRange::All) => What::GetSlot,
+            ("map", GetRange::Part { .. }) => What::GetMapItem,
+            ("map", GetRange::All) => What::GetMapObject,
+            ("epochs", _) => What::GetEpoch,
+            ("checkpoints", _) => What::GetCheckpoint,
+            _ => What::GetVolume,
+        }
+    }
+
+    /// The kind of a put.
+    pub fn put(id: VolumeId, key: &Key, body: &[u8]) -> What {
+        match part(id, key.as_str()) {
+            "log" if body.starts_with(fence::MAGIC) => What::PutFence,
+            "log" => What::PutChunk,
+            "map" => What::PutMapObject,
+            "epochs" => What::PutEpoch,
+            _ => What::PutCheckpoint,
+        }
+    }
+
+    /// The kind of a list.
+    pub fn list(id: VolumeId, prefix: &str) -> What {
+        if part(id, prefix) == "epochs" { What::ListEpochs } else { What::ListCheckpoints }
+    }
+
+    fn is_get(self) -> bool {
+        self <= What::GetMapObject
+    }
+
+    fn changes(self) -> bool {
+        (What::PutEpoch..=What::PutCheckpoint).contains(&self) || self == What::Delete
+    }
+}
+
+fn part(id: VolumeId, name: &str) -> &str {
+    let rest = name.strip_prefix(&keys::volume_prefix(id)).unwrap_or(name);
+    rest.split('/').next().unwrap_or(rest)
+}
+
+/// What happens to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    SlowRequest,
+    SlowReply,
+    Unavailable,
+    Throttled,
+    Denied,
+    Swallowed,
+    LostReply,
+    Late,
+    Twice,
+    Truncated,
+    Flipped,
+    Stale,
+    CutOff,
+    StoreDown,
+    KilledBefore,
+    KilledAfter,
+    KilledOnTheWire,
+    PausedBefore,
+    PausedAfter,
+}
+
+impl Fault {
+    pub const ALL: [Fault; 19] = [
+        Fault::SlowRequest,
+        Fault::SlowReply,
+        Fault::Unavailable,
+        Fault::Throttled,
+        Fault::Denied,
+        Fault::Swallowed,
+        Fault::LostReply,
+        Fault::Late,
+        Fault::Twice,
+        Fault::Truncated,
+        Fault::Flipped,
+        Fault::Stale,
+        Fault::CutOff,
+        Fault::StoreDown,
+        Fault::KilledBefore,
+        Fault::KilledAfter,
+        Fault::KilledOnTheWire,
+        Fault::PausedBefore,
+        Fault::PausedAfter,
+    ];
+
+    /// Damages what is returned.
+    pub fn damages(self) -> bool {
+        matches!(self, Fault::Truncated | Fault::Flipped)
+    }
+
+    /// Ends the process or stops it.
+    pub fn disturbs(self) -> bool {
+        self >= Fault::KilledBefore
+    }
+
+    fn can_happen_to(self, what: What) -> bool {
+        match self {
+            Fault::Truncated | Fault::Flipped => what.is_get(),
+            Fault::Stale => what == What::ListEpochs,
+            Fault::Late | Fault::Twice | Fault::KilledOnTheWire => what.changes(),
+            // To a reader, a request without effect is the same however it was lost.
+            Fault::LostReply | Fault::KilledAfter => what.changes(),
+            _ => true,
+        }
+    }
+}
+
+/// A kind of request and a fault.
+pub type Site = (What, Fault);
+
+/// Every site.
+pub fn all() -> Vec<Site> {
+    let of = |what| Fault::ALL.into_iter().map(move |fault| (what, fault));
+    let sites = What::ALL.into_iter().flat_map(of);
+    sites.filter(|(what, fault)| fault.can_happen_to(*what)).collect()
+}
+
+/// How often each site was hit.
+pub type Hits = BTreeMap<Site, u64>;
+
+/// Whether the fault can happen to the request.
+pub fn applies(what: What, fault: Fault) -> bool {
+    fault.can_happen_to(what)
+}

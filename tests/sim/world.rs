@@ -1,0 +1,390 @@
+//! A simulated world: one store, one volume, any number of processes, and what is known of them.
+//!
+//! Everything runs on one thread in virtual time, and every choice is drawn from the seed: which
+//! faults there are, how often, how long requests travel, how many turns of the scheduler they
+//! wait. So a seed replays exactly.
+
+use crate::audit::Auditor;
+use crate::layout::Layout;
+use crate::model::Model;
+use crate::process::{Life, Process};
+use crate::sites::{self, Fault, Hits, Site, What};
+use crate::wire::{Reply, Request};
+use futures::FutureExt;
+use objblk::device::BlockDevice;
+use objblk::format::VolumeId;
+use objblk::store::memory::MemoryStore;
+use objblk::store::{Store, StoreResult};
+use objblk::units::{Sector, SectorCount, SectorRange};
+use objblk::volume::Volume;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// Processes that one world kills or pauses by a fault.
+const DISTURBED_MAX: u32 = 24;
+
+/// Requests after which a world is thought to run in circles.
+const REQUESTS_MAX: u64 = 200_000;
+
+/// What a request is dealt.
+#[derive(Clone, Debug)]
+pub struct Fate {
+    pub fault: Option<Fault>,
+    /// Turns of the scheduler before it goes.
+    pub turns: u32,
+    pub travel: Duration,
+    pub reply: Duration,
+    /// It is on the wire at once: it arrives whatever becomes of its process.
+    pub detached: bool,
+    pub slow: Duration,
+    pub late: Duration,
+    pub draw: u64,
+}
+
+/// How bad a world is.
+#[derive(Clone, Debug)]
+pub struct Weather {
+    /// Share of requests that suffer some fault.
+    pub rate: f64,
+    /// Sites that suffer more often.
+    pub targets: Vec<(Site, f64)>,
+    /// Replies may be damaged.
+    pub damage: bool,
+}
+
+/// What is counted.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    pub operations: u64,
+    pub requests: u64,
+    pub opened: u64,
+    pub fenced: u64,
+    pub killed: u64,
+    pub paused: u64,
+    pub flushes: u64,
+    pub audits: u64,
+    pub deletes: u64,
+    pub checkpoints: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, more: &Counts) {
+        for (sum, more) in self.all_mut().into_iter().zip(more.clone().all_mut()) {
+            *sum.1 += *more.1;
+        }
+    }
+
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 10] {
+        [
+            ("operations", &mut self.operations),
+            ("requests", &mut self.requests),
+            ("opened", &mut self.opened),
+            ("fenced", &mut self.fenced),
+            ("killed", &mut self.killed),
+            ("paused", &mut self.paused),
+            ("flushes", &mut self.flushes),
+            ("audits", &mut self.audits),
+            ("objects deleted", &mut self.deletes),
+            ("checkpoints", &mut self.checkpoints),
+        ]
+    }
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut counts = self.clone();
+        let all = counts.all_mut().map(|(name, count)| format!("{name} {count}"));
+        f.write_str(&all.join(", "))
+    }
+}
+
+pub struct State {
+    pub rng: StdRng,
+    pub weather: Weather,
+    pub calm: bool,
+    pub down: bool,
+    pub model: Model,
+    pub hits: Hits,
+    pub counts: Counts,
+    /// Some reply was damaged: errors that say so are right.
+    pub damaged: bool,
+    /// Requests that clients may still make.
+    operations: u64,
+    disturbed: u32,
+    violation: Option<String>,
+    trace: Option<Vec<String>>,
+}
+
+pub struct World {
+    pub id: VolumeId,
+    pub layout: Layout,
+    pub memory: MemoryStore,
+    state: Mutex<State>,
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "World({})", self.id)
+    }
+}
+
+fn weather(rng: &mut StdRng) -> Weather {
+    let rate = [0.0, 0.01, 0.05, 0.15][rng.random_range(0..4)];
+    let sites = sites::all();
+    let mut targets = Vec::new();
+    for _ in 0..rng.random_range(0..4) {
+        let site = sites[rng.random_range(0..sites.len())];
+        targets.push((site, if site.1.disturbs() { 0.1 } else { 0.3 }));
+        // A whole slot is read only where it is not clear who put what is in it.
+        if site.0 == What::GetSlot {
+            targets.push(((What::PutChunk, Fault::LostReply), 0.3));
+        }
+    }
+    if rng.random_bool(0.1) {
+        targets.push(((What::GetHeader, Fault::Flipped), 0.05));
+    }
+    let damage = rng.random_bool(0.15) || targets.iter().any(|((_, fault), _)| fault.damages());
+    Weather { rate, targets, damage }
+}
+
+impl World {
+    pub fn new(seed: u64, traced: bool) -> World {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let sectors = [48, 160, 600, 1400][rng.random_range(0..4)];
+        let layout = Layout::new(sectors, rng.random_bool(0.4));
+        let weather = weather(&mut rng);
+        let operations = rng.random_range(20..400);
+        let state = State {
+            rng,
+            weather,
+            calm: false,
+            down: false,
+            model: Model::new(sectors, sectors),
+            hits: Hits::new(),
+            counts: Counts::default(),
+            damaged: false,
+            operations,
+            disturbed: 0,
+            violation: None,
+            trace: traced.then(Vec::new),
+        };
+        World {
+            id: VolumeId::from_random([7; 16]),
+            layout,
+            memory: MemoryStore::new(),
+            state: Mutex::new(state),
+        }
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of this lock panics")
+    }
+
+    /// Draws from the seed.
+    pub fn random<T>(&self, draw: impl FnOnce(&mut StdRng) -> T) -> T {
+        draw(&mut self.state().rng)
+    }
+
+    pub fn trace(&self, line: impl FnOnce() -> String) {
+        let mut state = self.state();
+        if let Some(trace) = &mut state.trace {
+            trace.push(line());
+        }
+    }
+
+    pub fn take_trace(&self) -> Vec<String> {
+        self.state().trace.take().unwrap_or_default()
+    }
+
+    /// Something happened that must not.
+    pub fn violated(&self, what: impl Into<String>) {
+        let what = what.into();
+        self.trace(|| format!("VIOLATION {what}"));
+        self.state().violation.get_or_insert(what);
+    }
+
+    pub fn check(&self, outcome: Result<(), String>) {
+        if let Err(what) = outcome {
+            self.violated(what);
+        }
+    }
+
+    pub fn violation(&self) -> Option<String> {
+        self.state().violation.clone()
+    }
+
+    /// No faults from here on.
+    pub fn calm_down(&self) {
+        let mut state = self.state();
+        (state.calm, state.down, state.operations) = (true, false, 0);
+    }
+
+    /// Lets clients make `more` requests.
+    pub fn allow(&self, more: u64) {
+        self.state().operations = more;
+    }
+
+    /// One more request of a client, if there may be one.
+    pub fn take_operation(&self) -> bool {
+        let mut state = self.state();
+        let some = state.operations > 0 && state.violation.is_none();
+        state.operations -= u64::from(some);
+        state.counts.operations += u64::from(some);
+        some
+    }
+
+    /// Sectors of the image that the volume has now.
+    pub fn size_of(&self, volume: &Volume) -> usize {
+        let end = Sector(volume.geometry().size.0);
+        self.layout.indices(SectorRange::between(Sector(0), end)).end
+    }
+
+    /// The term in which the log ends now.
+    pub fn head_epoch(&self) -> Option<u64> {
+        self.auditor().recover(self.initial()).ok().map(|found| found.epoch.0)
+    }
+
+    fn auditor(&self) -> Auditor<'_> {
+        Auditor { store: &self.memory, volume: self.id, layout: &self.layout }
+    }
+
+    fn initial(&self) -> SectorCount {
+        self.layout.size(self.layout.sectors())
+    }
+
+    /// Deals a fate to a request.
+    pub fn draw(&self, process: &Process, what: What) -> Fate {
+        let mut state = self.state();
+        let state = &mut *state;
+        state.counts.requests += 1;
+        if state.counts.requests > REQUESTS_MAX {
+            state.violation.get_or_insert_with(|| "the world runs in circles".to_owned());
+        }
+        let fault = match state.calm {
+            true => None,
+            false if state.down => Some(Fault::StoreDown),
+            false if process.is_cut_off() => Some(Fault::CutOff),
+            false => choose(&mut state.rng, &state.weather, what),
+        };
+        let fault = fault.filter(|fault| !fault.disturbs() || state.disturbed < DISTURBED_MAX);
+        if let Some(fault) = fault {
+            *state.hits.entry((what, fault)).or_default() += 1;
+            state.disturbed += u32::from(fault.disturbs());
+            state.damaged |= fault.damages();
+        }
+        let rng = &mut state.rng;
+        let ms = |rng: &mut StdRng, max: f64| {
+            Duration::from_micros((1000.0 * max.powf(rng.random::<f64>())) as u64)
+        };
+        let brisk = rng.random_bool(0.5);
+        Fate {
+            fault,
+            turns: rng.random_range(0..4),
+            travel: if brisk { Duration::ZERO } else { ms(rng, 60.0) },
+            reply: if brisk { Duration::ZERO } else { ms(rng, 20.0) },
+            detached: rng.random_bool(0.3),
+            slow: ms(rng, 100_000.0),
+            late: ms(rng, 100_000.0),
+            draw: rng.random(),
+        }
+    }
+
+    /// The request reaches the store.
+    pub fn effect(&self, request: &Request) -> StoreResult<Reply> {
+        let memory = &self.memory;
+        let now = "a memory store answers at once";
+        match request {
+            Request::Get(key, range) => {
+                memory.get(key, *range).now_or_never().expect(now).map(Reply::Bytes)
+            }
+            Request::Head(key) => memory.head(key).now_or_never().expect(now).map(Reply::Info),
+            Request::List(prefix, after, limit) => {
+                let page = memory.list(prefix, after.as_ref(), *limit).now_or_never().expect(now);
+                page.map(Reply::Page)
+            }
+            Request::Put(key, body) => {
+                memory.put_if_absent(key, body.clone()).now_or_never().expect(now)?;
+                match What::put(self.id, key, body) {
+                    What::PutCheckpoint => {
+                        self.state().counts.checkpoints += 1;
+                        self.audit(false, || format!("{key} is stored"));
+                    }
+                    What::PutFence => self.state().counts.fenced += 1,
+                    _ => {}
+                }
+                Ok(Reply::Done)
+            }
+            Request::Delete(keys) => {
+                memory.delete(keys).now_or_never().expect(now)?;
+                self.state().counts.deletes += keys.len() as u64;
+                self.audit(false, || format!("{keys:?} are deleted"));
+                Ok(Reply::Done)
+            }
+        }
+    }
+
+    /// Verifies that what is reachable is there; with `data`, that if everybody died now, a
+    /// permitted state of the volume would be recovered.
+    pub fn audit(&self, data: bool, when: impl Fn() -> String) {
+        self.state().counts.audits += 1;
+        if let Err(what) = self.audited(data) {
+            self.violated(format!("when {}: {what}", when()));
+        }
+    }
+
+    fn audited(&self, data: bool) -> Result<(), String> {
+        let auditor = self.auditor();
+        let found = auditor.recover(self.initial())?;
+        if data {
+            let image = auditor.image(&found)?;
+            return self.state().model.check(found.epoch.0, &image);
+        }
+        Ok(())
+    }
+
+    /// Ends a process.
+    pub fn kill(&self, process: &Process) {
+        self.trace(|| format!("{} is killed", process.pid));
+        self.state().counts.killed += 1;
+        process.kill();
+    }
+
+    /// Stops a process for a while.
+    pub fn pause(self: &Arc<World>, process: &Arc<Process>, time: Duration) {
+        if process.life() != Life::Running {
+            return;
+        }
+        process.pause();
+        self.state().counts.paused += 1;
+        self.trace(|| format!("{} is paused for {time:?}", process.pid));
+        let (world, process) = (self.clone(), process.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            world.trace(|| format!("{} is resumed", process.pid));
+            process.resume();
+        });
+    }
+
+    pub fn cut_off(&self, process: &Process, cut: bool) {
+        process.cut_off.store(cut, Relaxed);
+    }
+}
+
+fn choose(rng: &mut StdRng, weather: &Weather, what: What) -> Option<Fault> {
+    for ((target, fault), share) in &weather.targets {
+        if *target == what && rng.random_bool(*share) {
+            return Some(*fault);
+        }
+    }
+    if !rng.random_bool(weather.rate) {
+        return None;
+    }
+    let faults = &Fault::ALL;
+    let fault = faults[rng.random_range(0..faults.len())];
+    let spared = fault.disturbs() && rng.random_bool(0.8);
+    let known = sites::applies(what, fault) && !spared && (weather.damage || !fault.damages());
+    known.then_some(fault)
+}
