@@ -10,7 +10,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("error", &[]),
     ("clock", &[]),
-    ("flight", &[]),
+    ("sync", &[]),
+    ("flight", &["sync"]),
     ("store", &["error", "units"]),
     ("format", &["units", "store"]),
     ("device", &["units"]),
@@ -19,7 +20,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("log", &["units", "error", "clock", "flight", "store", "format"]),
     (
         "volume",
-        &["units", "error", "clock", "flight", "store", "format", "device", "map", "cache", "log"],
+        &[
+            "units", "error", "clock", "sync", "flight", "store", "format", "device", "map",
+            "cache", "log",
+        ],
     ),
     ("frontend", &["units", "error", "device"]),
     ("host", &["error", "format", "clock"]),

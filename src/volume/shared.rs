@@ -17,10 +17,11 @@ use crate::log::SealedChunk;
 use crate::log::fetch::{FetchResult, Fetcher};
 use crate::log::upload::UploadSink;
 use crate::store::StoreErrorKind;
+use crate::sync::{Mutex, MutexGuard, watch};
 use crate::units::{Epoch, Seq};
 use bytes::Bytes;
-use std::sync::{Arc, Mutex, MutexGuard};
-use tokio::sync::{Notify, watch};
+use std::sync::Arc;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 /// What waiters look at.
@@ -105,10 +106,8 @@ impl Shared {
     pub async fn wait_committed(&self, target: Seq) -> Result<()> {
         let mut progress = self.progress.subscribe();
         let reached = progress.wait_for(|p| p.failed || p.committed >= target).await;
-        match reached {
-            Ok(p) if p.committed >= target => Ok(()),
-            _ => Err(self.failure()),
-        }
+        // The channel is locked as long as what it gave is looked at: not while the state is.
+        if reached.is_ok_and(|p| p.committed >= target) { Ok(()) } else { Err(self.failure()) }
     }
 
     /// Why the volume has failed.
