@@ -49,6 +49,7 @@ use crate::store::memory::MemoryStore;
 use crate::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
 use shared::{Parts, Shared};
 use shuttle::future::block_on;
+use shuttle::rand::{Rng, thread_rng};
 use shuttle::thread;
 use state::State;
 use std::collections::BTreeSet;
@@ -112,6 +113,8 @@ impl World {
             while let Some(chunk) = block_on(sealed.recv()) {
                 let world = world.clone();
                 puts.push(thread::spawn(move || {
+                    // Long enough now and then that as many are in flight as there may be.
+                    (0..thread_rng().gen_range(0..SLOWEST)).for_each(|_| thread::yield_now());
                     assert!(world.stored.lock().unwrap().insert(chunk.seq.0), "put twice");
                     world.shared.uploaded(&chunk);
                 }));
@@ -151,9 +154,14 @@ impl World {
     }
 }
 
+/// Steps that a PUT takes at most.
+const SLOWEST: usize = 60;
+
 /// The fewest chunks that a schedule took for its flushes.
 static FEWEST: AtomicUsize = AtomicUsize::new(usize::MAX);
-const FLUSHES: usize = 7;
+/// Flushes that found so many chunks in flight that they waited for their turn.
+static QUEUED: AtomicUsize = AtomicUsize::new(0);
+const FLUSHES: usize = 8;
 
 fn flushes() {
     let (world, sealed) = World::new(1 << 20);
@@ -163,6 +171,10 @@ fn flushes() {
             let world = world.clone();
             thread::spawn(move || {
                 let slot = world.write(client * 64, 8).unwrap();
+                let target = world.shared.state().flush_target();
+                QUEUED.fetch_add(usize::from(world.shared.state().open.seq() < target), Relaxed);
+                block_on(world.shared.wait_committed(target)).unwrap();
+                assert!(world.is_stored(slot), "a flush before its write was committed");
                 block_on(world.shared.flush()).unwrap();
                 assert!(world.is_stored(slot), "a flush before its write was committed");
             })
@@ -179,7 +191,9 @@ fn flushes() {
 #[test]
 fn flushes_wait_for_their_writes_and_share_chunks() {
     crate::explore(flushes);
-    let fewest = FEWEST.load(Relaxed);
+    let (fewest, queued) = (FEWEST.load(Relaxed), QUEUED.load(Relaxed));
+    eprintln!("{fewest} chunks at least for {FLUSHES} flushes; {queued} flushes waited their turn");
+    assert!(queued > 0, "no schedule had enough chunks in flight");
     assert!(fewest < FLUSHES / 2, "{fewest} chunks or more for {FLUSHES} flushes in any schedule");
 }
 
