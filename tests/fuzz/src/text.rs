@@ -11,15 +11,16 @@ use objblk::store::Key;
 use objblk::store::url::StoreUrl;
 use std::fmt::Debug;
 
-/// A text that is copied, and an error that quotes it, each control character as up to ten.
-const QUOTED: Bound = Bound { factor: 32, constant: 4096 };
+/// A text that is copied, and an error that quotes it twice: a control character as six, in strings
+/// that grow by doubling.
+const QUOTED: Bound = Bound { factor: 64, constant: 4096 };
 
 /// A tree of values is made of it first: a value of 2 bytes (`0,`) takes 32, and twice that where
 /// its vector has just grown. Lines are bounded (1 MiB), so this is.
 const TREE: Bound = Bound { factor: 96, constant: 8192 };
 
-/// The parser keeps every token and node of the document.
-const TOML: Bound = Bound { factor: 256, constant: 32 << 10 };
+/// The parser keeps every token, node and mistake of the document.
+const TOML: Bound = Bound { factor: 256, constant: 128 << 10 };
 
 pub fn names(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
