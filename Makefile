@@ -13,7 +13,7 @@ export OBJBLK_LAB
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-full sim sim-soak check demo vm-shell clean-lab install bootstrap-build bootstrap fmt clippy doc doctest
+.PHONY: help build test test-full sim sim-soak fuzz check demo vm-shell clean-lab install bootstrap-build bootstrap fmt clippy doc doctest
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ sim: bootstrap-build ## simulate SEEDS worlds of faults, crashes and rival owner
 sim-soak: bootstrap-build ## simulate worlds that nobody has seen yet, for HOURS
 	OBJBLK_SIM_HOURS=$(HOURS) OBJBLK_SIM_FIRST=$(or $(FIRST),$(shell date +%s)000) \
 		$(CARGO) test --locked --test sim run::seeds -- --nocapture
+
+fuzz: ## fuzz every parser for TIME seconds (600), or those in TARGETS; needs cargo-fuzz
+	@scripts/fuzz.sh -t $(or $(TIME),600) $(TARGETS)
 
 check: ## the quick part of test: format, clippy, docs, unit tests
 	@$(MAKE) --no-print-directory -j1 fmt clippy doc

@@ -1,9 +1,9 @@
-//! Single flight: concurrent requests for one key share one answer.
+//! Single flight: concurrent requests for one key share one answer. Tests: `tests/schedules`.
 
+use crate::sync::{Mutex, MutexGuard, PoisonError, oneshot};
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::oneshot;
+use std::sync::Arc;
 
 type Waiting<K, V> = Mutex<HashMap<K, Vec<oneshot::Sender<V>>>>;
 
@@ -36,6 +36,8 @@ pub enum Turn<K: Hash + Eq + Clone, V: Clone> {
 pub struct Lead<K: Hash + Eq + Clone, V: Clone> {
     key: K,
     waiting: Arc<Waiting<K, V>>,
+    /// The key is no longer this lead's: somebody else may lead for it already.
+    ended: bool,
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
@@ -50,7 +52,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
             }
             None => {
                 waiting.insert(key.clone(), Vec::new());
-                Turn::Lead(Lead { key, waiting: self.waiting.clone() })
+                Turn::Lead(Lead { key, waiting: self.waiting.clone(), ended: false })
             }
         }
     }
@@ -58,7 +60,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
 
 impl<K: Hash + Eq + Clone, V: Clone> Lead<K, V> {
     /// Answers everybody who waits.
-    pub fn done(self, answer: V) {
+    pub fn done(mut self, answer: V) {
         for follower in self.end() {
             // A follower that went away needs no answer.
             let _ = follower.send(answer.clone());
@@ -79,7 +81,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Lead<K, V> {
         &self.key
     }
 
-    fn end(&self) -> Vec<oneshot::Sender<V>> {
+    /// Gives the key up, once. Returns who waits.
+    fn end(&mut self) -> Vec<oneshot::Sender<V>> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Vec::new();
+        }
         lock(&self.waiting).remove(&self.key).unwrap_or_default()
     }
 }
@@ -92,24 +98,4 @@ impl<K: Hash + Eq + Clone, V: Clone> Drop for Lead<K, V> {
 
 fn lock<K, V>(waiting: &Waiting<K, V>) -> MutexGuard<'_, HashMap<K, Vec<oneshot::Sender<V>>>> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn followers_get_the_leads_answer_or_none() {
-        let flights: Flights<u32, u32> = Flights::default();
-        let Turn::Lead(lead) = flights.join(1) else { panic!("first caller leads") };
-        let Turn::Follow(a) = flights.join(1) else { panic!("second caller follows") };
-        let own = lead.follow();
-        lead.done(7);
-        assert_eq!((a.await, own.await), (Ok(7), Ok(7)));
-        let Turn::Lead(lead) = flights.join(1) else { panic!("the flight has ended") };
-        let Turn::Follow(b) = flights.join(1) else { panic!() };
-        drop(lead);
-        assert!(b.await.is_err());
-        assert!(matches!(flights.join(1), Turn::Lead(_)));
-    }
 }

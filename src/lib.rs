@@ -23,8 +23,8 @@
 //! | --- | --- |
 //! | [`units`] | sectors, sequence numbers, epochs as types |
 //! | [`error`] | the error of every public call: kind, sentence, hint |
-//! | [`clock`], [`flight`] | time of day for people; sharing one answer among many callers |
-//! | [`mutant`] | mistakes on purpose, which the simulator has to notice |
+//! | [`clock`], [`mutant`] | time of day for people; mistakes on purpose, which the simulator has to notice |
+//! | [`sync`], [`flight`] | locks and channels; sharing one answer among many callers |
 //! | [`store`] | named immutable objects and the layers around them |
 //! | [`mod@format`] | the on-store format |
 //! | [`device`] | what a block device promises |
@@ -55,5 +55,6 @@ pub mod mutant;
 pub mod pool;
 pub mod settings;
 pub mod store;
+pub mod sync;
 pub mod units;
 pub mod volume;

@@ -95,13 +95,13 @@ thread_local! {
 
 /// Whether this thread makes the mistake.
 #[cfg(debug_assertions)]
-pub(crate) fn on(mutant: Mutant) -> bool {
+pub fn on(mutant: Mutant) -> bool {
     MADE.get() == Some(mutant)
 }
 
 /// Whether this thread makes the mistake: never, in this build.
 #[cfg(not(debug_assertions))]
-pub(crate) const fn on(_: Mutant) -> bool {
+pub const fn on(_: Mutant) -> bool {
     false
 }
 

@@ -66,6 +66,15 @@ impl Named {
         }
     }
 
+    /// What a configuration file says; `name` is the file's, for the error. Errors: usage.
+    pub fn parse(name: &str, text: &str) -> Result<Named> {
+        toml::from_str(text).map_err(|e| {
+            let line = e.span().map(|at| text[..at.start].matches('\n').count() + 1);
+            let place = line.map(|line| format!(", line {line}")).unwrap_or_default();
+            Error::usage(format!("{name}{place} is wrong: {}", e.message()))
+        })
+    }
+
     /// Reads the configuration file: `explicit`, or the first of the usual ones that exists.
     /// Errors: not found, for an explicit file only; usage, for what it says.
     pub fn from_file(explicit: Option<&Path>) -> Result<Named> {
@@ -130,12 +139,7 @@ fn read(path: &Path) -> Result<Option<Named>> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::failed(format!("cannot read {}", path.display())).because(e)),
     };
-    let parsed = toml::from_str(&text);
-    parsed.map(Some).map_err(|e| {
-        let line = e.span().map(|at| text[..at.start].matches('\n').count() + 1);
-        let place = line.map(|line| format!(", line {line}")).unwrap_or_default();
-        Error::usage(format!("{}{place} is wrong: {}", path.display(), e.message()))
-    })
+    Named::parse(&path.display().to_string(), &text).map(Some)
 }
 
 /// The directory store that is used where none is named.

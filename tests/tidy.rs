@@ -10,8 +10,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("error", &[]),
     ("clock", &[]),
-    ("flight", &[]),
     ("mutant", &[]),
+    ("sync", &[]),
+    ("flight", &["sync"]),
     ("store", &["error", "units", "mutant"]),
     ("format", &["units", "store", "mutant"]),
     ("device", &["units"]),
@@ -21,7 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "volume",
         &[
-            "units", "error", "clock", "flight", "mutant", "store", "format", "device", "map",
+            "units", "error", "clock", "mutant", "sync", "flight", "store", "format", "device", "map",
             "cache", "log",
         ],
     ),

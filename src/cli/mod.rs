@@ -11,7 +11,7 @@ mod logging;
 mod pool;
 mod render;
 mod serve;
-mod size;
+pub mod size;
 mod status;
 mod volume;
 

@@ -6,7 +6,7 @@ const UNITS: [(char, u32); 5] = [('K', 10), ('M', 20), ('G', 30), ('T', 40), ('P
 
 /// The bytes that `text` names: digits, then K, M, G, T or P (1024 and its powers), with an
 /// optional `B` or `iB`. `argument` is what it was given for. Errors: usage.
-pub(super) fn parse(argument: &str, text: &str) -> Result<u64> {
+pub fn parse(argument: &str, text: &str) -> Result<u64> {
     let wrong = |why: &str| {
         Err(Error::usage(format!("{argument} {text:?} is no size: {why}"))
             .hint("write it as 512, 64K, 10G or 2TiB"))
@@ -39,7 +39,7 @@ pub(super) fn parse(argument: &str, text: &str) -> Result<u64> {
 }
 
 /// The size for people: exact where a unit divides it, else with three digits.
-pub(super) fn show(bytes: u64) -> String {
+pub fn show(bytes: u64) -> String {
     let Some((name, shift)) = UNITS.iter().rev().find(|(_, shift)| bytes >> shift > 0) else {
         return format!("{bytes} B");
     };

@@ -147,7 +147,7 @@ struct Envelope<T> {
 }
 
 /// The line of a message, with its line feed.
-pub(super) fn encode<T: Serialize>(message: T) -> Vec<u8> {
+pub fn encode<T: Serialize>(message: T) -> Vec<u8> {
     let envelope = Envelope { version: VERSION, message };
     let mut line = serde_json::to_vec(&envelope).expect("plain structures always serialise");
     line.push(b'\n');
@@ -155,7 +155,7 @@ pub(super) fn encode<T: Serialize>(message: T) -> Vec<u8> {
 }
 
 /// The message in a line. Errors: failed, with what is wrong.
-pub(super) fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T> {
+pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T> {
     let odd = || Error::failed("a message on the control socket is not understood");
     // The version first: another one may have another message.
     let any: Envelope<serde_json::Value> =

@@ -16,7 +16,7 @@
 
 mod background;
 pub mod client;
-mod control;
+pub mod control;
 mod door;
 mod in_use;
 mod lock;

@@ -115,7 +115,8 @@ impl TargetState {
         state.map(Some).map_err(|e| failed().because(e).hint("remove it if no objblk runs here"))
     }
 
-    fn parse(text: &str) -> std::result::Result<TargetState, String> {
+    /// The state that a state file's text tells. The error is for people.
+    pub fn parse(text: &str) -> std::result::Result<TargetState, String> {
         let state: TargetState = serde_json::from_str(text).map_err(|e| e.to_string())?;
         match state.version {
             VERSION if state.volumes.is_empty() => Err("it names no volume".into()),

@@ -153,6 +153,8 @@ pub fn parse_directory(
     for _ in 0..count {
         entries.push(parse_entry(&mut r, start)?);
     }
+    r.take("item count", 4)?;
+    r.reserved("reserved", 8)?;
     Ok(entries)
 }
 

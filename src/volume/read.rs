@@ -10,13 +10,13 @@ use crate::format::keys::ChunkId;
 use crate::format::page::Location;
 use crate::log::fetch::{FetchError, FetchResult};
 use crate::map::{Missing, Piece, Source};
+use crate::sync::oneshot;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
 
 /// Frames that one GET asks for at most: 1 MiB.
 const RUN_MAX: usize = 16;

@@ -18,11 +18,10 @@ use crate::log::fetch::{FetchResult, Fetcher};
 use crate::log::upload::UploadSink;
 use crate::mutant::{self, Mutant};
 use crate::store::StoreErrorKind;
+use crate::sync::{Mutex, MutexGuard, Notified, Notify};
 use crate::units::{Epoch, Seq};
 use bytes::Bytes;
-use std::sync::{Arc, Mutex, MutexGuard};
-use tokio::sync::Notify;
-use tokio::sync::futures::Notified;
+use std::sync::Arc;
 use tokio::task::AbortHandle;
 
 #[derive(Debug)]

@@ -5,8 +5,8 @@ use super::state::State;
 use crate::device::DeviceResult;
 use crate::format::record::Record;
 use crate::log::IN_FLIGHT_MAX;
+use crate::sync::Notified;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
-use tokio::sync::futures::Notified;
 
 /// Sectors that are copied in one critical section: bounds how long others wait for the lock.
 const PIECE: usize = 256 << 10;

@@ -37,5 +37,5 @@ mod wire;
 
 pub use exports::{ExportStatus, Exports};
 pub use listen::Listen;
-pub use server::{Limits, Server};
+pub use server::{Limits, Server, serve_client};
 pub use uri::{tcp_uri, unix_uri};

@@ -103,14 +103,15 @@ impl<D: BlockDevice> Server<D> {
                 Some(ended) = connections.join_next() => report(ended),
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => {
-                        let client = Client {
-                            exports: exports.clone(),
-                            limits: limits.clone(),
-                            stop: stopped.clone(),
-                        };
+                        let (exports, limits) = (exports.clone(), limits.clone());
+                        let stop = stopped.clone();
                         match accepted {
-                            Accepted::Unix(stream) => connections.spawn(client.serve(stream)),
-                            Accepted::Tcp(stream) => connections.spawn(client.serve(stream)),
+                            Accepted::Unix(stream) => {
+                                connections.spawn(serve_client(stream, exports, limits, stop))
+                            }
+                            Accepted::Tcp(stream) => {
+                                connections.spawn(serve_client(stream, exports, limits, stop))
+                            }
                         };
                     }
                     Err(error) => {
@@ -147,31 +148,30 @@ async fn flush_all<D: BlockDevice>(exports: &Exports<D>) -> Result<()> {
     outcome
 }
 
-/// What the task of a connection needs.
-struct Client<D> {
+/// Serves one client on a connection that exists already (a pipe, a socket that was handed over),
+/// from the greeting until it leaves or `stop` turns true. Needs a tokio runtime with time enabled.
+pub async fn serve_client<S, D>(
+    mut stream: S,
     exports: Arc<Exports<D>>,
     limits: Arc<Limits>,
-    stop: watch::Receiver<bool>,
-}
-
-impl<D: BlockDevice> Client<D> {
-    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut self, mut stream: S) {
-        let handshake = negotiate(&mut stream, &self.exports);
-        let handshake = tokio::time::timeout(self.limits.handshake, handshake);
-        let negotiated = tokio::select! {
-            negotiated = handshake => negotiated,
-            _ = self.stop.wait_for(|stop| *stop) => return,
-        };
-        match negotiated {
-            Ok(Ok(Some(session))) => {
-                transmit(stream, &session, &self.limits, &mut self.stop).await;
-            }
-            Ok(Ok(None)) => tracing::debug!("client left during the handshake"),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                tracing::warn!(%error, "dropped a client during the handshake");
-            }
-            Ok(Err(error)) => tracing::debug!(%error, "client vanished during the handshake"),
-            Err(_) => tracing::warn!("dropped a client that did not finish its handshake in time"),
+    mut stop: watch::Receiver<bool>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+    D: BlockDevice,
+{
+    let handshake = negotiate(&mut stream, &exports);
+    let handshake = tokio::time::timeout(limits.handshake, handshake);
+    let negotiated = tokio::select! {
+        negotiated = handshake => negotiated,
+        _ = stop.wait_for(|stop| *stop) => return,
+    };
+    match negotiated {
+        Ok(Ok(Some(session))) => transmit(stream, &session, &limits, &mut stop).await,
+        Ok(Ok(None)) => tracing::debug!("client left during the handshake"),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::warn!(%error, "dropped a client during the handshake");
         }
+        Ok(Err(error)) => tracing::debug!(%error, "client vanished during the handshake"),
+        Err(_) => tracing::warn!("dropped a client that did not finish its handshake in time"),
     }
 }

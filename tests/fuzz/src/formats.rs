@@ -1,0 +1,220 @@
+//! Objects of the store.
+//!
+//! A fuzzer does not guess checksums: where an object has one, the body tries the input as it is
+//! and once more with the checksum put right, so that the fields behind it are reached.
+
+use super::alloc::Bound;
+use objblk::format::checkpoint::Checkpoint;
+use objblk::format::chunk::{self, ChunkHeader, ChunkParts};
+use objblk::format::codec::{Reader, Writer};
+use objblk::format::fence::Fence;
+use objblk::format::keys::MapObjectId;
+use objblk::format::map_object::{
+    DirectoryEntry, ItemKind, MapObjectBuilder, check_item, parse_directory,
+};
+use objblk::format::page::{
+    ItemRef, encode_chunk_page, encode_leaf, encode_map_page, parse_chunk_page, parse_leaf,
+    parse_map_page,
+};
+use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, encode_json, parse_json};
+use objblk::format::record::Record;
+use objblk::format::volume::{EpochObject, VolumeObject};
+use objblk::format::{FormatResult, VolumeId};
+use objblk::units::Epoch;
+use std::fmt::Debug;
+
+/// An error's text, and vectors that grow by doubling.
+const TABLES: Bound = Bound { factor: 4, constant: 4096 };
+
+/// The smallest record has 4 bytes and takes 24 in memory, in a vector that grows by doubling.
+const RECORDS: Bound = Bound { factor: 16, constant: 4096 };
+
+/// Texts are copied, with room to grow.
+const JSON: Bound = Bound { factor: 4, constant: 4096 };
+
+/// Longest payload that is made up to encode a chunk again, in sectors.
+const PAYLOAD_MAX: u32 = 4096;
+
+/// A copy of `bytes` with the crc32c of `from..at` at `at`, if that lies inside.
+fn repaired(bytes: &[u8], from: usize, at: usize) -> Option<Vec<u8>> {
+    let crc = crc32c::crc32c(bytes.get(from..at)?).to_le_bytes();
+    let mut bytes = bytes.to_vec();
+    bytes.get_mut(at..at + 4)?.copy_from_slice(&crc);
+    Some(bytes)
+}
+
+/// A copy of `bytes` with a right checksum in its last four.
+fn repaired_end(bytes: &[u8]) -> Option<Vec<u8>> {
+    repaired(bytes, 0, bytes.len().checked_sub(4)?)
+}
+
+pub fn chunk(data: &[u8]) {
+    check_chunk(data);
+    let crc_at = chunk::header_len(data).ok().and_then(|len| len.checked_sub(4));
+    if let Some(bytes) = crc_at.and_then(|at| repaired(data, 0, at)) {
+        check_chunk(&bytes);
+    }
+}
+
+fn check_chunk(bytes: &[u8]) {
+    let parsed = RECORDS.check(bytes.len(), || ChunkHeader::parse(bytes));
+    let Ok(header) = parsed else { return };
+    let mut at = header.header_len as usize;
+    for (index, entry) in header.frames.iter().enumerate() {
+        let len = entry.encoded_len as usize;
+        let encoded = bytes.get(at..at + len).unwrap_or_default();
+        let opened = TABLES.check(0, || chunk::open_frame(*entry, index, encoded));
+        assert_eq!(opened.is_ok(), encoded.len() == len && crc32c::crc32c(encoded) == entry.crc);
+        at += len;
+    }
+    assert_eq!(header.object_len(), at as u64);
+    if header.payload_sectors > PAYLOAD_MAX {
+        return;
+    }
+    let again = ChunkParts {
+        volume: header.volume,
+        epoch: header.epoch,
+        seq: header.seq,
+        committed: header.committed,
+        sealed_at_ms: header.sealed_at_ms,
+        records: &header.records,
+        payload: &vec![0; header.payload_sectors as usize * 512],
+    };
+    let again = again.encode();
+    // The frame table has other checksums, since the payload is made up.
+    let table = header.header_len as usize - 4 - 8 * header.frames.len();
+    assert_eq!(again[..table], bytes[..table]);
+    let back = ChunkHeader::parse(&again).expect("what was encoded parses");
+    assert_eq!(ChunkHeader { frames: header.frames.clone(), ..back }, header);
+}
+
+/// The payload's length in sectors, then records.
+pub fn record(data: &[u8]) {
+    let Some((payload, records)) = data.split_first_chunk::<4>() else { return };
+    let payload = u32::from_le_bytes(*payload);
+    let mut reader = Reader::new("chunk", records);
+    loop {
+        let from = reader.offset();
+        let parsed = TABLES.check(0, || Record::parse(&mut reader, payload));
+        let Ok(record) = parsed else { return };
+        let mut again = Writer::default();
+        record.encode(&mut again);
+        assert_eq!(again.finish(), records[from..reader.offset()], "{record:?}");
+        if let Record::Data { range, offset } = record {
+            assert!(u64::from(offset) + range.len().0 <= u64::from(payload), "{record:?}");
+        }
+    }
+}
+
+pub fn fence(data: &[u8]) {
+    let check = |bytes: &[u8]| {
+        if let Ok(fence) = TABLES.check(bytes.len(), || Fence::parse(bytes)) {
+            assert_eq!(fence.encode(), bytes);
+        }
+    };
+    check(data);
+    repaired_end(data).iter().for_each(|bytes| check(bytes));
+}
+
+pub fn checkpoint(data: &[u8]) {
+    let check = |bytes: &[u8]| {
+        if let Ok(checkpoint) = TABLES.check(bytes.len(), || Checkpoint::parse(bytes)) {
+            assert_eq!(checkpoint.encode(), bytes);
+        }
+    };
+    check(data);
+    repaired_end(data).iter().for_each(|bytes| check(bytes));
+}
+
+/// Offset of the directory of what may be a map object.
+fn directory_at(bytes: &[u8]) -> Option<usize> {
+    let trailer = bytes.len().checked_sub(16)?;
+    let count = bytes.get(trailer..trailer + 4)?.try_into().ok().map(u32::from_le_bytes)?;
+    trailer.checked_sub((count as usize).checked_mul(20)?)
+}
+
+pub fn map_object(data: &[u8]) {
+    check_map_object(data);
+    let Some(directory) = directory_at(data) else { return };
+    let head = repaired(data, 0, 44);
+    let both = head.and_then(|bytes| repaired(&bytes, directory, bytes.len() - 4));
+    both.iter().for_each(|bytes| check_map_object(bytes));
+}
+
+fn check_map_object(bytes: &[u8]) {
+    let Some(head) = bytes.first_chunk::<48>() else { return };
+    let number = |at: usize| head[at..at + 4].try_into().map(u32::from_le_bytes);
+    let (Ok(low), Ok(high), Ok(number)) = (number(32), number(36), number(40)) else { return };
+    let epoch = Epoch(u64::from(high) << 32 | u64::from(low));
+    let mut id = [0; 16];
+    id.copy_from_slice(&head[16..32]);
+    let (volume, object) = (VolumeId::from_bytes(id), MapObjectId { epoch, number });
+    let parsed = TABLES.check(bytes.len(), || parse_directory(volume, object, bytes));
+    let Ok(entries) = parsed else { return };
+    let directory = bytes.len() - 16 - 20 * entries.len();
+    let mut builder = MapObjectBuilder::new(volume, object);
+    let mut end = 48;
+    for DirectoryEntry { kind, index, offset, len } in entries {
+        let at = offset as usize..offset as usize + len as usize;
+        let item = &bytes[at.clone()];
+        match kind {
+            ItemKind::Leaf => check_leaf(item),
+            ItemKind::MapPage => check_map_page(item),
+            ItemKind::ChunkPage => check_chunk_page(item),
+        }
+        let place = ItemRef { object, offset, len, crc: crc32c::crc32c(item) };
+        assert!(check_item(place, item).is_ok());
+        if at.start != end {
+            return;
+        }
+        assert_eq!(builder.add(kind, index, item), place);
+        end = at.end;
+    }
+    // Only what a writer produces has its items back to back.
+    if end == directory {
+        assert_eq!(builder.finish(), bytes);
+    }
+}
+
+pub fn page(data: &[u8]) {
+    check_leaf(data);
+    check_map_page(data);
+    check_chunk_page(data);
+}
+
+fn check_leaf(bytes: &[u8]) {
+    if let Ok(leaf) = TABLES.check(bytes.len(), || parse_leaf(bytes)) {
+        assert_eq!(encode_leaf(&leaf), bytes);
+    }
+}
+
+fn check_map_page(bytes: &[u8]) {
+    if let Ok(page) = TABLES.check(bytes.len(), || parse_map_page(bytes)) {
+        assert_eq!(encode_map_page(&page), bytes);
+    }
+}
+
+fn check_chunk_page(bytes: &[u8]) {
+    if let Ok(page) = TABLES.check(bytes.len(), || parse_chunk_page(bytes)) {
+        assert_eq!(encode_chunk_page(&page), bytes);
+    }
+}
+
+/// Every object that is JSON.
+pub fn json(data: &[u8]) {
+    check_json(data, PoolObject::parse, encode_json);
+    check_json(data, VolumeObject::parse, encode_json);
+    check_json(data, EpochObject::parse, encode_json);
+    check_json(data, |bytes| parse_json::<NameObject>("name", bytes), encode_json);
+    check_json(data, |bytes| parse_json::<TombstoneObject>("tombstone", bytes), encode_json);
+}
+
+fn check_json<T: Debug + PartialEq>(
+    data: &[u8],
+    parse: fn(&[u8]) -> FormatResult<T>,
+    encode: fn(&T) -> Vec<u8>,
+) {
+    if let Ok(object) = JSON.check(data.len(), || parse(data)) {
+        assert_eq!(parse(&encode(&object)), Ok(object));
+    }
+}
