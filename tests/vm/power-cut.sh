@@ -1,0 +1,55 @@
+#!/bin/bash
+# One life of a host with an ext4 and an xfs on volumes of an S3 pool, between two power cuts. Runs as
+# root in a guest; objblk and its environment are set, ledger.py and crash-lib.sh lie beside it.
+#
+# usage: power-cut.sh first|next|last
+#   first   makes the file systems, then works until the power is cut
+#   next    recovers as after any crash (see recover_fs), both at once, then works until the power is cut
+#   last    recovers, detaches in order, and looks what is left
+#
+# The volumes are `ext4` and `xfs`. Prints `recovering`, the lines of crash-lib.sh and ledger.py, and
+# `done` at the end of the last.
+cd /tmp/payload || exit 1
+# shellcheck source=tests/vm/crash-lib.sh
+. ./crash-lib.sh || exit 1
+
+life=$1
+
+# begin FS: attached and mounted, after a crash or as new.
+begin() {
+    # The owner was a boot that is over: nobody but us knows that.
+    attach "$1" --takeover || return
+    mkdir "$T/$1"
+    if [ "$life" = first ]; then
+        # The new file system itself is to be found again.
+        make_fs "$1" "$dev" && run "mount of $1" mount "$dev" "$T/$1" && sync -f "$T/$1"
+    else
+        recover_fs "$1" "$1" "$dev" "$T/$1"
+    fi && touch "$T/$1.begun"
+}
+
+end() {
+    dev=$(readlink -f "/dev/objblk/$1")
+    run "umount of $1" umount "$T/$1"
+    run "detach of $1" objblk detach "$1"
+    gone "detach of $1" "$dev"
+}
+
+nothing_left "boot"
+echo recovering
+begin ext4 &
+begin xfs &
+wait
+[ -e "$T/ext4.begun" ] && [ -e "$T/xfs.begun" ] || exit 1
+if [ "$life" = last ]; then
+    end ext4
+    end xfs
+    nothing_left "the end"
+    echo "done"
+    exit 0
+fi
+ledger load ext4 "$T/ext4" &
+ledger load xfs "$T/xfs" &
+wait
+fail "the load ended before the power was cut"
+exit 1
