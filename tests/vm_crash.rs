@@ -17,9 +17,13 @@
 mod guest;
 #[path = "vm/judge.rs"]
 mod judge;
+#[path = "vm/kills.rs"]
+mod kills;
 #[path = "vm/power.rs"]
 mod power;
 #[path = "support/s3.rs"]
 mod s3;
 #[path = "system/table.rs"]
 mod table;
+#[path = "vm/takeover.rs"]
+mod takeover;

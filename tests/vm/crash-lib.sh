@@ -3,7 +3,7 @@
 # with `FAIL` fails the test that reads them; the words of the other lines are said where they are printed.
 set -u
 T=$(mktemp -d)
-dev=''
+dev='' load=''
 export PYTHONDONTWRITEBYTECODE=1
 
 ok() { echo "ok    $*"; }
@@ -117,3 +117,30 @@ nothing_left() {
     )
     if [ -z "$left" ]; then ok "$1: nothing is left"; else fail "$1: left behind: $left"; fi
 }
+
+# start_load NAME PLACE: the load in the background, once it has synced something; sets load.
+start_load() {
+    local tries=0
+    rm -f "$T/started"
+    # Not by the function: the process itself is to be ended, not a shell above it.
+    LEDGER_STARTED=$T/started /usr/bin/python3 ./ledger.py load "$1" "$2" &
+    load=$!
+    until [ -e "$T/started" ]; do
+        tries=$((tries + 1))
+        [ $tries -lt 900 ] || { fail "the load on $1 has synced nothing in 90 s"; return 1; }
+        sleep 0.1
+    done
+}
+
+# load_ends: by itself, because its disk is gone.
+load_ends() {
+    local tries=0
+    while kill -0 "$load" 2>/dev/null; do
+        tries=$((tries + 1))
+        [ $tries -lt 900 ] || { fail "the load does not end"; none_stuck "the load"; return 1; }
+        sleep 0.1
+    done
+    wait "$load" || fail "the load: exit $?"
+}
+
+target_of() { objblk status "$1" --json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' | head -n 1; }

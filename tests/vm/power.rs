@@ -1,7 +1,8 @@
 //! The power of a host is cut: all that its kernel, its page cache and its targets held is gone.
 
 use crate::guest::{Guest, KERNELS, Pool, full, seed};
-use crate::judge::Ledger;
+use crate::judge::{Counts, Ledger};
+use crate::kills::spread;
 use crate::table::{print, row};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -16,22 +17,22 @@ struct Life {
     loading: Vec<String>,
     replayed: Vec<String>,
     /// Milliseconds from attach to a device that answers, of each volume.
-    ready: Vec<u64>,
+    ready: Vec<(String, u64)>,
     acked: u64,
 }
 
 impl Life {
     /// Judges `line`, and notes what it tells of this life.
     fn hear(&mut self, guest: &Guest, ledger: &mut Ledger, line: &str) {
-        let before = ledger.acked;
+        let before = ledger.all().acked;
         if let Err(why) = ledger.hear(line) {
             guest.fail(&why);
         }
-        self.acked += ledger.acked - before;
+        self.acked += ledger.all().acked - before;
         match line.split(' ').collect::<Vec<_>>()[..] {
             ["loading", volume] => self.loading.push(volume.to_owned()),
             ["replayed", volume] => self.replayed.push(volume.to_owned()),
-            ["ready", _, ms] => self.ready.push(ms.parse().unwrap()),
+            ["ready", volume, ms] => self.ready.push((volume.to_owned(), ms.parse().unwrap())),
             // Nothing but the power may end the load.
             ["stopped" | "ended", ..] => guest.fail(line),
             _ => {}
@@ -77,12 +78,6 @@ impl Life {
     }
 }
 
-fn median(values: &[u64]) -> u64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable();
-    sorted[sorted.len() / 2]
-}
-
 /// Two hosts' lives in turns, on both kernels.
 #[test]
 fn a_power_cut_loses_nothing_synced() {
@@ -104,7 +99,7 @@ fn a_power_cut_loses_nothing_synced() {
         let step = if number == cuts { "last" } else { step };
         let mut guest = pool.guest(kernel, "power-cut.sh", &[step]);
         ledger.new_life();
-        let demanded = ledger.demanded;
+        let demanded = ledger.all().demanded;
         let early = number % 6 == 3;
         let after =
             Duration::from_millis(rng.random_range(if early { 0..3000 } else { 300..6000 }));
@@ -123,15 +118,15 @@ fn a_power_cut_loses_nothing_synced() {
         assert!(early || number == cuts || life.acked > 0, "life {number} has synced nothing");
         worked = !early;
         if number > 0 {
-            ready.extend(&life.ready);
+            ready.extend(life.ready.clone());
         }
-        let ready: Vec<String> = life.ready.iter().map(u64::to_string).collect();
+        let ready: Vec<String> = life.ready.iter().map(|(_, ms)| ms.to_string()).collect();
         let whence = if early { "recovery" } else { "work" };
         let (cut, whence, after) = match number == cuts {
             true => ("-".to_owned(), "-", "-".to_owned()),
             false => ((number + 1).to_string(), whence, after.as_millis().to_string()),
         };
-        let demanded = ledger.demanded - demanded;
+        let demanded = ledger.all().demanded - demanded;
         table.push(row(&[
             &cut,
             &kernel,
@@ -144,13 +139,15 @@ fn a_power_cut_loses_nothing_synced() {
         println!("{}", table.last().unwrap().join(" "));
     }
     print(&format!("{cuts} power cuts, on ext4 and xfs at once"), &table);
-    println!(
-        "{} acknowledgements, {} versions demanded, {} lost; ready again: median {} ms, longest {} ms",
-        ledger.acked,
-        ledger.demanded,
-        ledger.lost,
-        median(&ready),
-        ready.iter().max().unwrap()
-    );
-    assert!(ledger.demanded > 0 && ledger.lost == 0);
+    for volume in VOLUMES {
+        let Counts { acked, demanded } = ledger.of(volume);
+        let of_it: Vec<u64> =
+            ready.iter().filter(|(of, _)| of == volume).map(|(_, ms)| *ms).collect();
+        println!(
+            "{volume}: {cuts} cuts, {acked} ledger entries, {demanded} keys demanded, {} lost; ready again: {}",
+            ledger.lost,
+            spread(&of_it)
+        );
+        assert!(demanded > 0 && ledger.lost == 0);
+    }
 }
