@@ -6,6 +6,7 @@ use crate::kills::spread;
 use crate::table::{print, row};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 const VOLUMES: [&str; 2] = ["ext4", "xfs"];
@@ -13,8 +14,8 @@ const VOLUMES: [&str; 2] = ["ext4", "xfs"];
 /// What a life of the host came to.
 #[derive(Default)]
 struct Life {
-    /// It came to work on these volumes.
-    loading: Vec<String>,
+    /// It has synced something on these volumes.
+    working: BTreeSet<&'static str>,
     replayed: Vec<String>,
     /// Milliseconds from attach to a device that answers, of each volume.
     ready: Vec<(String, u64)>,
@@ -30,7 +31,7 @@ impl Life {
         }
         self.acked += ledger.all().acked - before;
         match line.split(' ').collect::<Vec<_>>()[..] {
-            ["loading", volume] => self.loading.push(volume.to_owned()),
+            ["ack", key, _] => self.working.extend(VOLUMES.iter().filter(|v| key.starts_with(**v))),
             ["replayed", volume] => self.replayed.push(volume.to_owned()),
             ["ready", volume, ms] => self.ready.push((volume.to_owned(), ms.parse().unwrap())),
             // Nothing but the power may end the load.
@@ -66,7 +67,7 @@ impl Life {
         let mut life = Life::default();
         match early {
             true => life.hear_until(guest, ledger, |_, line| line == "recovering"),
-            false => life.hear_until(guest, ledger, |life, _| life.loading.len() == VOLUMES.len()),
+            false => life.hear_until(guest, ledger, |life, _| life.working.len() == VOLUMES.len()),
         }
         life.hear_for(guest, ledger, after);
         guest.cut_power();
@@ -115,7 +116,6 @@ fn a_power_cut_loses_nothing_synced() {
             life.replayed.sort();
             assert_eq!(life.replayed, VOLUMES, "life {number}: the journals were not replayed");
         }
-        assert!(early || number == cuts || life.acked > 0, "life {number} has synced nothing");
         worked = !early;
         if number > 0 {
             ready.extend(life.ready.clone());
