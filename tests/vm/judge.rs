@@ -105,7 +105,8 @@ impl Ledger {
     }
 }
 
-fn volume_of(key: &str) -> &str {
+/// The volume of a key.
+pub fn volume_of(key: &str) -> &str {
     key.split('/').next().unwrap_or(key)
 }
 

@@ -1,19 +1,21 @@
 #!/bin/bash
-# One life of a host with an ext4 and an xfs on volumes of an S3 pool, between two power cuts. Runs as
-# root in a guest; objblk and its environment are set, ledger.py and crash-lib.sh lie beside it.
+# One life of a host with file systems on volumes of an S3 pool, between two power cuts. Runs as root in
+# a guest; objblk and its environment are set, ledger.py and crash-lib.sh lie beside it.
 #
-# usage: power-cut.sh first|next|last
+# usage: power-cut.sh first|next|last [ext4|xfs...]       (default: both)
 #   first   makes the file systems, then works until the power is cut
-#   next    recovers as after any crash (see recover_fs), both at once, then works until the power is cut
+#   next    recovers as after any crash (see recover_fs), all at once, then works until the power is cut
 #   last    recovers, detaches in order, and looks what is left
 #
-# The volumes are `ext4` and `xfs`. Prints `recovering`, the lines of crash-lib.sh and ledger.py, and
+# The volumes have the names of their file systems. Prints `recovering`, the lines of crash-lib.sh and ledger.py, and
 # `done` at the end of the last.
 cd /tmp/payload || exit 1
 # shellcheck source=tests/vm/crash-lib.sh
 . ./crash-lib.sh || exit 1
 
 life=$1
+shift
+[ $# -gt 0 ] || set -- ext4 xfs
 
 # begin FS: attached and mounted, after a crash or as new.
 begin() {
@@ -37,19 +39,16 @@ end() {
 
 nothing_left "boot"
 echo recovering
-begin ext4 &
-begin xfs &
+for fs in "$@"; do begin "$fs" & done
 wait
-[ -e "$T/ext4.begun" ] && [ -e "$T/xfs.begun" ] || exit 1
+for fs in "$@"; do [ -e "$T/$fs.begun" ] || exit 1; done
 if [ "$life" = last ]; then
-    end ext4
-    end xfs
+    for fs in "$@"; do end "$fs"; done
     nothing_left "the end"
     echo "done"
     exit 0
 fi
-ledger load ext4 "$T/ext4" &
-ledger load xfs "$T/xfs" &
+for fs in "$@"; do ledger load "$fs" "$T/$fs" & done
 wait
 fail "the load ended before the power was cut"
 exit 1
