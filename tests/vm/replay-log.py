@@ -6,7 +6,12 @@ usage: replay-log.py marks LOG                 prints the number of entries that
        replay-log.py play LOG DEVICE IMAGE FROM TO
                                                plays the entries from flush mark FROM (0: the beginning) up to
                                                and with flush mark TO, to DEVICE, flushed at every such mark,
-                                               and to the file IMAGE, which is what DEVICE then must hold
+                                               and to the file IMAGE; then those behind TO up to the next
+                                               mark, to DEVICE alone, and never flushed
+       replay-log.py judge LOG DEVICE IMAGE TO
+                                               after that and a crash: DEVICE must hold IMAGE and the first so
+                                               many of the entries that were not flushed, or exit code 1. Prints
+                                               how many
 
 The format is that of Documentation/admin-guide/device-mapper/log-writes.rst of the kernel: a superblock
 of one sector, then entries of one sector, each followed by its data. An entry's flush comes before its
@@ -21,6 +26,8 @@ import sys
 MAGIC = 0x6A736677736872
 FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
 BLKDISCARD = 0x1277
+# Bytes of one request: none is split.
+STEP = 128 << 10
 
 
 def entries(log):
@@ -48,80 +55,138 @@ def is_flush(entry):
     return bool(entry[0] & (FLUSH | FUA))
 
 
+def changes(entry):
+    """(offset, data) of an entry, in the order in which they are sent: one at a time."""
+    flags, offset, length, data = entry
+    if flags & DISCARD:
+        yield offset, bytes(length)
+    elif not flags & MARK:
+        for at in range(0, length, STEP):
+            yield offset + at, data[at:at + STEP]
+
+
 class Device:
     def __init__(self, path):
         self.fd = os.open(path, os.O_RDWR | os.O_DIRECT)
         # Aligned, as O_DIRECT wants it.
-        self.buffer = mmap.mmap(-1, 1 << 20)
+        self.buffer = mmap.mmap(-1, STEP)
 
-    def write(self, offset, data):
-        for at in range(0, len(data), len(self.buffer)):
-            part = data[at:at + len(self.buffer)]
-            self.buffer[:len(part)] = part
-            with memoryview(self.buffer) as view, view[:len(part)] as some:
-                if os.pwritev(self.fd, [some], offset + at) != len(part):
+    def play(self, entry):
+        flags, offset, length, _ = entry
+        if flags & DISCARD:
+            fcntl.ioctl(self.fd, BLKDISCARD, struct.pack("QQ", offset, length))
+            return
+        for at, data in changes(entry):
+            self.buffer[:len(data)] = data
+            with memoryview(self.buffer) as view, view[:len(data)] as part:
+                if os.pwritev(self.fd, [part], at) != len(data):
                     sys.exit("short write")
-
-    def discard(self, offset, length):
-        fcntl.ioctl(self.fd, BLKDISCARD, struct.pack("QQ", offset, length))
 
     def flush(self):
         os.fsync(self.fd)
+
+    def read(self):
+        all_of_it = bytearray()
+        while got := os.preadv(self.fd, [self.buffer], len(all_of_it)):
+            all_of_it += self.buffer[:got]
+        return all_of_it
 
 
 class Image:
     def __init__(self, path):
         self.file = open(path, "r+b")
 
-    def write(self, offset, data):
-        self.file.seek(offset)
-        self.file.write(data)
-
-    def discard(self, offset, length):
-        self.write(offset, bytes(length))
+    def play(self, entry):
+        for at, data in changes(entry):
+            self.file.seek(at)
+            self.file.write(data)
 
     def flush(self):
         self.file.flush()
 
+    def read(self):
+        self.file.seek(0)
+        return bytearray(self.file.read())
 
-def play(log, targets, first, last):
+
+def play(log, device, image, first, last):
     mark = 0
     for entry in entries(log):
-        flags, offset, length, data = entry
         # Entries up to and with mark `first` have been played.
         played = mark < first
         mark += is_flush(entry)
         if played:
             continue
+        if mark > last:
+            return
+        # Behind the last mark: only entries that nothing flushes.
+        targets = [device] if mark == last and not is_flush(entry) else [device, image]
         for target in targets:
-            if flags & FLUSH:
+            if entry[0] & FLUSH:
                 target.flush()
-            if flags & DISCARD:
-                target.discard(offset, length)
-            elif data and not flags & MARK:
-                target.write(offset, data)
+            target.play(entry)
             if is_flush(entry):
                 target.flush()
-        if mark == last:
+    if mark < last:
+        sys.exit(f"the log has no flush mark {last}")
+
+
+def behind(log, last):
+    """The changes behind flush mark `last` that nothing flushed."""
+    mark = 0
+    for entry in entries(log):
+        mark += is_flush(entry)
+        if mark > last:
             return
-    sys.exit(f"the log has no flush mark {last}")
+        if mark == last and not is_flush(entry):
+            yield from changes(entry)
+
+
+def torn(found, image, at, data):
+    """Whether `found` is `image` with some of the sectors of one change more."""
+    end = at + len(data)
+    if found[:at] != image[:at] or found[end:] != image[end:]:
+        return False
+    sectors = range(at, end, 512)
+    return all(found[s:s + 512] in (image[s:s + 512], data[s - at:s - at + 512]) for s in sectors)
+
+
+def judge(log, device, image, last):
+    found, flushed, pending = device.read(), image.read(), list(behind(log, last))
+
+    def prefix(fits):
+        """The longest prefix of which that is true."""
+        longest, image = None, flushed[:]
+        for kept, (at, data) in enumerate([*pending, (0, b"")]):
+            if fits(image, at, data):
+                longest = kept
+            image[at:at + len(data)] = data
+        return longest
+
+    kept = prefix(lambda image, at, data: found == image)
+    if kept is None:
+        kept = prefix(lambda image, at, data: torn(found, image, at, data))
+    if kept is None:
+        sys.exit("what is there is not what was flushed and a prefix of what was not")
+    print(f"kept {kept} of {len(pending)} changes that were not flushed")
 
 
 def main():
-    if sys.argv[1:2] == ["marks"] and len(sys.argv) == 3:
-        marks = made = 0
-        with open(sys.argv[2], "rb") as log:
+    verb, arguments = sys.argv[1:2], sys.argv[2:]
+    if (verb, len(arguments)) not in ((["marks"], 1), (["play"], 5), (["judge"], 4)):
+        sys.exit(__doc__)
+    with open(arguments[0], "rb") as log:
+        if verb == ["marks"]:
+            marks = made = 0
             for entry in entries(log):
                 marks += is_flush(entry)
                 if entry[0] & MARK and entry[3] == b"made":
                     made = marks
-        print(marks, made)
-    elif sys.argv[1:2] == ["play"] and len(sys.argv) == 7:
-        with open(sys.argv[2], "rb") as log:
-            targets = [Device(sys.argv[3]), Image(sys.argv[4])]
-            play(log, targets, int(sys.argv[5]), int(sys.argv[6]))
-    else:
-        sys.exit(__doc__)
+            print(marks, made)
+            return
+        device, image = Device(arguments[1]), Image(arguments[2])
+        numbers = map(int, arguments[3:])
+        (play if verb == ["play"] else judge)(log, device, image, *numbers)
 
 
 main()
