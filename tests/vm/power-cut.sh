@@ -2,8 +2,9 @@
 # One life of a host with file systems on volumes of an S3 pool, between two power cuts. Runs as root in
 # a guest; objblk and its environment are set, ledger.py and crash-lib.sh lie beside it.
 #
-# usage: power-cut.sh first|next|last [ext4|xfs...]       (default: both)
+# usage: power-cut.sh first|liar|next|last [ext4|xfs...]       (default: both)
 #   first   makes the file systems, then works until the power is cut
+#   liar    the same with a load that does not sync what it acknowledges
 #   next    recovers as after any crash (see recover_fs), all at once, then works until the power is cut
 #   last    recovers, detaches in order, and looks what is left
 #
@@ -15,6 +16,10 @@ cd /tmp/payload || exit 1
 
 life=$1
 shift
+if [ "$life" = liar ]; then
+    export LEDGER_LIES=1
+    life=first
+fi
 [ $# -gt 0 ] || set -- ext4 xfs
 
 # begin FS: attached and mounted, after a crash or as new.
