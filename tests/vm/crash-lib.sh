@@ -128,7 +128,7 @@ start_load() {
     load=$!
     until [ -e "$T/started" ]; do
         tries=$((tries + 1))
-        [ $tries -lt 900 ] || { fail "the load on $1 has synced nothing in 90 s"; return 1; }
+        [ $tries -lt 1500 ] || { fail "the load on $1 has synced nothing in 150 s"; return 1; }
         sleep 0.1
     done
 }
@@ -138,7 +138,8 @@ load_ends() {
     local tries=0
     while kill -0 "$load" 2>/dev/null; do
         tries=$((tries + 1))
-        [ $tries -lt 900 ] || { fail "the load does not end"; none_stuck "the load"; return 1; }
+        # Another host may still be about to take over.
+        [ $tries -lt 2400 ] || { fail "the load does not end"; none_stuck "the load"; return 1; }
         sleep 0.1
     done
     wait "$load" || fail "the load: exit $?"

@@ -23,7 +23,7 @@ own() {
     target=$!
     until [ -s "$T/dev" ]; do
         tries=$((tries + 1))
-        if [ $tries -gt 900 ] || ! kill -0 "$target" 2>/dev/null; then
+        if [ $tries -gt 1500 ] || ! kill -0 "$target" 2>/dev/null; then
             fail "attach: $(tail -n 3 "$T/log")"
             exit 1
         fi
