@@ -258,14 +258,15 @@ def noise(directory):
     rng = random.Random()
     fd = os.open(f"{directory}/noise", os.O_RDWR | os.O_CREAT, 0o644)
     for n in range(1 << 60):
-        os.pwrite(fd, rng.randbytes(65536), rng.randrange(256) * 65536)
+        os.pwrite(fd, rng.randbytes(16384), rng.randrange(1024) * 16384)
         path = f"{directory}/small{n % 50}"
         if os.path.exists(path):
             os.unlink(path)
         else:
             with open(path, "wb") as file:
                 file.write(rng.randbytes(rng.randrange(20000)))
-        time.sleep(0.03)
+        # Little enough that the syncs of the others, which may have to write it as well, stay many.
+        time.sleep(0.1)
 
 
 def until_gone(what, work):
