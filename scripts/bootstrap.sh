@@ -36,6 +36,7 @@ readonly nbd_needs=(
 readonly vm_needs=(
     qemu-system-x86_64=qemu-system-x86 socat=socat /bin/busybox=busybox-static cpio=cpio zstd=zstd xz=xz-utils
     depmod=kmod fio=fio mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs unshare=util-linux
+    dmsetup=dmsetup losetup=mount pgrep=procps /usr/bin/python3=python3
 )
 
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }

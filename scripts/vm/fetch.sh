@@ -13,7 +13,7 @@ set -euo pipefail
 
 lab=${OBJBLK_LAB:-/tmp/objblk-lab}/vm
 readonly here=${BASH_SOURCE[0]%/*} lab
-readonly meta=linux-image-cloud-amd64
+readonly flavour=cloud-amd64
 
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }
 die() {
@@ -21,17 +21,22 @@ die() {
     exit 1
 }
 
-# The packages behind the meta package at a suite. Since about 6.16 the image package is empty and
+# The packages of the newest kernel of a series in a suite. The suite's meta package may have moved on to
+# the next series: the packages of the older one stay. Since about 6.16 the image package is empty and
 # pulls linux-binary (the image), linux-modules and linux-base.
 concrete_packages() {
     local suite=$1 series=$2 image parts
-    image=$(apt-cache depends "$meta/$suite" | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')
-    case $image in
-        linux-image-"$series".*) ;;
-        *) return 1 ;;
-    esac
+    image=$(images "$series" | while read -r image; do
+        ! apt-cache madison "$image" | grep -q " $suite/" || echo "$image"
+    done | tail -n 1)
+    [ -n "$image" ] || return 1
     parts=$(apt-cache depends "$image" | sed -n 's/^ *Depends: \(linux-\(binary\|modules\|base\)-[0-9].*\)/\1/p')
     printf '%s\n' "${parts:-$image}"
+}
+
+# The image packages of a series, of all suites, oldest first.
+images() {
+    apt-cache --names-only search "^linux-image-${1//./\\.}\\..*-$flavour\$" | cut -d' ' -f1 | sort -V
 }
 
 # Download PACKAGE/SUITE... to the current directory, by package lists that may be too old at first.
@@ -84,7 +89,7 @@ fetch_kernel() {
     found=$(concrete_packages "$suite" "$series") || {
         "$here/../bootstrap.sh" lists
         found=$(concrete_packages "$suite" "$series")
-    } || die "$suite has no kernel $series; what it has: apt-cache policy $meta"
+    } || die "$suite has no kernel $series; what it has: apt-cache policy 'linux-image-*-$flavour'"
     mapfile -t packages <<<"$found"
     unpack "${packages[@]/%//$suite}"
     lay_out "$work/tree" "$work/kernel"

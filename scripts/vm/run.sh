@@ -29,6 +29,8 @@
 #   2    wrong usage
 #   122  the kernel complained (BUG, Call Trace, hung task) or could not sync at the end; the lines
 #        are printed on stderr. Wins over the command's own code.
+#   123  the power was cut: kill -USR1 of this script ends QEMU on the spot, as the plug of a real machine
+#        does; what the guest had in memory is gone. Ignored until the guest runs.
 #   124  the time limit was reached
 #   125  the lab itself failed: something is not installed, or the guest died
 #
@@ -38,13 +40,14 @@ set -euo pipefail
 
 readonly here=${BASH_SOURCE[0]%/*} lab=${OBJBLK_LAB:-/tmp/objblk-lab}/vm accel=${OBJBLK_VM_ACCEL:-tcg}
 readonly guest_gateway=10.0.2.100
-readonly rc_usage=2 rc_kernel=122 rc_timeout=124 rc_lab=125
+readonly rc_usage=2 rc_kernel=122 rc_cut=123 rc_timeout=124 rc_lab=125
 readonly complaints='BUG:|Oops|Call Trace:|blocked for more than|Kernel panic|general protection fault'
 
 series=6.12 script='' memory=2G processors=2 limit=300 shell='' verbose=''
 payload=() environment=() ports=() disks=()
-# Set on the way: the directory of this run, QEMU's command line, the file server's and QEMU's process.
-run='' qemu=() virtiofsd='' guest=''
+# Set on the way: the directory of this run, QEMU's command line, the process of the file server and the
+# one that waits for QEMU, whether the power was cut.
+run='' qemu=() virtiofsd='' guest='' cut=''
 
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }
 say() { printf 'vm: %s\n' "$*" >&2; }
@@ -149,7 +152,7 @@ qemu_command() {
 no_timer_check tsc=reliable random.trust_cpu=on watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120"
     qemu=(
         qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none
-        -machine "q35,accel=$accel" -cpu max -smp "$processors" -m "$memory"
+        -pidfile "$run/qemu.pid" -machine "q35,accel=$accel" -cpu max -smp "$processors" -m "$memory"
         -kernel "$image" -initrd "$lab/initrd-$series.cpio"
         -device virtio-rng-pci -netdev "$net" -device "virtio-net-pci,netdev=net,romfile="
         -object "memory-backend-memfd,id=memory,size=$memory,share=on" -numa "node,memdev=memory"
@@ -202,11 +205,20 @@ run_guest() {
     # In the background, for a signal to end this script at once.
     timeout --foreground -k 5 "$limit" "${qemu[@]}" </dev/null 8>&- &
     guest=$!
+    # A cut interrupts the first wait; the second is for the end that it brings about.
     wait "$guest" || rc=$?
+    [ -z "$cut" ] || wait "$guest" || rc=$?
     guest=
     exec 8>&-
     wait "$reader" || true
     return "$rc"
+}
+
+# Without a word to the guest. QEMU itself is to die, not the `timeout` above it.
+cut_power() {
+    local pid
+    pid=$(cat "$run/qemu.pid" 2>/dev/null) || return 0
+    ! kill -KILL "$pid" || cut=1
 }
 
 # Print what the guest's kernel complained of, if anything.
@@ -234,6 +246,8 @@ verdict() {
     fi
     if [ -n "$trouble" ]; then
         die $rc_kernel "the command's own exit code was ${code:-never given}"
+    elif [ -n "$cut" ]; then
+        exit $rc_cut
     elif [ -n "$code" ]; then
         exit "$code"
     elif [ "$rc" = 124 ]; then
@@ -283,6 +297,7 @@ main() {
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
+    trap cut_power USR1
     mkdir -p "$run/share/root"
     : >"$run/status"
     fill_payload "$run/share/payload" "$@"
