@@ -11,7 +11,7 @@ export OBJBLK_LAB
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-full check demo vm-shell clean-lab install bootstrap-build bootstrap fmt clippy doc doctest
+.PHONY: help build test test-full crash check demo vm-shell clean-lab install bootstrap-build bootstrap fmt clippy doc doctest
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ test: ## install what is missing, then run all checks and all tests, those in gu
 
 test-full: bootstrap ## the long versions of the system tests, with their figures
 	OBJBLK_FULL=1 $(CARGO) nextest run --locked --profile full --test system
+
+crash: bootstrap ## long loops of kill -9 and takeovers, natively, with their figures
+	OBJBLK_FULL=1 $(CARGO) nextest run --locked --profile full --test system \
+		-E 'test(/kill|late|rough|takeover|refusals/)'
 
 check: ## the quick part of test: format, clippy, docs, unit tests
 	@$(MAKE) --no-print-directory -j1 fmt clippy doc
