@@ -13,7 +13,7 @@ export OBJBLK_LAB
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-full crash-vm sim sim-soak fuzz check demo vm-shell clean-lab install bootstrap-build bootstrap fmt clippy doc doctest
+.PHONY: help build test test-full crash crash-vm sim sim-soak fuzz check demo vm-shell clean-lab install bootstrap-build bootstrap fmt clippy doc doctest
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ fuzz: ## fuzz every parser for TIME seconds (600), or those in TARGETS; needs ca
 
 crash-vm: bootstrap ## power cuts, kills and takeovers in guests: the long versions, with their figures
 	OBJBLK_FULL=1 $(CARGO) nextest run --locked --profile full --test vm_crash
+
+crash: bootstrap ## long loops of kill -9 and takeovers, natively, with their figures
+	OBJBLK_FULL=1 $(CARGO) nextest run --locked --profile full --test system \
+		-E 'test(/kill|late|rough|takeover|refusals/)'
 
 check: ## the quick part of test: format, clippy, docs, unit tests
 	@$(MAKE) --no-print-directory -j1 fmt clippy doc

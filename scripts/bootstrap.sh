@@ -4,9 +4,9 @@
 # usage: scripts/bootstrap.sh [-h] [GROUP...]        (default: all groups)
 #
 #   build   clang and libclang for the ublk bindings, a C compiler, make
-#   test    cargo-nextest, by way of cargo
+#   test    cargo-nextest and fsx, by way of cargo
 #   s3      the reference S3 server: Ceph monitor, OSD and gateway
-#   nbd     NBD clients and servers, fio, mkfs and fsck of ext4 and xfs
+#   nbd     NBD clients and servers, fio, SQLite, mkfs and fsck of ext4 and xfs
 #   vm      QEMU, what the guest's initramfs is made of, apt sources of its kernels
 #   lists   nothing: only refreshes Debian's package lists (not part of the default)
 #
@@ -31,7 +31,7 @@ readonly s3_needs=(ceph-mon=ceph-mon ceph-osd=ceph-osd radosgw=radosgw ceph=ceph
 readonly nbd_needs=(
     fio=fio nbdinfo=libnbd-bin /usr/lib/python3/dist-packages/nbd.py=python3-libnbd nbdkit=nbdkit
     nbdfuse=libnbd-bin fusermount3=fuse3 qemu-img=qemu-utils mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs
-    losetup=mount
+    losetup=mount sqlite3=sqlite3 ip=iproute2
 )
 readonly vm_needs=(
     qemu-system-x86_64=qemu-system-x86 socat=socat /bin/busybox=busybox-static cpio=cpio zstd=zstd xz=xz-utils
@@ -186,9 +186,14 @@ group_lists() {
     update_lists
 }
 group_test() {
-    command -v cargo-nextest >/dev/null && return
-    say "building cargo-nextest (several minutes, once)"
-    cargo install --quiet --locked cargo-nextest
+    command -v cargo-nextest >/dev/null || {
+        say "building cargo-nextest (several minutes, once)"
+        cargo install --quiet --locked cargo-nextest
+    }
+    command -v fsx >/dev/null || {
+        say "building fsx"
+        cargo install --quiet --locked fsx --version 0.3.2
+    }
 }
 
 main() {

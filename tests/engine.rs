@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "engine/chase.rs"]
+mod chase;
 #[path = "engine/crash.rs"]
 mod crash;
 #[path = "engine/damage.rs"]

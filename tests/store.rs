@@ -12,6 +12,10 @@ mod dir;
 mod fake_s3;
 #[path = "store/fault.rs"]
 mod fault;
+#[path = "support/fault_proxy.rs"]
+mod fault_proxy;
+#[path = "support/http.rs"]
+mod http;
 #[path = "store/layers.rs"]
 mod layers;
 #[path = "store/probe.rs"]
@@ -24,6 +28,8 @@ mod retry;
 mod s3;
 #[path = "support/s3.rs"]
 mod s3_lab;
+#[path = "store/storm.rs"]
+mod storm;
 
 use objblk::store::Store;
 use objblk::store::dir::DirStore;

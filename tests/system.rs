@@ -9,18 +9,36 @@
 
 #[path = "support/nbd_client.rs"]
 mod client;
+#[path = "system/crash_files.rs"]
+mod crash_files;
+#[path = "system/crash_fio.rs"]
+mod crash_fio;
+#[path = "system/crash_fsx.rs"]
+mod crash_fsx;
 #[path = "system/damage.rs"]
 mod damage;
+#[path = "system/database.rs"]
+mod database;
+#[path = "system/device.rs"]
+mod device;
+#[path = "support/fault_proxy.rs"]
+mod fault_proxy;
 #[path = "system/fence.rs"]
 mod fence;
 #[path = "system/filesystem.rs"]
 mod filesystem;
 #[path = "system/garbage.rs"]
 mod garbage;
+#[path = "system/hosts.rs"]
+mod hosts;
+#[path = "support/http.rs"]
+mod http;
 #[path = "system/kill.rs"]
 mod kill;
 #[path = "system/ledger.rs"]
 mod ledger;
+#[path = "system/leftovers.rs"]
+mod leftovers;
 #[path = "system/load.rs"]
 mod load;
 #[path = "support/nbd.rs"]
@@ -29,12 +47,18 @@ mod nbd;
 mod outage;
 #[path = "support/proxy.rs"]
 mod proxy;
+#[path = "system/refusals.rs"]
+mod refusals;
+#[path = "system/rough.rs"]
+mod rough;
 #[path = "support/s3.rs"]
 mod s3;
 #[path = "system/scale.rs"]
 mod scale;
 #[path = "system/table.rs"]
 mod table;
+#[path = "system/takeover.rs"]
+mod takeover;
 #[path = "system/tools.rs"]
 mod tools;
 #[path = "system/world.rs"]

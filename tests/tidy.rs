@@ -148,6 +148,33 @@ fn files_are_short() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// The README's table of failures names the tests that show it.
+#[test]
+fn failures_are_shown_by_tests_that_exist() {
+    let page = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let section = page.split("## When things fail").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| ")).skip(2);
+    let shown: Vec<&str> =
+        rows.map(|row| row.trim_end_matches('|').rsplit('|').next().unwrap()).collect();
+    let names: Vec<&str> =
+        shown.iter().flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    assert!(shown.len() > 15 && names.len() > shown.len(), "{shown:?}");
+    let tests: Vec<String> =
+        sources(&["tests"], &["rs"]).into_iter().map(|(_, text)| text).collect();
+    let exists = |name: &str| {
+        let begin = format!("fn {name}() {{");
+        let is_test = |text: &String| {
+            let at = text.find(&begin)?;
+            let before = text[..at].rsplit("\n\n").next()?;
+            (before.contains("#[test]") || before.contains("#[tokio::test")).then_some(())
+        };
+        tests.iter().any(|text| is_test(text).is_some())
+    };
+    let missing: Vec<&&str> = names.iter().filter(|name| !exists(name)).collect();
+    assert!(missing.is_empty(), "README.md names tests that do not exist: {missing:?}");
+}
+
 #[test]
 fn no_loose_ends() {
     // Split, so that this file does not contain them.

@@ -5,7 +5,13 @@
 //! object has arrived meanwhile: it is read and the search goes on behind it.
 //!
 //! A missing slot is the end only if no later chunk of the term says it was committed: an object
-//! that was lost is damage ([`ErrorKind::Corrupt`]), never a silent end.
+//! that was lost is damage ([`ErrorKind::Corrupt`]), never a silent end. One that was merely looked
+//! at before its owner filled it is there when it is looked at again.
+//!
+//! An owner that is at work and closer to the store fills slots faster than its successor can find
+//! the first missing one. So the successor, once refused or after many slots of a term, puts a fence
+//! ahead ([`Replay::bar`]): the owner cannot get past it, and the search has an end.
+//! The first fence in the order of slots is the one that counts; what lies behind it never does.
 
 use super::fetch::{FetchError, HEADER_GUESS, finish_header};
 use crate::error::{Error, ErrorKind, Result};
@@ -14,7 +20,7 @@ use crate::format::chunk::ChunkHeader;
 use crate::format::fence::{self, Fence};
 use crate::format::keys::{self, ChunkId};
 use crate::mutant::{self, Mutant};
-use crate::store::{GetRange, Store, StoreErrorKind};
+use crate::store::{GetRange, Key, Store, StoreErrorKind};
 use crate::units::{Epoch, Seq};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -24,6 +30,10 @@ use futures::stream::{FuturesOrdered, StreamExt};
 /// chunk's age, a checkpoint and the owner's watch seal a few), so that every chunk that could
 /// prove a missing slot committed is looked at.
 const WINDOW: u64 = super::IN_FLIGHT_MAX as u64 + 8;
+
+/// Slots of one term after which its owner is taken to be at work: more than a checkpoint leaves
+/// behind of an owner that wrote little, so that an ordinary attach puts no fence ahead.
+const LONG_TERM: u64 = 4 * WINDOW;
 
 /// What a slot holds.
 #[derive(Debug)]
@@ -55,13 +65,31 @@ pub struct Replay<'a> {
     epoch: Epoch,
     ahead: FuturesOrdered<BoxFuture<'a, (Seq, Result<Slot>)>>,
     ahead_next: Seq,
+    /// The term before, and the slot of the fence that ended it.
+    left: Option<(Seq, Epoch)>,
+    /// Slots of this term that were read.
+    read: u64,
+    /// A fence lies ahead in this term.
+    barred: bool,
+    /// All fences that were put ahead.
+    bars: Vec<(Seq, Epoch)>,
 }
 
 impl<'a> Replay<'a> {
     /// Begins at slot `next`, which belongs to `epoch`.
     pub fn new(store: &'a dyn Store, volume: VolumeId, next: Seq, epoch: Epoch) -> Replay<'a> {
-        let ahead = FuturesOrdered::new();
-        Replay { store, volume, next, epoch, ahead, ahead_next: next }
+        Replay {
+            store,
+            volume,
+            next,
+            epoch,
+            ahead: FuturesOrdered::new(),
+            ahead_next: next,
+            left: None,
+            read: 0,
+            barred: false,
+            bars: Vec::new(),
+        }
     }
 
     /// The term that the log is in.
@@ -87,6 +115,7 @@ impl<'a> Replay<'a> {
             match self.read_next().await? {
                 Slot::Chunk(header) => {
                     self.next = self.next.next();
+                    self.read += 1;
                     return Ok(Some(*header));
                 }
                 Slot::Fence(fence) => {
@@ -103,8 +132,21 @@ impl<'a> Replay<'a> {
     }
 
     fn enter(&mut self, epoch: Epoch) {
+        self.left = Some((Seq(self.next.0 - 1), self.epoch));
         self.epoch = epoch;
+        (self.read, self.barred) = (0, false);
         self.restart();
+    }
+
+    /// True where so many slots were read that the term's owner may be filling them still.
+    pub fn is_long(&self) -> bool {
+        !self.barred && self.read >= LONG_TERM
+    }
+
+    /// The fences put ahead that turned out to lie behind `end`.
+    pub fn bars_behind(&self, end: &LogEnd) -> Vec<Key> {
+        let behind = self.bars.iter().filter(|bar| **bar != (end.slot, end.epoch));
+        behind.map(|(seq, epoch)| keys::slot(self.volume, *seq, *epoch)).collect()
     }
 
     fn restart(&mut self) {
@@ -127,61 +169,105 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Verifies that the log really ends at the next slot, which was found missing. `None`: it
-    /// has grown since then; read on.
+    /// Verifies that the log really ends at the next slot, which was found missing. `None`: it has
+    /// been filled since; read on.
     ///
     /// # Errors
     /// Corrupt: a later chunk proves that the slot was committed.
     pub async fn verify_end(&mut self) -> Result<Option<LogEnd>> {
         let mut strays = Vec::new();
+        let mut proof = None;
         while let Some((seq, slot)) = self.ahead.next().await {
-            let header = match slot {
-                Ok(Slot::Chunk(header)) => header,
-                Ok(Slot::Fence(_) | Slot::Missing) => continue,
+            match slot {
+                Ok(Slot::Chunk(header)) if header.committed > self.next => proof = Some(seq),
+                // Somebody's fence was put ahead: behind this slot it ends nothing.
+                Ok(Slot::Chunk(_) | Slot::Fence(_)) => strays.push(seq),
+                Ok(Slot::Missing) => {}
                 // A stray that is damaged proves nothing and harms nobody.
-                Err(e) if e.kind() == ErrorKind::Corrupt => continue,
+                Err(e) if e.kind() == ErrorKind::Corrupt => {}
                 Err(e) => return Err(e),
-            };
-            if header.committed > self.next {
-                self.restart();
-                // An owner that lives may have filled the slot between the look at it and at
-                // the later one.
-                let id = ChunkId { volume: self.volume, epoch: self.epoch, seq: self.next };
-                if !matches!(read_slot(self.store, id).await?, Slot::Missing) {
-                    return Ok(None);
-                }
-                let key = keys::slot(self.volume, self.next, self.epoch);
-                return Err(Error::corrupt(format!(
-                    "log object {key} is missing although slot {seq} says it was committed"
-                ))
-                .hint("restore the object from a copy of the bucket"));
             }
-            strays.push(seq);
         }
         self.restart();
-        Ok(Some(LogEnd { slot: self.next, epoch: self.epoch, strays }))
+        let Some(seq) = proof else {
+            return Ok(Some(LogEnd { slot: self.next, epoch: self.epoch, strays }));
+        };
+        let id = ChunkId { volume: self.volume, epoch: self.epoch, seq: self.next };
+        match read_slot(self.store, id).await? {
+            Slot::Missing => {
+                let key = id.key();
+                Err(Error::corrupt(format!(
+                    "log object {key} is missing although slot {seq} says it was committed"
+                ))
+                .hint("restore the object from a copy of the bucket"))
+            }
+            Slot::Chunk(_) | Slot::Fence(_) => Ok(None),
+        }
     }
 
-    /// Puts `fence` in the next slot, which was found missing. False: somebody's object is there
+    /// The end of the last term but this one, which the caller's own fence ended: it was put ahead,
+    /// or it was put and refused nevertheless.
+    ///
+    /// # Errors
+    /// Store.
+    pub async fn own_end(&mut self) -> Result<Option<LogEnd>> {
+        let Some((slot, epoch)) = self.left else { return Ok(None) };
+        let (store, volume) = (self.store, self.volume);
+        let behind = (slot.0 + 1..slot.0 + 1 + WINDOW).map(Seq).map(|seq| async move {
+            (seq, read_slot(store, ChunkId { volume, epoch, seq }).await)
+        });
+        let mut strays = Vec::new();
+        for (seq, found) in futures::future::join_all(behind).await {
+            match found {
+                Ok(Slot::Chunk(_) | Slot::Fence(_)) => strays.push(seq),
+                Ok(Slot::Missing) => {}
+                Err(e) if e.kind() == ErrorKind::Corrupt => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Some(LogEnd { slot, epoch, strays }))
+    }
+
+    /// Puts a fence in the next slot, which was found missing. False: somebody's object is there
     /// now; read on.
+    ///
+    /// # Errors
+    /// Store.
     pub async fn place(&mut self, next_epoch: Epoch, owner: &str) -> Result<bool> {
-        let fence = Fence {
-            volume: self.volume,
-            epoch: self.epoch,
-            seq: self.next,
-            next_epoch,
-            owner: owner.into(),
-        };
+        let placed = self.fence(self.next, next_epoch, owner).await?;
+        if !placed {
+            self.restart();
+        }
+        Ok(placed)
+    }
+
+    /// Puts a fence ahead of an owner that may be at work, as far as it takes; once a term.
+    ///
+    /// # Errors
+    /// Store.
+    pub async fn bar(&mut self, next_epoch: Epoch, owner: &str) -> Result<()> {
+        let mut distance = WINDOW;
+        while !self.barred {
+            let seq = Seq(self.next.0 + distance);
+            if self.fence(seq, next_epoch, owner).await? {
+                self.bars.push((seq, self.epoch));
+                self.barred = true;
+            }
+            distance = distance.saturating_mul(2);
+        }
+        Ok(())
+    }
+
+    async fn fence(&mut self, seq: Seq, next_epoch: Epoch, owner: &str) -> Result<bool> {
+        let (volume, epoch) = (self.volume, self.epoch);
+        let fence = Fence { volume, epoch, seq, next_epoch, owner: owner.into() };
         if mutant::on(Mutant::NoFence) {
             return Ok(true);
         }
-        let key = keys::slot(self.volume, self.next, self.epoch);
+        let key = keys::slot(volume, seq, epoch);
         match self.store.put_if_absent(&key, Bytes::from(fence.encode())).await {
             Ok(()) => Ok(true),
-            Err(e) if e.kind == StoreErrorKind::AlreadyExists => {
-                self.restart();
-                Ok(false)
-            }
+            Err(e) if e.kind == StoreErrorKind::AlreadyExists => Ok(false),
             Err(e) => Err(e.into()),
         }
     }

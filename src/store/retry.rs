@@ -7,10 +7,12 @@
 //!
 //! **Lost replies.** A create whose attempt failed without an answer may have taken effect, so
 //! when a later attempt is told `AlreadyExists`, the object is read back: the same bytes mean
-//! that it was ours, others that it was not. Hence an invariant for callers: two racing creators of one key never offer
-//! the same bytes (chunks carry their epoch, claims and names an id of their own).
-//! The same holds when a later attempt fails for good. Where nothing can be read back, the error is
-//! `Unavailable`: `AlreadyExists`, `Denied` and `Invalid` promise that nothing happened.
+//! that it was ours, others that it was not. Hence an invariant for callers: two racing creators of
+//! one key never offer the same bytes (chunks carry their epoch, claims and names an id of their
+//! own). A first attempt is no different: gateways repeat requests whose answer they lost, and pass
+//! on what the server says to the repetition.
+//! The same holds when a later attempt fails for good. Where nothing can be read back then, the
+//! error is `Unavailable`: `AlreadyExists`, `Denied` and `Invalid` promise that nothing happened.
 //!
 //! **Deadline.** No attempt begins or lasts beyond it; the error that ends a request keeps its
 //! kind and says how long was tried. Without a deadline a request ends with an answer or with
@@ -119,7 +121,8 @@ impl RetryStore {
         }
     }
 
-    /// Decides a create that was refused by `error` after earlier attempts of unknown outcome.
+    /// Decides a create that was refused by `error`: it, or an earlier attempt of unknown outcome,
+    /// may have taken effect.
     async fn settle(
         &self,
         attempts: &mut Attempts<'_>,
@@ -143,6 +146,8 @@ impl RetryStore {
                 error.kind = StoreErrorKind::AlreadyExists;
                 error.detail = "an object of that name, with other contents, is there".to_owned();
             }
+            // The refusal is all that is known, and nobody sees what it refused any more.
+            None if attempts.failures == 0 => {}
             None => {
                 error.kind = StoreErrorKind::Unavailable;
                 error.detail += "; an earlier attempt may have taken effect all the same";
@@ -213,7 +218,7 @@ impl Store for RetryStore {
                 Err(_) if attempts.failures > 0 && mutant::on(Mutant::LostReplyTrusted) => {
                     return Ok(());
                 }
-                Err(e) if attempts.failures > 0 => {
+                Err(e) if attempts.failures > 0 || e.kind == StoreErrorKind::AlreadyExists => {
                     return self.settle(&mut attempts, key, &body, e).await;
                 }
                 result => return result,

@@ -2,7 +2,8 @@
 //!
 //! 1. Claim the next epoch (create-if-absent).
 //! 2. Only then look for the newest checkpoint, and replay the log from its position.
-//! 3. Put the fence into the first missing slot; where that is refused, read on.
+//! 3. Put the fence into the first missing slot; where that is refused, put one ahead of the owner,
+//!    who is at work, and read on: to the first missing slot again, or to the fence.
 //! 4. Only then make sure that nobody claimed a newer epoch. Such a claimant may already own the
 //!    volume and delete objects, and what was taken for the end of the log might have been one
 //!    of those; so whoever finds a newer claim gives way.
@@ -262,11 +263,21 @@ async fn load(
             replay.next_chunk(&mut |first, epoch| terms.begin(first, epoch)).await?
         {
             apply(&chunk, &mut map, &mut size)?;
+            if let Some(claimed) = claimed.filter(|_| replay.is_long()) {
+                replay.bar(claimed, &owner.owner()).await?;
+            }
         }
-        if let Some(claimed) = claimed
-            && replay.epoch() >= claimed
-        {
-            return Err(superseded(id, replay.epoch()));
+        match claimed {
+            Some(claimed) if replay.epoch() > claimed => {
+                return Err(superseded(id, replay.epoch()));
+            }
+            // Nobody else's fence names this epoch.
+            Some(claimed) if replay.epoch() == claimed => {
+                if let Some(end) = replay.own_end().await? {
+                    break end;
+                }
+            }
+            _ => {}
         }
         let Some(end) = replay.verify_end().await? else { continue };
         match claimed {
@@ -275,12 +286,12 @@ async fn load(
                 terms.begin(end.slot.next(), claimed);
                 break end;
             }
-            Some(_) => {}
+            Some(claimed) => replay.bar(claimed, &owner.owner()).await?,
         }
     };
     if let Some(claimed) = claimed {
         give_way(store, id, claimed).await?;
-        delete_strays(store, id, &end).await;
+        delete_strays(store, id, &end, replay.bars_behind(&end)).await;
     }
     let replayed = end.slot.0 - checkpoint.next.0;
     Ok(Loaded { checkpoint, obsolete, map, size, terms, replayed, end })
@@ -303,13 +314,14 @@ async fn give_way(store: &dyn Store, id: VolumeId, claimed: Epoch) -> Result<()>
     }
 }
 
-/// Chunks behind the fence were never committed; nobody will ever read them.
-async fn delete_strays(store: &dyn Store, id: VolumeId, end: &LogEnd) {
-    let keys: Vec<Key> = end.strays.iter().map(|seq| keys::slot(id, *seq, end.epoch)).collect();
+/// Chunks behind the fence were never committed, and fences there end nothing; nobody will ever
+/// read them.
+async fn delete_strays(store: &dyn Store, id: VolumeId, end: &LogEnd, mut keys: Vec<Key>) {
+    keys.extend(end.strays.iter().map(|seq| keys::slot(id, *seq, end.epoch)));
     if !keys.is_empty()
         && let Err(e) = store.delete(&keys).await
     {
-        tracing::warn!("{} chunks behind the fence are left in the store: {e}", keys.len());
+        tracing::warn!("{} objects behind the fence are left in the store: {e}", keys.len());
     }
 }
 

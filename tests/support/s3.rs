@@ -44,12 +44,16 @@ impl S3Lab {
 
     /// A new bucket.
     pub async fn bucket(&self) -> Bucket {
-        let name = format!("objblk-test-{}", uuid::Uuid::new_v4());
-        let location = S3Location::new(&name, "").expect("the name is a bucket's");
+        self.make(&format!("objblk-test-{}", uuid::Uuid::new_v4())).await
+    }
+
+    /// A new bucket of this name.
+    pub async fn make(&self, name: &str) -> Bucket {
+        let location = S3Location::new(name, "").expect("the name is a bucket's");
         let root = S3Store::connect(location, &self.options()).await.expect("options are valid");
         let made = root.ensure_bucket(true).await.expect("a bucket can be made");
         assert!(made, "bucket {name} is not new");
-        Bucket { name, root, options: self.options() }
+        Bucket { name: name.to_owned(), root, options: self.options() }
     }
 }
 
@@ -80,6 +84,13 @@ impl Bucket {
         let objects = list_all(&self.root, "").await.expect("the bucket can be listed");
         let keys: Vec<Key> = objects.into_iter().map(|object| object.key).collect();
         self.root.delete(&keys).await.expect("the bucket can be emptied");
+    }
+
+    /// Deletes the bucket itself.
+    pub async fn remove(&self) {
+        self.empty().await;
+        let removed = self.client().delete_bucket().bucket(&self.name).send().await;
+        removed.expect("an empty bucket can be deleted");
     }
 
     fn client(&self) -> Client {

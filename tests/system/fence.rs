@@ -17,6 +17,8 @@ fn at(number: u64) -> u64 {
 
 /// A volume whose first owner has flushed blocks, and more on the way.
 fn owned(world: &World) -> (Served, Client) {
+    // There may be one, of a test before this one in the same world.
+    world.objblk(&["delete", "disk", "--yes"]).output().unwrap();
     world.run(&["create", "disk", "--size", "64M", "--chunk-size", "1M"]);
     let first = world.serve("disk", &[]);
     let mut client = first.connect();
@@ -67,9 +69,12 @@ fn is_fenced(world: &World, first: Served, client: &mut Client, by: &Served) {
 
 #[test]
 fn s3_second_owner_fences_the_first() {
-    let here = World::s3();
+    second_owner_fences_the_first(&World::s3());
+}
+
+pub fn second_owner_fences_the_first(here: &World) {
     let there = here.elsewhere();
-    let (first, mut one) = owned(&here);
+    let (first, mut one) = owned(here);
     let refusal = there.refused(BUSY, &["serve", "nbd", "disk"]);
     assert!(refusal.contains("--takeover"), "{refusal}");
     let second = there.serve("disk", &["--takeover"]);
@@ -81,7 +86,7 @@ fn s3_second_owner_fences_the_first() {
     let written = one.write(at(1), &block(1, 8));
     assert!(matches!(written, Ok(()) | Err(Trouble::Refused(EIO))), "{written:?}");
     is_eio(one.flush());
-    is_fenced(&here, first, &mut one, &second);
+    is_fenced(here, first, &mut one, &second);
     assert!(two.read(at(1), BLOCK).unwrap() == block(1, 7));
     drop(two);
     second.stop();
@@ -92,8 +97,11 @@ fn s3_second_owner_fences_the_first() {
 
 #[test]
 fn s3_stopped_owner_finds_itself_fenced() {
-    let here = World::s3();
-    let (first, mut one) = owned(&here);
+    stopped_owner_finds_itself_fenced(&World::s3());
+}
+
+pub fn stopped_owner_finds_itself_fenced(here: &World) {
+    let (first, mut one) = owned(here);
     first.signal("STOP");
     let second = here.elsewhere().serve("disk", &["--takeover"]);
     let mut two = second.connect();
@@ -110,7 +118,7 @@ fn s3_stopped_owner_finds_itself_fenced() {
     let (written, flushed, mut one) = asked.join().unwrap();
     assert!(matches!(written, Ok(()) | Err(Trouble::Refused(EIO))), "{written:?}");
     is_eio(flushed);
-    is_fenced(&here, first, &mut one, &second);
+    is_fenced(here, first, &mut one, &second);
     has_all_that_was_flushed(&mut two);
     drop(two);
     second.stop();

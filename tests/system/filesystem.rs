@@ -1,69 +1,11 @@
-//! File systems on a volume: NBD, FUSE and a loop device make it a block device of this kernel.
-//!
-//! The loop device stays in buffered mode.
+//! File systems on a volume.
 
-use crate::world::{Served, World, arg, attempt, full, tool, until};
+use crate::device::Device;
+use crate::world::{World, arg, full, tool};
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-
-/// A served volume as a block device. Taken apart in order by [`Device::end`], or else on drop.
-struct Device {
-    fuse: Child,
-    folder: PathBuf,
-    loop_device: String,
-    mounted: PathBuf,
-}
-
-impl Device {
-    fn begin(world: &World, server: &Served) -> Device {
-        let (folder, mounted) = (world.path("fuse"), world.path("mounted"));
-        fs::create_dir_all(&folder).unwrap();
-        fs::create_dir_all(&mounted).unwrap();
-        let file = folder.join("disk");
-        let mut fuse = Command::new("nbdfuse");
-        let fuse = fuse.args(["-o", "allow_other"]).arg(&file).arg(&server.uri).spawn();
-        let fuse = fuse.expect("nbdfuse is missing: install the Debian package libnbd-bin");
-        let mut device = Device { fuse, folder, loop_device: String::new(), mounted };
-        until("nbdfuse shows the file", || file.exists());
-        let name = tool("util-linux", "losetup", &["--find", "--show", arg(&file)]);
-        device.loop_device = name.trim().to_owned();
-        device
-    }
-
-    fn mount(&self, options: &str) -> &Path {
-        tool("util-linux", "mount", &["-o", options, &self.loop_device, arg(&self.mounted)]);
-        &self.mounted
-    }
-
-    fn unmount(&self) {
-        tool("util-linux", "umount", &[arg(&self.mounted)]);
-    }
-
-    fn end(mut self) {
-        tool("util-linux", "losetup", &["--detach", &self.loop_device]);
-        self.loop_device.clear();
-        tool("util-linux", "umount", &[arg(&self.folder)]);
-        assert!(self.fuse.wait().unwrap().success(), "nbdfuse failed");
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        if let Ok(Some(_)) = self.fuse.try_wait() {
-            return;
-        }
-        attempt("util-linux", "umount", &[arg(&self.mounted)]);
-        if !self.loop_device.is_empty() {
-            attempt("util-linux", "losetup", &["--detach", &self.loop_device]);
-        }
-        attempt("util-linux", "umount", &["--lazy", arg(&self.folder)]);
-        let _ = self.fuse.kill();
-        let _ = self.fuse.wait();
-    }
-}
+use std::path::PathBuf;
 
 /// A tree of many small files and some large ones.
 fn tree(world: &World) -> PathBuf {
@@ -80,14 +22,12 @@ fn tree(world: &World) -> PathBuf {
     tree
 }
 
-fn survives_a_restart(make: &[&str], check: &[&str], check_package: &str) {
-    assert!(nix::unistd::geteuid().is_root(), "mounting a file system needs root");
-    let world = World::s3();
-    let tree = tree(&world);
+pub fn survives_a_restart(world: &World, make: &[&str], check: &[&str], check_package: &str) {
+    let tree = tree(world);
     world.run(&["create", "disk", "--size", "1G"]);
     let server = world.serve("disk", &[]);
-    let device = Device::begin(&world, &server);
-    let make: Vec<&str> = make.iter().copied().chain([&*device.loop_device]).collect();
+    let device = Device::begin(world, &server);
+    let make: Vec<&str> = make.iter().copied().chain([&*device.name]).collect();
     tool(check_package, make[0], &make[1..]);
     let mounted = device.mount("noatime");
     tool("coreutils", "cp", &["-a", arg(&tree), arg(mounted)]);
@@ -98,8 +38,8 @@ fn survives_a_restart(make: &[&str], check: &[&str], check_package: &str) {
     server.stop();
 
     let server = world.serve("disk", &[]);
-    let device = Device::begin(&world, &server);
-    let check: Vec<&str> = check.iter().copied().chain([&*device.loop_device]).collect();
+    let device = Device::begin(world, &server);
+    let check: Vec<&str> = check.iter().copied().chain([&*device.name]).collect();
     tool(check_package, check[0], &check[1..]);
     let mounted = device.mount("ro");
     tool("diffutils", "diff", &["-r", arg(&tree), arg(&mounted.join("tree"))]);
@@ -110,10 +50,10 @@ fn survives_a_restart(make: &[&str], check: &[&str], check_package: &str) {
 
 #[test]
 fn s3_ext4_survives_a_restart() {
-    survives_a_restart(&["mkfs.ext4", "-q"], &["fsck.ext4", "-fn"], "e2fsprogs");
+    survives_a_restart(&World::s3(), &["mkfs.ext4", "-q"], &["fsck.ext4", "-fn"], "e2fsprogs");
 }
 
 #[test]
 fn s3_xfs_survives_a_restart() {
-    survives_a_restart(&["mkfs.xfs", "-q"], &["xfs_repair", "-n"], "xfsprogs");
+    survives_a_restart(&World::s3(), &["mkfs.xfs", "-q"], &["xfs_repair", "-n"], "xfsprogs");
 }

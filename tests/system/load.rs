@@ -1,6 +1,6 @@
 //! Random changes to a disk by several connections at once, all noted in a ledger.
 
-use crate::client::{CMD_FLUSH, CMD_TRIM, Client, FLAG_FUA};
+use crate::client::{Answer, CMD_FLUSH, CMD_TRIM, Client, FLAG_FUA, Trouble};
 use crate::ledger::{Covered, Ledger, PAGE};
 use crate::nbd::CMD_WRITE;
 use crate::world::Served;
@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::seq::index::sample;
 use rand::{Rng, SeedableRng};
 use std::collections::HashMap;
-use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ fn batch(
     rng: &mut StdRng,
     ledger: &Ledger,
     counts: &Counts,
-) -> io::Result<()> {
+) -> Answer<()> {
     let mut pending = HashMap::new();
     let many = rng.random_range(1..=8);
     for area in sample(rng, AREAS / CONNECTIONS, many) {
@@ -69,7 +69,9 @@ fn batch(
     }
     while !pending.is_empty() {
         let (cookie, error) = client.answer()?;
-        assert_eq!(error, 0, "a healthy disk answers with an error");
+        if error != 0 {
+            return Err(Trouble::Refused(error));
+        }
         match pending.remove(&cookie).expect("an answer to a request") {
             Pending::Change { first, count, fua } => {
                 ledger.acknowledge(first, count, fua);
@@ -84,25 +86,35 @@ fn batch(
     Ok(())
 }
 
+/// Changes the disk by all connections until the server answers with an error or is gone: what each
+/// of them met.
+pub fn until_trouble(socket: &Path, seed: u64, ledger: &Ledger, counts: &Counts) -> Vec<Trouble> {
+    let connection = |connection: usize| {
+        let mut rng = StdRng::seed_from_u64(seed ^ connection as u64);
+        let mut client = Client::connect(socket);
+        let batches =
+            (1..).map(|number| batch(&mut client, (connection, number), &mut rng, ledger, counts));
+        batches.filter_map(Result::err).next().expect("it does not end by itself")
+    };
+    std::thread::scope(|scope| {
+        let connection = &connection;
+        let all: Vec<_> =
+            (0..CONNECTIONS).map(|number| scope.spawn(move || connection(number))).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    })
+}
+
 /// Changes the disk until the server is killed after `life`.
 pub fn until_killed(server: Served, life: Duration, seed: u64, ledger: &Ledger) -> Counts {
     let (counts, killed) = (Counts::default(), AtomicBool::new(false));
     let socket = server.socket.clone();
     std::thread::scope(|scope| {
-        for connection in 0..CONNECTIONS {
-            let (socket, counts, killed) = (&socket, &counts, &killed);
-            scope.spawn(move || {
-                let mut rng = StdRng::seed_from_u64(seed ^ connection as u64);
-                let mut client = Client::connect(socket);
-                for number in 1.. {
-                    let who = (connection, number);
-                    if let Err(e) = batch(&mut client, who, &mut rng, ledger, counts) {
-                        assert!(killed.load(Ordering::SeqCst), "the server left by itself: {e}");
-                        return;
-                    }
-                }
-            });
-        }
+        scope.spawn(|| {
+            for trouble in until_trouble(&socket, seed, ledger, &counts) {
+                let gone = matches!(trouble, Trouble::Gone(_)) && killed.load(Ordering::SeqCst);
+                assert!(gone, "a healthy disk failed: {trouble:?}");
+            }
+        });
         std::thread::sleep(life);
         killed.store(true, Ordering::SeqCst);
         server.kill();

@@ -1,6 +1,9 @@
 //! A store of its own for a test, and the program at work on it.
 
 use crate::client::Client;
+use crate::fault_proxy::{FaultProxy, Profile};
+use crate::hosts::Host;
+use crate::leftovers;
 use crate::s3::{Bucket, S3Lab};
 use objblk::store::{Key, ObjectInfo, Store, list_all};
 use serde_json::Value;
@@ -37,6 +40,7 @@ struct Ground {
     dir: TempDir,
     runtime: Runtime,
     bucket: Option<Bucket>,
+    faults: Option<FaultProxy>,
 }
 
 /// A host: a run directory, and a way to the store.
@@ -44,6 +48,8 @@ struct Ground {
 pub struct World {
     ground: Arc<Ground>,
     host: &'static str,
+    /// Where it is more than a run directory.
+    apart: Option<Arc<Host>>,
     endpoint: Option<String>,
 }
 
@@ -52,17 +58,49 @@ impl World {
     pub fn s3() -> World {
         let runtime = runtime();
         let bucket = runtime.block_on(S3Lab::get().bucket());
-        World::new(runtime, Some(bucket), Some(S3Lab::get().endpoint.clone()))
+        World::new(runtime, Some(bucket), Some(S3Lab::get().endpoint.clone()), None)
+    }
+
+    /// On a new bucket, reached only through a proxy with these faults; see [`World::faults`].
+    pub fn s3_through(profile: &'static Profile, seed: u64) -> World {
+        let (runtime, lab) = (runtime(), S3Lab::get());
+        let bucket = runtime.block_on(lab.bucket());
+        let proxy = FaultProxy::start(&lab.endpoint, "127.0.0.1", profile, seed);
+        let proxy = runtime.block_on(proxy);
+        let endpoint = proxy.endpoint();
+        World::new(runtime, Some(bucket), Some(endpoint), Some(proxy))
     }
 
     /// On a new directory.
     pub fn directory() -> World {
-        World::new(runtime(), None, None)
+        World::new(runtime(), None, None, None)
     }
 
-    fn new(runtime: Runtime, bucket: Option<Bucket>, endpoint: Option<String>) -> World {
+    fn new(
+        runtime: Runtime,
+        bucket: Option<Bucket>,
+        endpoint: Option<String>,
+        faults: Option<FaultProxy>,
+    ) -> World {
         let dir = tempfile::tempdir().unwrap();
-        World { ground: Arc::new(Ground { dir, runtime, bucket }), host: "here", endpoint }
+        let ground = Arc::new(Ground { dir, runtime, bucket, faults });
+        World { ground, host: "here", apart: None, endpoint }
+    }
+
+    /// The proxy of [`World::s3_through`].
+    pub fn faults(&self) -> &FaultProxy {
+        self.ground.faults.as_ref().expect("the world has a proxy")
+    }
+
+    /// The same store from a host with a name and a network of its own.
+    pub fn at(&self, host: Host, endpoint: String) -> World {
+        let name = host.name();
+        World { host: name, apart: Some(Arc::new(host)), endpoint: Some(endpoint), ..self.clone() }
+    }
+
+    /// The host of [`World::at`].
+    pub fn apart(&self) -> &Host {
+        self.apart.as_ref().expect("the world is that of a host apart")
     }
 
     /// The same store from another host.
@@ -86,7 +124,11 @@ impl World {
 
     /// The program with `args`, in an environment that says where the store is and nothing else.
     pub fn objblk(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_objblk"));
+        let program = env!("CARGO_BIN_EXE_objblk");
+        let mut command = match &self.apart {
+            None => Command::new(program),
+            Some(host) => host.command(program),
+        };
         let ours = |name: &String| name.starts_with("AWS_") || name.starts_with("OBJBLK_");
         for name in std::env::vars().map(|(name, _)| name).filter(ours) {
             command.env_remove(name);
@@ -148,7 +190,7 @@ impl World {
         let mut uri = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut uri).unwrap();
         let took = begun.elapsed();
-        let served = Served { child, uri: uri.trim_end().into(), socket, log, took };
+        let served = Served { child, uri: uri.trim_end().into(), socket, log, begun, took };
         assert!(served.uri.starts_with("nbd"), "objblk serves nothing: {}", served.said());
         served
     }
@@ -156,6 +198,17 @@ impl World {
     /// The volume's id.
     pub fn id(&self, name: &str) -> String {
         self.json(&["info", name])["id"].as_str().unwrap().to_owned()
+    }
+
+    /// The bucket of the pool.
+    pub fn bucket(&self) -> String {
+        self.ground.bucket.as_ref().expect("on S3").name.clone()
+    }
+
+    /// Deletes the bucket and all that is in it.
+    pub fn remove_bucket(&self) {
+        let bucket = self.ground.bucket.as_ref().expect("on S3");
+        self.wait(bucket.remove());
     }
 
     /// The pool's store, past the program.
@@ -183,6 +236,7 @@ impl Drop for Ground {
         if let (Some(bucket), false) = (&self.bucket, std::thread::panicking()) {
             self.runtime.block_on(bucket.empty());
         }
+        leftovers::sweep(self.dir.path());
     }
 }
 
@@ -196,6 +250,7 @@ pub struct Served {
     pub uri: String,
     pub socket: PathBuf,
     log: PathBuf,
+    begun: Instant,
     /// From its start until it was ready.
     pub took: Duration,
 }
@@ -217,6 +272,20 @@ impl Served {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Waits for the end of one that was killed by somebody else.
+    #[track_caller]
+    pub fn is_killed(mut self) {
+        let status = self.child.wait().unwrap();
+        assert_eq!(status.code(), None, "it was not killed: {status}, {}", self.said());
+    }
+
+    /// The time from its start until it has answered a read, now.
+    #[track_caller]
+    pub fn first_read(&self) -> Duration {
+        self.connect().read(0, 4096).unwrap();
+        self.begun.elapsed()
     }
 
     /// What it said on standard error.
