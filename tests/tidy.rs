@@ -17,9 +17,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("map", &["units", "format"]),
     ("cache", &["units", "format"]),
     ("log", &["units", "error", "clock", "flight", "store", "format"]),
+    ("journal", &["units", "error", "format"]),
     (
         "volume",
-        &["units", "error", "clock", "flight", "store", "format", "device", "map", "cache", "log"],
+        &[
+            "units", "error", "clock", "flight", "store", "format", "device", "map", "cache",
+            "log", "journal",
+        ],
     ),
     ("frontend", &["units", "error", "device"]),
     ("host", &["error", "format", "clock"]),
@@ -28,8 +32,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "daemon",
         &[
-            "units", "error", "clock", "store", "format", "device", "volume", "frontend", "host",
-            "settings", "pool",
+            "units", "error", "clock", "store", "format", "device", "journal", "volume",
+            "frontend", "host", "settings", "pool",
         ],
     ),
     (

@@ -13,6 +13,7 @@ use super::Volume;
 use super::checkpoint::Checkpointer;
 use super::items::Items;
 use super::options::{Env, Mode, Stores, VolumeOptions};
+use super::recover;
 use super::shared::{Parts, Shared};
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
@@ -23,6 +24,7 @@ use crate::format::page::Location;
 use crate::format::record::Record;
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::format::{VolumeId, keys, pool};
+use crate::journal::{self, Header, Journal};
 use crate::log::replay::{LogEnd, Replay};
 use crate::log::upload::Uploader;
 use crate::log::{OpenChunk, Terms};
@@ -91,10 +93,29 @@ impl Volume {
     ) -> Result<Volume> {
         let description = read_description(&*stores.setup, id).await?;
         check_features(&description, options.mode)?;
-        let ownership = ownership(&*stores.setup, id).await?;
-        let claimed = claim(&*stores.setup, id, &ownership, &owner, options.mode).await?;
-        let loaded = load(&*stores.setup, &description, claimed, &owner).await?;
-        Ok(start(env, stores, options, description, claimed, loaded))
+        let store = &*stores.setup;
+        let ownership = ownership(store, id).await?;
+        let recorded = recover::prepare(store, id, &ownership, &options).await?;
+        if let Some(journal) = options.journal.as_deref().filter(|_| options.mode != Mode::ReadOnly)
+        {
+            journal::note_claim(journal, &owner.nonce)?;
+        }
+        let claimed = claim(store, id, &ownership, &owner, options.mode).await?;
+        let loaded = load(store, &description, claimed, &owner).await?;
+        if let Some(recorded) = &recorded {
+            recover::check_reach(recorded, &loaded.end)?;
+        }
+        let volume = start(env, stores, options, description, claimed, loaded)?;
+        match recorded {
+            None => Ok(volume),
+            Some(recorded) => match recover::redo(&volume.shared, &recorded).await {
+                Ok(()) => Ok(volume),
+                Err(e) => {
+                    volume.abandon();
+                    Err(e)
+                }
+            },
+        }
     }
 }
 
@@ -122,7 +143,9 @@ fn check_features(description: &VolumeObject, mode: Mode) -> Result<()> {
     };
     match (description.features.access(), mode) {
         (Access::None, _) => needs("needs"),
-        (Access::ReadOnly, Mode::ReadWrite { .. }) => needs("can only be read: it has"),
+        (Access::ReadOnly, Mode::ReadWrite { .. } | Mode::Recover) => {
+            needs("can only be read: it has")
+        }
         _ => Ok(()),
     }
 }
@@ -133,7 +156,7 @@ async fn newest_epoch(store: &dyn Store, id: VolumeId) -> Result<Epoch> {
     Ok(epochs.max().unwrap_or(Epoch(0)))
 }
 
-async fn read_owner(store: &dyn Store, id: VolumeId, epoch: Epoch) -> Result<Option<EpochObject>> {
+pub(super) async fn read_owner(store: &dyn Store, id: VolumeId, epoch: Epoch) -> Result<Option<EpochObject>> {
     match store.get(&keys::epoch(id, epoch), GetRange::All).await {
         // Who it was is for people: a damaged description does not keep anybody from attaching.
         Ok(bytes) => Ok(EpochObject::parse(&bytes).ok()),
@@ -185,10 +208,10 @@ async fn claim(
     mode: Mode,
 ) -> Result<Option<Epoch>> {
     let takeover = match mode {
-        Mode::ReadOnly => false,
+        Mode::ReadOnly | Mode::Recover => false,
         Mode::ReadWrite { takeover } => takeover,
     };
-    if !ownership.closed && !takeover {
+    if !ownership.closed && !takeover && mode != Mode::Recover {
         return Err(busy(ownership));
     }
     if mode == Mode::ReadOnly {
@@ -329,7 +352,7 @@ fn start(
     description: VolumeObject,
     claimed: Option<Epoch>,
     loaded: Loaded,
-) -> Volume {
+) -> Result<Volume> {
     let first = loaded.end.slot.next();
     let open = OpenChunk::first_of_term(first, description.chunk_size);
     let (sender, sealed) = mpsc::unbounded_channel();
@@ -339,6 +362,16 @@ fn start(
     let map_bytes = options.map_bytes.max(8 << 20);
     let items = Arc::new(Items::new(description.id, stores.live.clone(), map_bytes));
     let epoch = claimed.unwrap_or(Epoch(0));
+    if let (Some(root), Some(epoch)) = (&options.journal, claimed) {
+        let header = Header { volume: description.id, epoch, seq: first };
+        state.journal = match Journal::begin(root, header) {
+            Err(e) if options.mode == Mode::Recover => {
+                tracing::error!("this device could not be recovered once more: {e}");
+                None
+            }
+            begun => Some(begun?),
+        };
+    }
     let uploader = Uploader {
         volume: description.id,
         epoch,
@@ -356,5 +389,5 @@ fn start(
             shared.checkpoint_due.notify_one();
         }
     }
-    Volume { shared }
+    Ok(Volume { shared })
 }

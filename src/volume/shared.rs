@@ -13,6 +13,7 @@ use crate::format::VolumeId;
 use crate::format::chunk::FRAME_SIZE;
 use crate::format::keys::{self, ChunkId};
 use crate::format::volume::VolumeObject;
+use crate::journal::remove_segments;
 use crate::log::SealedChunk;
 use crate::log::fetch::{FetchResult, Fetcher};
 use crate::log::upload::UploadSink;
@@ -183,6 +184,7 @@ impl Shared {
                 Phase::Failed(why) => Some(why.to_string()),
                 _ => None,
             },
+            recoverable: state.journal.is_some() && state.check().is_ok(),
             fenced: matches!(&state.phase, Phase::Failed(why) if why.kind() == ErrorKind::Fenced),
             cache_hits,
             cache_misses,
@@ -205,14 +207,16 @@ impl Shared {
 impl UploadSink for Shared {
     fn uploaded(&self, chunk: &Arc<SealedChunk>) {
         self.cache_payload(chunk);
-        let (committed, due) = {
+        let (committed, due, obsolete) = {
             let mut state = self.state();
             let committed = state.uploaded(chunk.seq);
+            let obsolete = state.journal.as_mut().map(|j| j.forget_before(committed));
             let due = state.map.changes() >= self.options.checkpoint_extents
                 || state.slots_since_checkpoint >= self.options.checkpoint_slots;
-            (committed, due)
+            (committed, due, obsolete)
         };
         self.report(committed);
+        remove_segments(&obsolete.unwrap_or_default());
         if due {
             self.checkpoint_due.notify_one();
         }

@@ -4,7 +4,6 @@ use super::shared::{Progress, Shared};
 use super::state::State;
 use crate::device::{DeviceError, DeviceResult};
 use crate::format::record::Record;
-use crate::log::IN_FLIGHT_MAX;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
 use tokio::sync::watch;
 
@@ -39,11 +38,11 @@ impl Shared {
     /// Makes `change`, if there is room for more dirty data; otherwise says what to wait for.
     fn change<T>(
         &self,
-        change: impl FnOnce(&mut State) -> T,
+        change: impl FnOnce(&mut State) -> DeviceResult<T>,
     ) -> DeviceResult<Result<T, watch::Receiver<Progress>>> {
         let mut state = self.state();
         state.check()?;
-        if state.dirty() >= self.options.dirty_bytes || state.sealed.len() >= IN_FLIGHT_MAX {
+        if state.is_full(self.options.dirty_bytes) {
             // Nothing but the open chunk may be what fills the budget.
             if state.sealed.is_empty() {
                 state.seal();
@@ -57,7 +56,10 @@ impl Shared {
         if was_quiet {
             self.changed.notify_one();
         }
-        Ok(Ok(done))
+        if done.is_err() {
+            self.progress.send_modify(|p| p.failed = true);
+        }
+        done.map(Ok)
     }
 
     async fn wait_for_room(&self, mut progress: watch::Receiver<Progress>) -> DeviceResult<()> {
