@@ -123,8 +123,11 @@ impl Target {
                 return Err(e);
             }
         };
-        let successor = recovery
-            .then(|| TargetSpec { recover: Some(volumes[0].0.id), takeover: false, ..spec.clone() });
+        let successor = recovery.then(|| TargetSpec {
+            recover: Some(volumes[0].0.id),
+            takeover: false,
+            ..spec.clone()
+        });
         let shared = Arc::new(Shared::new(volumes, door, backend, (token, successor)));
         let target = Target { shared, orders, run_dir, held };
         target.announced(ordering).await

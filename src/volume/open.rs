@@ -156,7 +156,11 @@ async fn newest_epoch(store: &dyn Store, id: VolumeId) -> Result<Epoch> {
     Ok(epochs.max().unwrap_or(Epoch(0)))
 }
 
-pub(super) async fn read_owner(store: &dyn Store, id: VolumeId, epoch: Epoch) -> Result<Option<EpochObject>> {
+pub(super) async fn read_owner(
+    store: &dyn Store,
+    id: VolumeId,
+    epoch: Epoch,
+) -> Result<Option<EpochObject>> {
     match store.get(&keys::epoch(id, epoch), GetRange::All).await {
         // Who it was is for people: a damaged description does not keep anybody from attaching.
         Ok(bytes) => Ok(EpochObject::parse(&bytes).ok()),

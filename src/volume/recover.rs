@@ -52,7 +52,9 @@ async fn check_succession(
 ) -> Result<()> {
     let mut epoch = recorded.epoch();
     if epoch > newest {
-        return Err(Error::failed(format!("the journal is of epoch {epoch}, which nobody claimed")));
+        return Err(Error::failed(format!(
+            "the journal is of epoch {epoch}, which nobody claimed"
+        )));
     }
     while epoch <= newest {
         let owner = read_owner(store, id, epoch).await?;

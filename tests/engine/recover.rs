@@ -208,10 +208,8 @@ async fn recovering_can_be_cut_off_anywhere() {
     host.rig.faults.set_down(false);
     for (pid, puts) in (2..).zip([0, 1, 2, 3, 4, 5]) {
         // Its claim and its fence, then a few chunks, go through.
-        let hold = host
-            .rig
-            .faults
-            .add(Rule::new(Fault::Hold(Moment::Before)).on(&[Op::Put]).skip(puts));
+        let hold =
+            host.rig.faults.add(Rule::new(Fault::Hold(Moment::Before)).on(&[Op::Put]).skip(puts));
         let mut small = Rig { options: host.rig.options.clone(), ..host.rig_again() };
         small.options.dirty_bytes = 128 << 10;
         let cut = small.open_as(pid, Mode::Recover);

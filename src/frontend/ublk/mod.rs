@@ -160,14 +160,14 @@ impl Ublk {
         ending: &watch::Sender<usize>,
     ) -> Result<()> {
         let mut last = None;
-        let begun = node::poll_until(control::PROMPT, || match control::begin_recovery(self.dev_id)
-        {
-            Err(failure) if failure.is_busy() => false,
-            answer => {
-                last = Some(answer);
-                true
-            }
-        });
+        let begun =
+            node::poll_until(control::PROMPT, || match control::begin_recovery(self.dev_id) {
+                Err(failure) if failure.is_busy() => false,
+                answer => {
+                    last = Some(answer);
+                    true
+                }
+            });
         match last {
             Some(Err(e)) => return Err(control::begin_recovery_error(self.dev_id, e)),
             None if !begun => {
