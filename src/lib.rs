@@ -29,6 +29,7 @@
 //! | [`mod@format`] | the on-store format |
 //! | [`device`] | what a block device promises |
 //! | [`map`], [`log`], [`cache`] | mechanisms that know nothing of each other |
+//! | [`journal`] | what was acknowledged and is not committed yet, outliving the process |
 //! | [`volume`] | the engine |
 //! | [`frontend`] | ublk and NBD |
 //! | [`host`], [`settings`] | which process this is; what the configuration file says |
@@ -49,6 +50,7 @@ pub mod flight;
 pub mod format;
 pub mod frontend;
 pub mod host;
+pub mod journal;
 pub mod log;
 pub mod map;
 pub mod mutant;

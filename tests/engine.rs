@@ -14,6 +14,8 @@ mod deletion;
 mod durability;
 #[path = "engine/model.rs"]
 mod model;
+#[path = "engine/recover.rs"]
+mod recover;
 #[path = "engine/rig.rs"]
 mod rig;
 #[path = "engine/scale.rs"]

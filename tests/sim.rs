@@ -14,6 +14,8 @@
 mod audit;
 #[path = "sim/client.rs"]
 mod client;
+#[path = "sim/device.rs"]
+mod device;
 #[path = "sim/director.rs"]
 mod director;
 #[path = "sim/layout.rs"]

@@ -19,11 +19,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("map", &["units", "format"]),
     ("cache", &["units", "format"]),
     ("log", &["units", "error", "clock", "flight", "mutant", "store", "format"]),
+    ("journal", &["units", "error", "format", "mutant"]),
     (
         "volume",
         &[
-            "units", "error", "clock", "mutant", "sync", "flight", "store", "format", "device", "map",
-            "cache", "log",
+            "units", "error", "clock", "mutant", "sync", "flight", "store", "format", "device",
+            "map", "cache", "log", "journal",
         ],
     ),
     ("frontend", &["units", "error", "device"]),
@@ -33,8 +34,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "daemon",
         &[
-            "units", "error", "clock", "store", "format", "device", "volume", "frontend", "host",
-            "settings", "pool",
+            "units", "error", "clock", "store", "format", "device", "journal", "volume",
+            "frontend", "host", "settings", "pool",
         ],
     ),
     (

@@ -64,7 +64,7 @@ fn ublk_frontend_on_kernel_7_2() {
 struct Pool {
     bucket: Bucket,
     options: Vec<String>,
-    _files: tempfile::TempDir,
+    files: tempfile::TempDir,
 }
 
 impl Pool {
@@ -72,12 +72,8 @@ impl Pool {
         let lab = S3Lab::get();
         let bucket = lab.bucket().await;
         let port = lab.endpoint.rsplit(':').next().unwrap();
-        let files = tempfile::tempdir().unwrap();
-        let tree = files.path().join("tree.tar");
-        make_tree(&tree);
         let mut options = Vec::new();
         options.extend(option("-p", env!("CARGO_BIN_EXE_objblk")));
-        options.extend(option("-p", tree.to_str().unwrap()));
         options.extend(option("-F", port));
         for (name, value) in [
             ("OBJBLK_STORE", format!("s3://{}/pool", bucket.name)),
@@ -87,10 +83,21 @@ impl Pool {
             ("AWS_REGION", lab.var("AWS_REGION").to_owned()),
             ("FIO_SECONDS", if full() { "120" } else { "6" }.to_owned()),
             ("KILL_ROUNDS", if full() { "10" } else { "1" }.to_owned()),
+            // Each kills the target once with and once without its supervisor.
+            ("CYCLES", if full() { "15" } else { "2" }.to_owned()),
         ] {
             options.extend(option("-e", format!("{name}={value}")));
         }
-        Pool { bucket, options, _files: files }
+        let pool = Pool { bucket, options, files: tempfile::tempdir().unwrap() };
+        pool.objblk(&["pool", "init"]);
+        pool
+    }
+
+    /// A tree of files as an archive, for the guest as well.
+    fn add_tree(&mut self) {
+        let tree = self.files.path().join("tree.tar");
+        make_tree(&tree);
+        self.options.extend(option("-p", tree.to_str().unwrap()));
     }
 
     fn objblk(&self, arguments: &[&str]) -> String {
@@ -139,8 +146,8 @@ async fn stored(pool: &Pool, name: &str) -> u64 {
 fn volumes(first: &str, second: &str) {
     assert!(KERNELS.contains(&first) && KERNELS.contains(&second));
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let pool = runtime.block_on(Pool::new());
-    pool.objblk(&["pool", "init"]);
+    let mut pool = runtime.block_on(Pool::new());
+    pool.add_tree();
     for (name, size) in
         [("ext", "2G"), ("xfs", "2G"), ("fio", "1G"), ("huge", "1T"), ("kill", "1G")]
     {
@@ -163,4 +170,22 @@ fn s3_volumes_go_from_kernel_6_12_to_7_2() {
 #[test]
 fn s3_volumes_go_from_kernel_7_2_to_6_12() {
     volumes("7.2", "6.12");
+}
+
+/// Targets die by kill -9 under mounted file systems, and nothing is lost or noticed.
+fn recovery(kernel: &str) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let pool = runtime.block_on(Pool::new());
+    guest(kernel, "recover.sh", &pool.options, &["cycles", "refuse", "loop"]);
+    runtime.block_on(pool.bucket.empty());
+}
+
+#[test]
+fn s3_volumes_outlive_their_targets_on_kernel_6_12() {
+    recovery("6.12");
+}
+
+#[test]
+fn s3_volumes_outlive_their_targets_on_kernel_7_2() {
+    recovery("7.2");
 }

@@ -67,6 +67,12 @@ pub(super) enum Verb {
         #[arg(long)]
         force: bool,
     },
+    /// Bring back block devices whose process died: all of this host, or one
+    Recover {
+        /// Its name, its device, or the symlink of it
+        #[arg(value_name = "NAME|DEVICE")]
+        what: Option<String>,
+    },
     /// Serve volumes over a network protocol until told to end
     #[command(subcommand)]
     Serve(Serve),
@@ -102,6 +108,9 @@ pub(super) enum Verb {
     /// Run a target as told on standard input
     #[command(hide = true)]
     Target,
+    /// Run a target as told on standard input, and a successor whenever it dies
+    #[command(hide = true)]
+    Supervise,
 }
 
 #[derive(Args, Debug)]
@@ -133,6 +142,10 @@ pub(super) struct Attach {
     pub(super) depth: u16,
     #[command(flatten)]
     pub(super) open: Open,
+    /// Let the device die with its process, with errors for who uses it, instead of keeping it for
+    /// a successor (which costs memory for what is not stored yet once more)
+    #[arg(long)]
+    pub(super) no_recovery: bool,
     /// Stay in the foreground and log to standard error
     #[arg(long)]
     pub(super) foreground: bool,

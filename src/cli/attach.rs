@@ -21,16 +21,23 @@ pub(super) fn plain(location: Location, name: VolumeName) -> TargetSpec {
         volumes: vec![name],
         read_only: false,
         takeover: false,
+        recover: None,
         cache_bytes: CACHE_BYTES,
-        door: DoorSpec::Ublk { queues: 1, depth: 128 },
+        door: DoorSpec::Ublk { queues: 1, depth: 128, recovery: true },
     }
 }
 
 /// Starts a target in the background.
 pub(super) fn background(context: &Context, spec: &TargetSpec) -> Result<Ready> {
-    let mut arguments = vec!["target"];
-    arguments.extend((0..context.global.verbose).map(|_| "-v"));
-    spawn(spec, &arguments)
+    let supervised = matches!(spec.door, DoorSpec::Ublk { recovery: true, .. });
+    let verb = if supervised && !spec.read_only { "supervise" } else { "target" };
+    spawn(spec, &background_arguments(context, verb))
+}
+
+/// How this program is called for `verb` in the background.
+pub(super) fn background_arguments<'a>(context: &Context, verb: &'a str) -> Vec<&'a str> {
+    let verbose = (0..context.global.verbose).map(|_| "-v");
+    std::iter::once(verb).chain(verbose).collect()
 }
 
 pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()> {
@@ -38,7 +45,11 @@ pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()
         read_only: attach.open.read_only,
         takeover: attach.open.takeover,
         cache_bytes: size::parse("--mem-cache", &attach.open.mem_cache)?,
-        door: DoorSpec::Ublk { queues: attach.queues, depth: attach.depth },
+        door: DoorSpec::Ublk {
+            queues: attach.queues,
+            depth: attach.depth,
+            recovery: !attach.no_recovery,
+        },
         ..plain(context.location()?, attach.name.parse()?)
     };
     let show = |ready: &Ready| {
@@ -77,6 +88,9 @@ pub(super) async fn detach(context: &Context, what: &str, force: bool) -> Result
         progress.clear();
         ended?
     } else {
+        if !force && target.is_recoverable() {
+            return Err(target.kept(&target.state.volumes[0].name));
+        }
         run_dir.remove_dead(&target)?;
         eprintln!("objblk: process {} was dead: removed what it left", target.state.pid);
         Outcome::default()

@@ -9,6 +9,7 @@ mod catalogue;
 mod confirm;
 mod logging;
 mod pool;
+mod recover;
 mod render;
 mod serve;
 pub mod size;
@@ -81,6 +82,7 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Info { name } => catalogue::info(context, &name.parse()?).await,
         Verb::Attach(attach) => attach::attach(context, attach).await,
         Verb::Detach { what, force } => attach::detach(context, &what, force).await,
+        Verb::Recover { what } => recover::recover(context, what.as_deref()).await,
         Verb::Serve(Serve::Nbd(serve)) => serve::nbd(context, serve).await,
         Verb::Status { name } => status::status(context, name.as_deref()).await,
         Verb::Resize { name, size, shrink } => {
@@ -98,6 +100,10 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "objblk", &mut script);
             render::print(String::from_utf8_lossy(&script).trim_end())
+        }
+        Verb::Supervise => {
+            let arguments = attach::background_arguments(context, "target");
+            crate::daemon::supervise(&arguments, || logging.for_background()).await
         }
         Verb::Target => crate::daemon::run_child(|| logging.for_background()).await,
     }

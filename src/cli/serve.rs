@@ -30,6 +30,7 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
         location: context.location()?,
         read_only: serve.open.read_only,
         takeover: serve.open.takeover,
+        recover: None,
         cache_bytes: size::parse("--mem-cache", &serve.open.mem_cache)?,
         door: DoorSpec::Nbd { listen },
         volumes,

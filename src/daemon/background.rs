@@ -16,7 +16,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// Longest line between the two processes, in bytes.
 const LINE_MAX: u64 = 1 << 20;
@@ -24,7 +24,7 @@ const LINE_MAX: u64 = 1 << 20;
 /// The child's answer.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Answer {
+pub(super) enum Answer {
     Ready(Ready),
     Failed(Refusal),
 }
@@ -35,6 +35,11 @@ enum Answer {
 /// Errors: the child's; then it has left nothing behind. Where this process is killed meanwhile,
 /// the child ends in order as soon as it notices that nobody hears it.
 pub fn spawn(spec: &TargetSpec, arguments: &[&str]) -> Result<Ready> {
+    start(spec, arguments).map(|(_, ready)| ready)
+}
+
+/// As [`spawn`], for one who waits for the child.
+pub(super) fn start(spec: &TargetSpec, arguments: &[&str]) -> Result<(Child, Ready)> {
     let failed = || Error::failed("cannot start the process that serves the volume");
     let program = std::env::current_exe().map_err(|e| failed().because(e))?;
     let mut child = Command::new(program)
@@ -58,7 +63,7 @@ pub fn spawn(spec: &TargetSpec, arguments: &[&str]) -> Result<Ready> {
             .hint("try again with --foreground to see why"));
     }
     match decode(&line)? {
-        Answer::Ready(ready) => Ok(ready),
+        Answer::Ready(ready) => Ok((child, ready)),
         Answer::Failed(refusal) => {
             // It has nothing left to do but to end.
             let _ = child.wait();
@@ -72,14 +77,15 @@ pub fn spawn(spec: &TargetSpec, arguments: &[&str]) -> Result<Ready> {
 pub async fn run_child(unwatched: impl FnOnce()) -> Result<()> {
     let failed = |e| Error::failed("cannot become a background process").because(e);
     setsid().map_err(failed)?;
-    let mut line = Vec::new();
-    let read = std::io::stdin().lock().take(LINE_MAX).read_until(b'\n', &mut line);
-    read.map_err(|e| Error::failed("cannot read what to do").because(e))?;
-    let spec: TargetSpec = decode(&line)?;
+    let spec = read_spec()?;
     let mut log = None;
     let outcome = run_foreground(&spec, |ready| {
         let file = open_log(&RunDir::open()?, spec.volumes.first())?;
-        answer(&Answer::Ready(ready.clone()))?;
+        match answer(&Answer::Ready(ready.clone())) {
+            // Whoever uses the device has waited for it, whoever asked for it may have left.
+            Err(e) if spec.recover.is_some() => tracing::info!("{e}"),
+            told => told?,
+        }
         log = spec.volumes.first().cloned();
         detach_from_terminal(&file)?;
         unwatched();
@@ -101,19 +107,27 @@ pub async fn run_child(unwatched: impl FnOnce()) -> Result<()> {
     }
 }
 
-fn answer(answer: &Answer) -> Result<()> {
+/// What the starting process wants.
+pub(super) fn read_spec() -> Result<TargetSpec> {
+    let mut line = Vec::new();
+    let read = std::io::stdin().lock().take(LINE_MAX).read_until(b'\n', &mut line);
+    read.map_err(|e| Error::failed("cannot read what to do").because(e))?;
+    decode(&line)
+}
+
+pub(super) fn answer(answer: &Answer) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     let written = stdout.write_all(&encode(answer)).and_then(|()| stdout.flush());
     written.map_err(|e| Error::failed("the command that started this is gone").because(e))
 }
 
-fn open_log(run_dir: &RunDir, name: Option<&VolumeName>) -> Result<File> {
+pub(super) fn open_log(run_dir: &RunDir, name: Option<&VolumeName>) -> Result<File> {
     let path = name.map_or_else(|| Path::new("/dev/null").into(), |name| run_dir.log(name));
     let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
     file.map_err(|e| Error::failed(format!("cannot open the log {}", path.display())).because(e))
 }
 
-fn detach_from_terminal(log: &File) -> Result<()> {
+pub(super) fn detach_from_terminal(log: &File) -> Result<()> {
     let failed = |e| Error::failed("cannot let go of the terminal").because(e);
     let null = OpenOptions::new().read(true).write(true).open("/dev/null");
     let null = null.map_err(|e| Error::failed("cannot open /dev/null").because(e))?;

@@ -39,14 +39,21 @@ impl fmt::Debug for Door {
 }
 
 impl Door {
-    /// Opens the frontend; it is ready for I/O on return. Errors: the frontend's.
-    pub(super) async fn open(spec: &DoorSpec, volumes: &[Served]) -> Result<Door> {
+    /// Opens the frontend; it is ready for I/O on return. `token` marks its block device, which
+    /// outlives this process if `recovery`. Errors: the frontend's.
+    pub(super) async fn open(
+        spec: &DoorSpec,
+        volumes: &[Served],
+        (token, recovery): (u64, bool),
+    ) -> Result<Door> {
         match spec {
-            DoorSpec::Ublk { queues, depth } => {
+            DoorSpec::Ublk { queues, depth, .. } => {
                 let (name, device) = volumes.first().expect("a target has a volume");
                 let options = UblkOptions {
                     queues: *queues,
                     depth: *depth,
+                    token,
+                    recovery,
                     ..UblkOptions::new(name.as_str())
                 };
                 let device = Arc::clone(device);
@@ -58,14 +65,25 @@ impl Door {
         }
     }
 
-    /// Fails where the host cannot have such a frontend, before anything is touched.
-    pub(super) async fn check(spec: &DoorSpec, name: &VolumeName) -> Result<()> {
+    /// Serves the block device that a dead target left. Errors: the frontend's; the device then
+    /// waits on.
+    pub(super) async fn recover(served: &Served, dev: (u32, u64)) -> Result<Door> {
+        let (options, device) = (UblkOptions::new(served.0.as_str()), Arc::clone(&served.1));
+        let recovered = spawn_blocking(move || Ublk::recover(device, dev, options)).await;
+        recovered.map_err(|e| Error::failed("ublk").because(e))?.map(Door::Ublk)
+    }
+
+    /// Fails where the host cannot have such a frontend, before anything is touched. Returns
+    /// whether its device is to outlive this process.
+    pub(super) async fn check(spec: &DoorSpec, name: &VolumeName) -> Result<bool> {
         match spec {
-            DoorSpec::Nbd { listen } => listen.parse::<crate::frontend::nbd::Listen>().map(drop),
-            DoorSpec::Ublk { .. } => {
+            DoorSpec::Nbd { listen } => {
+                listen.parse::<crate::frontend::nbd::Listen>().map(|_| false)
+            }
+            DoorSpec::Ublk { recovery, .. } => {
                 let checked = spawn_blocking(ublk::check_host).await;
                 let checked = checked.map_err(|e| Error::failed("ublk").because(e))?;
-                checked.map(drop).map_err(|e| lacking(name, e))
+                checked.map(|host| *recovery && host.recovery).map_err(|e| lacking(name, e))
             }
         }
     }

@@ -10,6 +10,14 @@
 //! whether the process still lives: the kernel drops it with the process, so a state file without
 //! a held lock is what a killed target left behind, and whoever meets it cleans up.
 //!
+//! A block device that is attached in the background has a **supervisor**, a process that does
+//! nothing but wait for the target and start its successor if it dies (`supervisor`, `recovery`):
+//!
+//! ```text
+//! objblk attach --> supervisor --> target (killed)      /dev/ublkbN waits, with its users
+//!                              \-> successor            takes volume, journal and device over
+//! ```
+//!
 //! Ending is done in this order (`shutdown`): what was written is made durable while the device
 //! still works (a user who loses patience here has lost nothing), then the frontend stops, then
 //! the volumes are closed.
@@ -21,12 +29,14 @@ mod door;
 mod in_use;
 mod lock;
 mod orders;
+mod recovery;
 pub mod rundir;
 mod server;
 mod shared;
 mod shutdown;
 mod spec;
 mod state;
+mod supervisor;
 mod target;
 
 pub use background::{run_child, spawn};
@@ -34,4 +44,5 @@ pub use control::{Outcome, Phase, TargetStatus, VolumeReport};
 pub use rundir::{RunDir, Target as KnownTarget};
 pub use spec::{DoorSpec, TargetSpec};
 pub use state::{Attached, FrontendKind, TargetState};
+pub use supervisor::supervise;
 pub use target::{Ready, environment, run_foreground};

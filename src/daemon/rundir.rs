@@ -4,6 +4,7 @@
 //! <id>.lock    held by the target of that volume for as long as it lives
 //! <id>.json    its state                 |  both by the id of
 //! <id>.sock    its control socket        |  the target's first volume
+//! <id>.journal what its successor needs, see [`journal`]
 //! <name>.log   what a background target has to say
 //! ```
 //!
@@ -11,11 +12,12 @@
 //! `/tmp/objblk-UID`; mode 0700 and owned by the user, or it is refused.
 
 use super::lock::VolumeLock;
-use super::state::TargetState;
+use super::state::{FrontendKind, TargetState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::frontend::ublk;
 use crate::host::{Host, is_running};
+use crate::journal;
 use crate::pool::VolumeName;
 use std::env;
 use std::fs::{self, DirBuilder};
@@ -49,6 +51,30 @@ impl Held {
     /// Gives them up and leaves no trace.
     pub fn release(self) {
         self.0.into_iter().for_each(VolumeLock::release);
+    }
+}
+
+impl Target {
+    /// It is dead, and the kernel keeps its device for a successor: users wait on it.
+    pub fn is_recoverable(&self) -> bool {
+        let state = &self.state;
+        let here = || Host::local().is_ok_and(|host| host.boot() == state.boot);
+        match (state.successor.is_some(), state.dev_id, state.token) {
+            (true, Some(dev_id), Some(token)) if !self.alive => {
+                here() && ublk::is_there(dev_id, token)
+            }
+            _ => false,
+        }
+    }
+
+    /// Why nothing else may be done with the volume `name` of this dead target.
+    pub fn kept(&self, name: &VolumeName) -> Error {
+        let (pid, device) = (self.state.pid, &self.state.volumes[0].device);
+        let message = format!("process {pid}, which served {name}, is dead, and {device} waits");
+        Error::new(ErrorKind::Busy, message).hint(format!(
+            "bring it back with `objblk recover {name}`, or give up the device and what it had \
+             not stored with `objblk detach --force {name}`"
+        ))
     }
 }
 
@@ -108,6 +134,11 @@ impl RunDir {
         self.file(first, "sock")
     }
 
+    /// Where what the volume has acknowledged and not stored is kept for its target's successor.
+    pub(super) fn journal(&self, first: VolumeId) -> PathBuf {
+        self.file(first, "journal")
+    }
+
     /// Where a background target of the volume `name` writes its log.
     pub fn log(&self, name: &VolumeName) -> PathBuf {
         self.path.join(format!("{name}.log"))
@@ -142,6 +173,10 @@ impl RunDir {
         let first = state.volumes[0].id;
         // Not by the lock: whoever tries it would be in the way of one who takes it.
         let alive = state.boot == Host::local()?.boot() && is_running(state.pid, state.pid_start);
+        if alive && state.frontend == FrontendKind::Ublk && state.dev_id.is_none() {
+            // It has no device yet; it left its token in case that it does not get that far.
+            return Ok(None);
+        }
         Ok(Some(Target { state, alive, socket: self.socket(first) }))
     }
 
@@ -165,8 +200,12 @@ impl RunDir {
                 }
             }
         }
-        for (id, _) in volumes {
+        for (id, name) in volumes {
             if let Some(left) = self.holder(*id)? {
+                if left.is_recoverable() {
+                    taken.release();
+                    return Err(left.kept(name));
+                }
                 // Its first volume may be one of those taken just now: it is dead either way.
                 let ours = volumes.iter().any(|(id, _)| *id == left.state.volumes[0].id);
                 if ours || !left.alive {
@@ -190,6 +229,23 @@ impl RunDir {
             .hint(format!("detach it first with `objblk detach {name}`"))
     }
 
+    /// Takes the volumes of a dead target and leaves everything else as it is, for a successor.
+    /// Errors: busy, where somebody else has one of them.
+    pub(super) fn succeed(&self, target: &Target) -> Result<Held> {
+        let mut held = Held(Vec::new());
+        for volume in &target.state.volumes {
+            match VolumeLock::try_take(&self.file(volume.id, "lock")) {
+                Ok(Some(lock)) => held.0.push(lock),
+                refused => {
+                    held.release();
+                    refused?;
+                    return Err(self.attached_already(volume.id, &volume.name));
+                }
+            }
+        }
+        Ok(held)
+    }
+
     /// Removes what a dead target left: its kernel device and its files. Errors: failed; busy,
     /// where it turns out to live.
     pub fn remove_dead(&self, target: &Target) -> Result<()> {
@@ -208,12 +264,17 @@ impl RunDir {
     }
 
     /// As [`RunDir::remove_dead`], for one who holds the lock of the target's first volume.
-    fn clean_up(&self, target: &Target) -> Result<()> {
+    pub(super) fn clean_up(&self, target: &Target) -> Result<()> {
         let state = &target.state;
-        // The number means this device only within the boot it was given in.
-        if let Some(dev_id) = state.dev_id
-            && state.boot == Host::local()?.boot()
-        {
+        // The number means this device only within the boot it was given in, and even then it may
+        // have been given to another one by now.
+        let dev_id = match (state.dev_id, state.token) {
+            _ if state.boot != Host::local()?.boot() => None,
+            (Some(dev_id), Some(token)) => Some(dev_id).filter(|id| ublk::is_there(*id, token)),
+            (None, Some(token)) => ublk::find(token),
+            (dev_id, None) => dev_id,
+        };
+        if let Some(dev_id) = dev_id {
             match ublk::reap(dev_id) {
                 Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Busy) => {
                     return Err(e.context(format!("process {} is dead", state.pid)));
@@ -224,18 +285,25 @@ impl RunDir {
         self.remove_files(state.volumes[0].id)
     }
 
-    /// Removes the state file and the control socket.
+    /// Removes the control socket, the journal and, last, the state file.
     pub(super) fn remove_files(&self, first: VolumeId) -> Result<()> {
-        for path in [self.socket(first), self.state_file(first)] {
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    let message = format!("cannot remove {}", path.display());
-                    return Err(Error::failed(message).because(e));
-                }
-                _ => {}
-            }
+        self.remove_socket(first)?;
+        journal::remove(&self.journal(first))?;
+        remove_file(&self.state_file(first))
+    }
+
+    /// Removes the control socket of a dead target.
+    pub(super) fn remove_socket(&self, first: VolumeId) -> Result<()> {
+        remove_file(&self.socket(first))
+    }
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::failed(format!("cannot remove {}", path.display())).because(e))
         }
-        Ok(())
+        _ => Ok(()),
     }
 }
 

@@ -1,5 +1,6 @@
 use super::control::{Phase, TargetStatus, VolumeReport};
 use super::door::Door;
+use super::spec::TargetSpec;
 use super::state::{Attached, Serving};
 use crate::format::VolumeId;
 use crate::pool::backend::Backend;
@@ -14,15 +15,23 @@ pub(super) struct Shared {
     phase: Mutex<Phase>,
     volumes: Vec<(Attached, Volume)>,
     backend: Backend,
+    token: u64,
+    successor: Option<TargetSpec>,
     /// Empty once it was stopped.
     door: RwLock<Option<Door>>,
 }
 
 impl Shared {
-    /// Of at least one volume.
-    pub(super) fn new(volumes: Vec<(Attached, Volume)>, door: Door, backend: Backend) -> Shared {
+    /// Of at least one volume. `token` marks the block device, if there is one; `successor` is to
+    /// bring it back if this process dies.
+    pub(super) fn new(
+        volumes: Vec<(Attached, Volume)>,
+        door: Door,
+        backend: Backend,
+        (token, successor): (u64, Option<TargetSpec>),
+    ) -> Shared {
         let (phase, door) = (Mutex::new(Phase::Attached), RwLock::new(Some(door)));
-        Shared { phase, volumes, backend, door }
+        Shared { phase, volumes, backend, token, successor, door }
     }
 
     /// The volume by which the target's files are named.
@@ -92,10 +101,13 @@ impl Shared {
     pub(super) async fn serving(&self) -> Serving {
         let door = self.door.read().await;
         let door = door.as_ref().expect("the frontend runs while the target is announced");
+        let dev_id = door.block_device().map(|(_, dev_id)| dev_id);
         Serving {
             store: self.backend.pool.store().url(),
             frontend: door.kind(),
-            dev_id: door.block_device().map(|(_, dev_id)| dev_id),
+            dev_id,
+            token: dev_id.map(|_| self.token),
+            successor: self.successor.clone(),
             volumes: self.attached(),
         }
     }

@@ -1,3 +1,4 @@
+use crate::format::VolumeId;
 use crate::pool::VolumeName;
 use crate::settings::Location;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,9 @@ pub struct TargetSpec {
     pub read_only: bool,
     /// Take them from owners that have not closed them.
     pub takeover: bool,
+    /// Bring back the device of this volume, whose target died; everything else but where the pool
+    /// is and the cache is as it was.
+    pub recover: Option<VolumeId>,
     /// Memory for cached data of each volume, in bytes.
     pub cache_bytes: u64,
     /// The frontend.
@@ -30,6 +34,8 @@ pub enum DoorSpec {
         queues: u16,
         /// Requests in flight on one queue.
         depth: u16,
+        /// The device outlives the death of the target, if the kernel can do that.
+        recovery: bool,
     },
     /// An NBD server, one export a volume.
     Nbd {

@@ -3,6 +3,7 @@
 //! Written whole and renamed into place, so a reader sees all of it or nothing. Parsing is total
 //! and bounded; a file that does not parse is an error that names it.
 
+use super::spec::TargetSpec;
 use crate::error::{Error, Result};
 use crate::format::VolumeId;
 use crate::pool::VolumeName;
@@ -36,6 +37,12 @@ pub struct TargetState {
     pub frontend: FrontendKind,
     /// The N of `/dev/ublkbN`.
     pub dev_id: Option<u32>,
+    /// What marks the ublk device as this target's, whatever its number.
+    #[serde(default)]
+    pub token: Option<u64>,
+    /// What a successor is to do if this process dies; `None` where its device dies with it.
+    #[serde(default)]
+    pub successor: Option<TargetSpec>,
     /// The volumes, in the order of their ids.
     pub volumes: Vec<Attached>,
 }
@@ -81,6 +88,8 @@ pub(super) struct Serving {
     pub(super) store: String,
     pub(super) frontend: FrontendKind,
     pub(super) dev_id: Option<u32>,
+    pub(super) token: Option<u64>,
+    pub(super) successor: Option<TargetSpec>,
     pub(super) volumes: Vec<Attached>,
 }
 
@@ -97,6 +106,8 @@ impl TargetState {
             store: serving.store,
             frontend: serving.frontend,
             dev_id: serving.dev_id,
+            token: serving.token,
+            successor: serving.successor,
             volumes: serving.volumes,
         }
     }
@@ -152,6 +163,8 @@ mod tests {
             store: "file:///srv".into(),
             frontend: FrontendKind::Ublk,
             dev_id: Some(0),
+            token: Some(u64::MAX),
+            successor: None,
             volumes: vec![attached],
         };
         let state = TargetState::of_this_process(&Host::local().unwrap(), serving);

@@ -6,8 +6,8 @@ use super::orders::Order;
 use super::rundir::{Held, RunDir};
 use super::server;
 use super::shared::Shared;
-use super::spec::TargetSpec;
-use super::state::{Attached, TargetState};
+use super::spec::{DoorSpec, TargetSpec};
+use super::state::{Attached, FrontendKind, Serving, TargetState};
 use crate::clock::SystemClock;
 use crate::device::Checked;
 use crate::error::{Error, Result};
@@ -16,6 +16,7 @@ use crate::host::Host;
 use crate::pool::backend::Backend;
 use crate::pool::{Standing, VolumeName, standing};
 use crate::volume::{Env, Mode, Volume, VolumeOptions, ownership};
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -34,8 +35,8 @@ pub struct Ready {
 pub(super) struct Target {
     pub(super) shared: Arc<Shared>,
     pub(super) orders: UnboundedReceiver<Order>,
-    run_dir: RunDir,
-    held: Held,
+    pub(super) run_dir: RunDir,
+    pub(super) held: Held,
 }
 
 /// The environment of volumes that run on the present runtime.
@@ -53,7 +54,11 @@ pub async fn run_foreground(
     let (ordering, orders) = unbounded_channel();
     // Before the volumes are opened: a signal must not leave them open.
     listen_to_signals(ordering.clone())?;
-    let target = Target::start(spec, run_dir, (ordering.clone(), orders)).await?;
+    let ears = (ordering.clone(), orders);
+    let target = match spec.recover {
+        None => Target::start(spec, run_dir, ears).await?,
+        Some(id) => Target::recover(spec, id, run_dir, ears).await?,
+    };
     let volumes = target.shared.attached();
     let told = ready(&Ready { pid: std::process::id(), volumes });
     if told.is_err() {
@@ -101,16 +106,36 @@ impl Target {
             wanted.push((backend.pool.lookup(name).await?.0, name.clone()));
         }
         refuse_twins(&wanted)?;
-        Door::check(&spec.door, first).await?;
+        let recovery = Door::check(&spec.door, first).await? && !spec.read_only;
         let held = run_dir.take(&wanted)?;
-        let shared = match serve(spec, &backend, &wanted).await {
-            Ok((volumes, door)) => Arc::new(Shared::new(volumes, door, backend)),
+        let token = rand::random();
+        let served = match announce_device(&run_dir, spec, &backend, &wanted, token) {
+            Ok(()) => serve(spec, &backend, &run_dir, &wanted, (token, recovery)).await,
+            Err(e) => Err(e),
+        };
+        let (volumes, door) = match served {
+            Ok(served) => served,
             Err(e) => {
+                if let Err(e) = run_dir.remove_files(wanted[0].0) {
+                    tracing::warn!("{e}");
+                }
                 held.release();
                 return Err(e);
             }
         };
+        let successor = recovery.then(|| TargetSpec {
+            recover: Some(volumes[0].0.id),
+            takeover: false,
+            ..spec.clone()
+        });
+        let shared = Arc::new(Shared::new(volumes, door, backend, (token, successor)));
         let target = Target { shared, orders, run_dir, held };
+        target.announced(ordering).await
+    }
+
+    /// The target, announced; or ended again.
+    pub(super) async fn announced(self, ordering: UnboundedSender<Order>) -> Result<Target> {
+        let target = self;
         match target.announce(ordering).await {
             Ok(()) => Ok(target),
             Err(e) => {
@@ -124,7 +149,7 @@ impl Target {
     async fn announce(&self, ordering: UnboundedSender<Order>) -> Result<()> {
         let first = self.shared.first();
         // Whatever is there is of a dead process: its lock is held here.
-        self.run_dir.remove_files(first)?;
+        self.run_dir.remove_socket(first)?;
         server::listen(&self.run_dir.socket(first), Arc::clone(&self.shared), ordering)?;
         let state = TargetState::of_this_process(&Host::local()?, self.shared.serving().await);
         state.write(&self.run_dir.state_file(first))
@@ -154,6 +179,36 @@ impl Target {
     }
 }
 
+/// Leaves the token of a block device before there is one: whoever comes after the death of this
+/// process finds the device by it.
+fn announce_device(
+    run_dir: &RunDir,
+    spec: &TargetSpec,
+    backend: &Backend,
+    wanted: &[(VolumeId, VolumeName)],
+    token: u64,
+) -> Result<()> {
+    let (DoorSpec::Ublk { .. }, Some((id, name))) = (&spec.door, wanted.first()) else {
+        return Ok(());
+    };
+    let serving = Serving {
+        store: backend.pool.store().url(),
+        frontend: FrontendKind::Ublk,
+        dev_id: None,
+        token: Some(token),
+        successor: None,
+        volumes: vec![Attached {
+            id: *id,
+            name: name.clone(),
+            device: "-".into(),
+            link: None,
+            read_only: spec.read_only,
+        }],
+    };
+    let state = TargetState::of_this_process(&Host::local()?, serving);
+    state.write(&run_dir.state_file(*id))
+}
+
 fn refuse_twins(wanted: &[(VolumeId, VolumeName)]) -> Result<()> {
     for (i, (id, name)) in wanted.iter().enumerate() {
         if let Some((_, twin)) = wanted[..i].iter().find(|(other, _)| other == id) {
@@ -168,17 +223,20 @@ fn refuse_twins(wanted: &[(VolumeId, VolumeName)]) -> Result<()> {
 async fn serve(
     spec: &TargetSpec,
     backend: &Backend,
+    run_dir: &RunDir,
     wanted: &[(VolumeId, VolumeName)],
+    (token, recovery): (u64, bool),
 ) -> Result<(Vec<(Attached, Volume)>, Door)> {
     let mut opened: Vec<Volume> = Vec::new();
     let opening = async {
         let mut served: Vec<Served> = Vec::new();
         for (id, name) in wanted {
-            let volume = open(spec, backend, *id, name).await?;
+            let journal = recovery.then(|| run_dir.journal(*id));
+            let volume = open(spec, backend, *id, name, journal).await?;
             opened.push(volume.clone());
             served.push((name.clone(), Arc::new(Checked::new(volume))));
         }
-        let door = Door::open(&spec.door, &served).await?;
+        let door = Door::open(&spec.door, &served, (token, recovery)).await?;
         let devices = door.devices(&served);
         Ok((door, devices))
     };
@@ -208,6 +266,7 @@ async fn open(
     backend: &Backend,
     id: VolumeId,
     name: &VolumeName,
+    journal: Option<PathBuf>,
 ) -> Result<Volume> {
     let host = Host::local()?;
     let standing = standing(&ownership(&*backend.stores.setup, id).await?, &host);
@@ -224,7 +283,8 @@ async fn open(
         (false, _) if spec.takeover => Mode::ReadWrite { takeover: true },
         (false, _) => return Err(standing.refusal(name, "take it over with --takeover")),
     };
-    let options = VolumeOptions { mode, cache_bytes: spec.cache_bytes, ..VolumeOptions::default() };
+    let cache_bytes = spec.cache_bytes;
+    let options = VolumeOptions { mode, journal, cache_bytes, ..VolumeOptions::default() };
     let stores = backend.stores.clone();
     let opened = Volume::open(environment(), stores, id, host.owner(), options).await;
     opened.map_err(|e| e.context(format!("cannot open {name}")))

@@ -15,6 +15,7 @@
 //! | part | does |
 //! | --- | --- |
 //! | [`open`](mod@open) | claims an epoch, replays, fences |
+//! | `recover` | goes on where a dead owner left off |
 //! | `state` | what is behind the one lock: open chunk, map, commit point |
 //! | `write` | writes, trims, flushes |
 //! | `read`, `readahead` | reads |
@@ -32,6 +33,7 @@ pub mod open;
 mod options;
 mod read;
 mod readahead;
+mod recover;
 mod shared;
 mod state;
 mod tree;

@@ -14,6 +14,7 @@ use super::Volume;
 use super::checkpoint::Checkpointer;
 use super::items::Items;
 use super::options::{Env, Mode, Stores, VolumeOptions};
+use super::recover;
 use super::shared::{Parts, Shared};
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,6 +25,7 @@ use crate::format::page::Location;
 use crate::format::record::Record;
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::format::{VolumeId, keys, pool};
+use crate::journal::{self, Header, Journal};
 use crate::log::replay::{LogEnd, Replay};
 use crate::log::upload::Uploader;
 use crate::log::{OpenChunk, Terms};
@@ -95,6 +97,11 @@ impl Volume {
         check_features(&description, options.mode)?;
         let store = &*stores.setup;
         let ownership = ownership(store, id).await?;
+        let recorded = recover::prepare(store, id, &ownership, &options).await?;
+        if let Some(journal) = options.journal.as_deref().filter(|_| options.mode != Mode::ReadOnly)
+        {
+            journal::note_claim(journal, &owner.nonce)?;
+        }
         let early = match mutant::on(Mutant::LookupBeforeClaim) {
             true => Some(newest_checkpoint(store, &description).await?),
             false => None,
@@ -112,7 +119,20 @@ impl Volume {
             }
             loaded => loaded?,
         };
-        Ok(start(env, stores, options, description, claimed, loaded))
+        if let Some(recorded) = &recorded {
+            recover::check_reach(recorded, &loaded.end)?;
+        }
+        let volume = start(env, stores, options, description, claimed, loaded)?;
+        match recorded {
+            None => Ok(volume),
+            Some(recorded) => match recover::redo(&volume.shared, &recorded).await {
+                Ok(()) => Ok(volume),
+                Err(e) => {
+                    volume.abandon();
+                    Err(e)
+                }
+            },
+        }
     }
 }
 
@@ -140,7 +160,9 @@ fn check_features(description: &VolumeObject, mode: Mode) -> Result<()> {
     };
     match (description.features.access(), mode) {
         (Access::None, _) => needs("needs"),
-        (Access::ReadOnly, Mode::ReadWrite { .. }) => needs("can only be read: it has"),
+        (Access::ReadOnly, Mode::ReadWrite { .. } | Mode::Recover) => {
+            needs("can only be read: it has")
+        }
         _ => Ok(()),
     }
 }
@@ -151,7 +173,11 @@ async fn newest_epoch(store: &dyn Store, id: VolumeId) -> Result<Epoch> {
     Ok(epochs.max().unwrap_or(Epoch(0)))
 }
 
-async fn read_owner(store: &dyn Store, id: VolumeId, epoch: Epoch) -> Result<Option<EpochObject>> {
+pub(super) async fn read_owner(
+    store: &dyn Store,
+    id: VolumeId,
+    epoch: Epoch,
+) -> Result<Option<EpochObject>> {
     match store.get(&keys::epoch(id, epoch), GetRange::All).await {
         // Who it was is for people: a damaged description does not keep anybody from attaching.
         Ok(bytes) => Ok(EpochObject::parse(&bytes).ok()),
@@ -203,10 +229,10 @@ async fn claim(
     mode: Mode,
 ) -> Result<Option<Epoch>> {
     let takeover = match mode {
-        Mode::ReadOnly => false,
+        Mode::ReadOnly | Mode::Recover => false,
         Mode::ReadWrite { takeover } => takeover,
     };
-    if !ownership.closed && !takeover {
+    if !ownership.closed && !takeover && mode != Mode::Recover {
         return Err(busy(ownership));
     }
     if mode == Mode::ReadOnly {
@@ -362,7 +388,7 @@ fn start(
     description: VolumeObject,
     claimed: Option<Epoch>,
     loaded: Loaded,
-) -> Volume {
+) -> Result<Volume> {
     let first = match mutant::on(Mutant::SlotReused) {
         true => loaded.end.slot,
         false => loaded.end.slot.next(),
@@ -375,6 +401,16 @@ fn start(
     let map_bytes = options.map_bytes.max(8 << 20);
     let items = Arc::new(Items::new(description.id, stores.live.clone(), map_bytes));
     let epoch = claimed.unwrap_or(Epoch(0));
+    if let (Some(root), Some(epoch)) = (&options.journal, claimed) {
+        let header = Header { volume: description.id, epoch, seq: first };
+        state.journal = match Journal::begin(root, header) {
+            Err(e) if options.mode == Mode::Recover => {
+                tracing::error!("this device could not be recovered once more: {e}");
+                None
+            }
+            begun => Some(begun?),
+        };
+    }
     let uploader = Uploader {
         volume: description.id,
         epoch,
@@ -392,5 +428,5 @@ fn start(
             shared.checkpoint_due.notify_one();
         }
     }
-    Volume { shared }
+    Ok(Volume { shared })
 }

@@ -3,6 +3,7 @@
 use crate::clock::Clock;
 use crate::store::Store;
 use serde::Serialize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ pub enum Mode {
         /// Take it from an owner that has not closed it.
         takeover: bool,
     },
+    /// Goes on where an owner that died on this host left off, with all that it had acknowledged:
+    /// what the log lacks is in [`VolumeOptions::journal`]. Nobody else may have had it since.
+    Recover,
     /// Reads it as it is; claims and fences nothing.
     ReadOnly,
 }
@@ -41,6 +45,9 @@ pub enum Mode {
 pub struct VolumeOptions {
     /// Access.
     pub mode: Mode,
+    /// Where what is acknowledged and not committed is kept beside the memory of this process, so
+    /// that a successor can [`Mode::Recover`]; nowhere by default.
+    pub journal: Option<PathBuf>,
     /// Memory for cached frames, in bytes.
     pub cache_bytes: u64,
     /// Memory for cached leaves and pages of the map, in bytes (at least 8 MiB).
@@ -65,6 +72,7 @@ impl Default for VolumeOptions {
     fn default() -> VolumeOptions {
         VolumeOptions {
             mode: Mode::ReadWrite { takeover: false },
+            journal: None,
             cache_bytes: 64 << 20,
             map_bytes: 32 << 20,
             dirty_bytes: 64 << 20,
@@ -95,6 +103,8 @@ pub struct VolumeStatus {
     pub failure: Option<String>,
     /// It fails because another owner has the volume.
     pub fenced: bool,
+    /// A successor of this process could go on where it is now.
+    pub recoverable: bool,
     /// Frames read from the cache.
     pub cache_hits: u64,
     /// Frames that had to be fetched.

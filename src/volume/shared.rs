@@ -13,6 +13,7 @@ use crate::format::VolumeId;
 use crate::format::chunk::FRAME_SIZE;
 use crate::format::keys::{self, ChunkId};
 use crate::format::volume::VolumeObject;
+use crate::journal::remove_segments;
 use crate::log::SealedChunk;
 use crate::log::fetch::{FetchResult, Fetcher};
 use crate::log::upload::UploadSink;
@@ -111,6 +112,19 @@ impl Shared {
         }
     }
 
+    /// Why the volume has failed.
+    pub fn failure(&self) -> Error {
+        match &self.state().phase {
+            Phase::Failed(why) => Error::new(why.kind(), why.to_string()),
+            _ => Error::failed("the volume is closed"),
+        }
+    }
+
+    /// Has everybody who waits look again.
+    pub fn wake(&self) {
+        self.progress.notify_waiters();
+    }
+
     /// Waits for the commit point to move or the volume to fail, from the moment of this call on.
     pub fn next_progress(&self) -> Notified<'_> {
         // Woken by `notify_waiters` from its creation on, polled or not.
@@ -134,12 +148,12 @@ impl Shared {
     pub fn fail(&self, why: Error) {
         tracing::error!(volume = %self.id, "the device fails all I/O: {why}");
         self.state().fail(why);
-        self.progress.notify_waiters();
+        self.wake();
     }
 
     pub fn abandon(&self) -> u64 {
         let lost = self.state().abandon();
-        self.progress.notify_waiters();
+        self.wake();
         lost
     }
 
@@ -180,6 +194,7 @@ impl Shared {
                 Phase::Failed(why) => Some(why.to_string()),
                 _ => None,
             },
+            recoverable: state.journal.is_some() && state.check().is_ok(),
             fenced: matches!(&state.phase, Phase::Failed(why) if why.kind() == ErrorKind::Fenced),
             cache_hits,
             cache_misses,
@@ -202,13 +217,16 @@ impl Shared {
 impl UploadSink for Shared {
     fn uploaded(&self, chunk: &Arc<SealedChunk>) {
         self.cache_payload(chunk);
-        let due = {
+        let (due, obsolete) = {
             let mut state = self.state();
-            state.uploaded(chunk.seq);
-            state.map.changes() >= self.options.checkpoint_extents
-                || state.slots_since_checkpoint >= self.options.checkpoint_slots
+            let committed = state.uploaded(chunk.seq);
+            let obsolete = state.journal.as_mut().map(|j| j.forget_before(committed));
+            let due = state.map.changes() >= self.options.checkpoint_extents
+                || state.slots_since_checkpoint >= self.options.checkpoint_slots;
+            (due, obsolete)
         };
-        self.progress.notify_waiters();
+        self.wake();
+        remove_segments(&obsolete.unwrap_or_default());
         if due {
             self.checkpoint_due.notify_one();
         }

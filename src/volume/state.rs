@@ -3,7 +3,8 @@
 use crate::device::{DeviceError, DeviceResult};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
-use crate::log::{CommitPoint, OpenChunk, SealedChunk, Terms};
+use crate::journal::{Change, Journal};
+use crate::log::{CommitPoint, IN_FLIGHT_MAX, OpenChunk, SealedChunk, Terms};
 use crate::map::{Map, Overlay, Target};
 use crate::mutant::{self, Mutant};
 use crate::units::{Sector, SectorCount, SectorRange, Seq};
@@ -38,6 +39,8 @@ pub(super) struct State {
     pub commit: CommitPoint,
     pub terms: Terms,
     pub phase: Phase,
+    /// Takes every change before it is made.
+    pub journal: Option<Journal>,
     /// A flush waits for a chunk to be sealed as soon as one of those on their way is done.
     seal_wanted: bool,
     /// Slots since the last checkpoint began.
@@ -78,6 +81,7 @@ impl State {
             sealed_weight: 0,
             terms,
             phase: Phase::Live,
+            journal: None,
             seal_wanted: false,
             slots_since_checkpoint: 0,
             uploads,
@@ -99,6 +103,33 @@ impl State {
         }
     }
 
+    /// Whether as much waits for the store as `budget` allows, in memory or in the journal (where
+    /// what was overwritten still counts).
+    pub fn is_full(&self, budget: u64) -> bool {
+        let journal = self.journal.as_ref().map_or(0, Journal::bytes);
+        self.dirty().max(journal) >= budget || self.sealed.len() >= IN_FLIGHT_MAX
+    }
+
+    /// Puts a change into the journal, where there is one. A journal that cannot be written is
+    /// given up: the device works on, and could not be recovered.
+    fn record(&mut self, change: Change<'_>) -> DeviceResult<()> {
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let Err(why) = journal.append(change) else { return Ok(()) };
+        tracing::error!(
+            "the journal cannot be written: {why}; this device works on, but it could not be \
+             recovered if this process died"
+        );
+        match self.journal.take().map_or(Ok(()), Journal::give_up) {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                // What it lacks would be missed by a successor.
+                let why = "the journal is incomplete and cannot be removed";
+                self.fail(Error::failed(why).because(e));
+                Err(DeviceError::Io(why.into()))
+            }
+        }
+    }
+
     fn check_open(&self) -> Result<()> {
         match &self.phase {
             Phase::Live => Ok(()),
@@ -109,29 +140,36 @@ impl State {
 
     /// Writes as much of `data` at `start` as the open chunk takes, at least one sector: a full
     /// chunk is sealed at once, so the open one always has room. Returns the sectors written.
-    pub fn write(&mut self, start: Sector, data: &[u8]) -> SectorCount {
+    pub fn write(&mut self, start: Sector, data: &[u8]) -> DeviceResult<SectorCount> {
         let whole = SectorRange::between(start, Sector(start.0 + data.len() as u64 / 512));
         if let Some(location) = self.map.covering(whole)
             && location.seq == self.open.seq()
         {
+            self.record(Change::Data { start, data })?;
             self.open.overwrite(location.offset, data);
-            return whole.len();
+            return Ok(whole.len());
         }
         let len = whole.len().min(self.open.room());
         let range = SectorRange::between(start, Sector(start.0 + len.0));
-        let location = self.open.append(range, &data[..len.bytes() as usize]);
+        let data = &data[..len.bytes() as usize];
+        self.record(Change::Data { start, data })?;
+        let location = self.open.append(range, data);
         self.map.insert(range, Target::Data(location));
         if self.open.room().0 == 0 {
             self.seal();
         }
-        len
+        Ok(len)
     }
 
-    /// `range` reads as zeros from now on.
-    pub fn clear(&mut self, range: SectorRange, record: Record) {
+    /// `range` reads as zeros from now on: `record` says why.
+    pub fn clear(&mut self, range: SectorRange, record: Record) -> DeviceResult<()> {
         if range.is_empty() {
-            return;
+            return Ok(());
         }
+        self.record(match record {
+            Record::Zero(_) => Change::Zero(range),
+            _ => Change::Trim(range),
+        })?;
         if !mutant::on(Mutant::TrimNotLogged) {
             self.open.push(record);
         }
@@ -139,6 +177,7 @@ impl State {
         if self.open.room().0 == 0 {
             self.seal();
         }
+        Ok(())
     }
 
     /// The size is `size` from now on.
@@ -147,6 +186,7 @@ impl State {
         if self.uploads.is_none() {
             return Err(Error::failed("the volume is open read-only"));
         }
+        self.record(Change::Resize(size)).map_err(|e| Error::failed("resize").because(e))?;
         self.open.push(Record::Resize(size));
         let gone = SectorRange::between(Sector(size.0), Sector(self.size.0));
         if !mutant::on(Mutant::ShrinkKeepsData) {
@@ -159,6 +199,9 @@ impl State {
     /// Ends the open chunk and sends it on its way, whatever is in it.
     pub fn seal(&mut self) {
         let chunk = Arc::new(self.open.seal(self.commit.next()));
+        if let Some(journal) = &mut self.journal {
+            journal.rotate();
+        }
         self.seal_wanted = false;
         self.slots_since_checkpoint += 1;
         self.sealed_weight += chunk.weight();

@@ -4,7 +4,6 @@ use super::shared::Shared;
 use super::state::State;
 use crate::device::DeviceResult;
 use crate::format::record::Record;
-use crate::log::IN_FLIGHT_MAX;
 use crate::sync::Notified;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
 
@@ -39,11 +38,11 @@ impl Shared {
     /// Makes `change`, if there is room for more dirty data; otherwise says what to wait for.
     fn change<T>(
         &self,
-        change: impl FnOnce(&mut State) -> T,
+        change: impl FnOnce(&mut State) -> DeviceResult<T>,
     ) -> DeviceResult<Result<T, Notified<'_>>> {
         let mut state = self.state();
         state.check()?;
-        if state.dirty() >= self.options.dirty_bytes || state.sealed.len() >= IN_FLIGHT_MAX {
+        if state.is_full(self.options.dirty_bytes) {
             // Nothing but the open chunk may be what fills the budget.
             if state.sealed.is_empty() {
                 state.seal();
@@ -57,6 +56,9 @@ impl Shared {
         if was_quiet {
             self.changed.notify_one();
         }
-        Ok(Ok(done))
+        if done.is_err() {
+            self.wake();
+        }
+        done.map(Ok)
     }
 }

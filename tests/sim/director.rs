@@ -2,6 +2,7 @@
 //! all is well again and a last owner has to find everything in order.
 
 use crate::client::Client;
+use crate::device::Device;
 use crate::process::Process;
 use crate::wire::Wire;
 use crate::world::World;
@@ -38,6 +39,8 @@ pub struct Director {
     options: VolumeOptions,
     processes: Vec<Arc<Process>>,
     lanes: usize,
+    /// Devices outlive the processes that serve them.
+    devices: bool,
 }
 
 fn options(rng: &mut StdRng) -> VolumeOptions {
@@ -46,6 +49,7 @@ fn options(rng: &mut StdRng) -> VolumeOptions {
     }
     VolumeOptions {
         mode: Mode::ReadOnly,
+        journal: None,
         cache_bytes: one(rng, &[0, 64 << 10, 1 << 20]),
         map_bytes: 0,
         dirty_bytes: one(rng, &[64 << 10, 256 << 10, 1 << 20]),
@@ -62,11 +66,17 @@ impl Director {
     pub fn new(world: Arc<World>) -> Director {
         let options = world.random(options);
         let lanes = world.random(|rng| [1, 1, 2, 3][rng.random_range(0..4)]);
-        Director { world, options, processes: Vec::new(), lanes }
+        let devices = world.random(|rng| rng.random_bool(0.25));
+        Director { world, options, processes: Vec::new(), lanes, devices }
     }
 
     /// The whole story.
     pub async fn run(mut self) {
+        self.tell().await;
+        self.processes.iter().for_each(|process| process.forget());
+    }
+
+    async fn tell(&mut self) {
         self.create().await;
         let steps = self.world.random(|rng| rng.random_range(4..24));
         for _ in 0..steps {
@@ -110,14 +120,19 @@ impl Director {
             let time = 1000f64.powf(rng.random_range(0.3..1.7));
             (rng.random_range(0..100), which, Duration::from_secs_f64(time / 1000.0))
         });
+        if let Some(orphan) = self.orphan().filter(|_| what % 2 == 0) {
+            return self.boot(Mode::Recover, Some(orphan));
+        }
+        let (polite, takeover) =
+            (Mode::ReadWrite { takeover: false }, Mode::ReadWrite { takeover: true });
         let Some(process) = live.get(which).cloned() else {
-            let takeover = what < 80;
-            return self.boot(takeover);
+            let mode = if what < 80 { takeover } else { polite };
+            return self.boot(mode, None);
         };
         self.world.trace(|| format!("step {what} for {}", process.pid));
         match what {
-            0..30 if live.len() < 3 => self.boot(true),
-            30..36 if live.len() < 3 => self.boot(false),
+            0..30 if live.len() < 3 => self.boot(takeover, None),
+            30..36 if live.len() < 3 => self.boot(polite, None),
             36..50 => self.world.kill(&process),
             50..64 => self.world.pause(&process, time * 10),
             64..68 => process.resume(),
@@ -137,18 +152,33 @@ impl Director {
         });
     }
 
-    /// Starts a process that opens the volume and works with it.
-    fn boot(&mut self, takeover: bool) {
-        let process = Arc::new(Process::new(self.processes.len() as u32 + 1));
+    /// A device whose server was killed and that nobody serves.
+    fn orphan(&self) -> Option<Arc<Device>> {
+        let dead = self.processes.iter().filter(|process| process.is_dead());
+        let devices = dead.filter_map(|process| process.device.clone());
+        devices.into_iter().find(|device| {
+            let served = self
+                .processes
+                .iter()
+                .any(|process| !process.is_ended() && device.is_of(process.pid));
+            !served && !device.is_gone() && device.last_term().is_some()
+        })
+    }
+
+    /// Starts a process that opens the volume and works with it, on a device of its own or on one
+    /// that another process left.
+    fn boot(&mut self, mode: Mode, device: Option<Arc<Device>>) {
+        let device = device.or_else(|| self.devices.then(|| Arc::new(Device::new())));
+        let process = Arc::new(Process::new(self.processes.len() as u32 + 1, device));
         self.processes.push(process.clone());
         let host = Host {
             world: self.world.clone(),
             process: process.clone(),
-            options: self.options.clone(),
+            options: VolumeOptions { mode, ..self.options.clone() },
             lanes: self.lanes,
         };
-        self.world.trace(|| format!("{} boots, takeover {takeover}", process.pid));
-        let task = tokio::spawn(host.live(takeover));
+        self.world.trace(|| format!("{} boots, {mode:?}", process.pid));
+        let task = tokio::spawn(host.live());
         process.owns(task.abort_handle());
     }
 
@@ -181,11 +211,13 @@ impl Director {
     async fn finish(&mut self, world: Arc<World>) {
         let mut found = None;
         for takeover in [true, false] {
-            let process = Arc::new(Process::new(1000 + u32::from(takeover)));
+            let process = Arc::new(Process::new(1000 + u32::from(takeover), None));
+            self.processes.push(process.clone());
             let lanes = self.lanes;
-            let options = self.options.clone();
+            let mode = Mode::ReadWrite { takeover };
+            let options = VolumeOptions { mode, ..self.options.clone() };
             let host = Host { world: world.clone(), process, options, lanes };
-            match tokio::time::timeout(PATIENCE, host.last(takeover)).await {
+            match tokio::time::timeout(PATIENCE, host.last()).await {
                 Err(_) => world.violated("the last owner got stuck"),
                 Ok(Err(what)) => world.violated(format!("the last owner: {what}")),
                 Ok(Ok((before, after))) => {
@@ -212,7 +244,7 @@ struct Host {
 }
 
 impl Host {
-    async fn open(&self, takeover: bool) -> Result<Volume, Error> {
+    async fn open(&self) -> Result<Volume, Error> {
         let wire = Wire { world: self.world.clone(), process: self.process.clone() };
         let store = |deadline| {
             let policy = RetryPolicy {
@@ -235,8 +267,8 @@ impl Host {
             claimed_at_ms: 0,
             nonce: format!("{pid:x}"),
         };
-        let mode = Mode::ReadWrite { takeover };
-        let options = VolumeOptions { mode, ..self.options.clone() };
+        let journal = self.process.device.as_ref().map(|device| device.journal.clone());
+        let options = VolumeOptions { journal, ..self.options.clone() };
         Volume::open(env, stores, self.world.id, owner, options).await
     }
 
@@ -246,6 +278,8 @@ impl Host {
             ErrorKind::Busy => true,
             ErrorKind::Store => !began_calm,
             ErrorKind::Corrupt => self.world.state().damaged,
+            // Refused to recover: somebody else had the volume.
+            ErrorKind::Fenced => self.has_rival(),
             _ => false,
         };
         let pid = self.process.pid;
@@ -255,14 +289,24 @@ impl Host {
         }
     }
 
-    async fn live(self, takeover: bool) {
+    /// Whether an epoch was claimed for something else since this device was last served.
+    fn has_rival(&self) -> bool {
+        let Some(device) = &self.process.device else { return false };
+        let since = device.last_term().unwrap_or(0);
+        self.world.claims().iter().any(|(epoch, pid)| *epoch > since && !device.is_of(*pid))
+    }
+
+    async fn live(self) {
         let calm = self.world.state().calm;
-        match self.open(takeover).await {
+        match self.open().await {
             Ok(volume) => {
                 self.process.pass().await;
                 self.use_volume(volume).await;
             }
             Err(error) => self.judge(&error, calm),
+        }
+        if let Some(device) = self.process.device.as_ref().filter(|_| self.has_rival()) {
+            device.remove();
         }
         self.process.end();
     }
@@ -274,11 +318,17 @@ impl Host {
         self.world.trace(|| format!("{} has opened, epoch {epoch}", self.process.pid));
         let (world, process) = (self.world.clone(), self.process.clone());
         let client = Client { world, process, volume, epoch };
+        if let Err(what) = self.take_on_device() {
+            return self.world.violated(what);
+        }
         let Some(image) = client.survey().await else { return };
         let lanes = self.lanes;
         let begun = self.world.state().model.begin(epoch, image, lanes);
         if let Err(what) = begun {
             return self.world.violated(what);
+        }
+        if let Some(device) = &self.process.device {
+            device.served_in(epoch);
         }
         let mut tasks = tokio::task::JoinSet::new();
         for lane in 0..lanes {
@@ -290,9 +340,28 @@ impl Host {
         self.close(&client).await;
     }
 
+    /// A device goes on: all that its last server completed must be there.
+    fn take_on_device(&self) -> Result<(), String> {
+        let last = self.process.device.as_ref().and_then(|device| device.last_term());
+        let Some(last) = last else { return Ok(()) };
+        let mut state = self.world.state();
+        if !state.model.is_newest(last) {
+            return Err(format!(
+                "epoch {last} is recovered although somebody had the volume since"
+            ));
+        }
+        state.counts.recovered += 1;
+        state.model.keep(last);
+        Ok(())
+    }
+
     async fn close(&self, client: &Client) {
         let (pid, calm) = (self.process.pid, self.world.state().calm);
-        match client.volume.close().await {
+        let outcome = client.volume.close().await;
+        if let Some(device) = &self.process.device {
+            device.remove();
+        }
+        match outcome {
             Ok(()) => self.world.trace(|| format!("{pid} has closed")),
             Err(error) => {
                 self.world.trace(|| format!("{pid} cannot close: {error}"));
@@ -312,11 +381,8 @@ impl Host {
     }
 
     /// A life without faults. Returns what it found, and what it left.
-    async fn last(
-        &self,
-        takeover: bool,
-    ) -> Result<(crate::model::Image, crate::model::Image), String> {
-        let volume = self.open(takeover).await.map_err(|e| e.to_string())?;
+    async fn last(&self) -> Result<(crate::model::Image, crate::model::Image), String> {
+        let volume = self.open().await.map_err(|e| e.to_string())?;
         let epoch = volume.status().epoch;
         let (world, process) = (self.world.clone(), self.process.clone());
         let client = Client { world, process, volume, epoch };

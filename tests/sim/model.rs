@@ -256,6 +256,18 @@ impl Model {
         Ok(())
     }
 
+    /// Everything that completed in the term of `epoch` must be there from now on, flushed or not:
+    /// its device lives on.
+    pub fn keep(&mut self, epoch: u64) {
+        let term = self.term(epoch);
+        term.flushed = term.done_before(u64::MAX);
+    }
+
+    /// Whether no later owner than that of `epoch` has read the volume.
+    pub fn is_newest(&self, epoch: u64) -> bool {
+        self.terms.last().is_some_and(|term| term.epoch == epoch)
+    }
+
     /// Checks what would be recovered now if everybody died: `image`, which ends in `epoch`.
     pub fn check(&self, epoch: u64, image: &Image) -> Result<(), String> {
         self.terms[self.at_most(epoch)].explain(image).map(drop)
@@ -379,6 +391,15 @@ mod tests {
         let now = model.tick();
         assert!(model.flushed(1, now, None).is_err(), "its last change was not found");
         assert!(model.begin(2, image(&[1, 1, 2, 2]), 1).is_err(), "two owners");
+    }
+
+    #[test]
+    fn model_keeps() {
+        let mut model = model();
+        assert!(model.is_newest(1) && model.check(1, &image(&[1, 1, 0, 0])).is_ok());
+        model.keep(1);
+        assert!(model.check(1, &image(&[1, 1, 0, 0])).is_err());
+        assert!(model.check(1, &image(&[1, 1, 2, 2])).is_ok());
     }
 
     #[test]

@@ -4,9 +4,10 @@
 //! killed by never letting another one through, and paused by holding them back. Requests that
 //! are on the wire are not its own any more.
 
+use crate::device::Device;
 use objblk::volume::Volume;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
@@ -20,6 +21,8 @@ pub enum Life {
 #[derive(Debug)]
 pub struct Process {
     pub pid: u32,
+    /// What it serves, if that outlives it.
+    pub device: Option<Arc<Device>>,
     life: Mutex<Life>,
     changed: Notify,
     /// Its host cannot reach the store.
@@ -31,9 +34,13 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn new(pid: u32) -> Process {
+    pub fn new(pid: u32, device: Option<Arc<Device>>) -> Process {
+        if let Some(device) = &device {
+            device.served_by(pid);
+        }
         Process {
             pid,
+            device,
             life: Mutex::new(Life::Running),
             changed: Notify::new(),
             cut_off: AtomicBool::new(false),
@@ -91,6 +98,11 @@ impl Process {
     /// A task that ends with the process.
     pub fn owns(&self, task: AbortHandle) {
         self.tasks.lock().expect("not poisoned").push(task);
+    }
+
+    /// Lets go of the volume, which holds the way to the store, which holds this.
+    pub fn forget(&self) {
+        self.volume.lock().expect("not poisoned").take();
     }
 
     /// kill -9.

@@ -12,9 +12,10 @@ use crate::sites::{self, Fault, Hits, Site, What};
 use crate::wire::{Reply, Request};
 use futures::FutureExt;
 use objblk::device::BlockDevice;
-use objblk::format::VolumeId;
+use objblk::format::volume::EpochObject;
+use objblk::format::{VolumeId, keys};
 use objblk::store::memory::MemoryStore;
-use objblk::store::{Store, StoreResult};
+use objblk::store::{GetRange, Key, Store, StoreResult, list_all};
 use objblk::units::{Sector, SectorCount, SectorRange};
 use objblk::volume::Volume;
 use rand::rngs::StdRng;
@@ -64,6 +65,7 @@ pub struct Counts {
     pub fenced: u64,
     pub killed: u64,
     pub paused: u64,
+    pub recovered: u64,
     pub flushes: u64,
     pub audits: u64,
     pub deletes: u64,
@@ -77,7 +79,7 @@ impl Counts {
         }
     }
 
-    fn all_mut(&mut self) -> [(&'static str, &mut u64); 10] {
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 11] {
         [
             ("operations", &mut self.operations),
             ("requests", &mut self.requests),
@@ -85,6 +87,7 @@ impl Counts {
             ("fenced", &mut self.fenced),
             ("killed", &mut self.killed),
             ("paused", &mut self.paused),
+            ("recovered", &mut self.recovered),
             ("flushes", &mut self.flushes),
             ("audits", &mut self.audits),
             ("objects deleted", &mut self.deletes),
@@ -245,6 +248,18 @@ impl World {
     /// The term in which the log ends now.
     pub fn head_epoch(&self) -> Option<u64> {
         self.auditor().recover(self.initial()).ok().map(|found| found.epoch.0)
+    }
+
+    /// Every epoch that was claimed, and by which process.
+    pub fn claims(&self) -> Vec<(u64, u32)> {
+        let list = list_all(&self.memory, &keys::epochs(self.id)).now_or_never();
+        let keys = list.and_then(Result::ok).unwrap_or_default().into_iter().map(|o| o.key);
+        let claim = |key: Key| {
+            let body = self.memory.get(&key, GetRange::All).now_or_never()?.ok()?;
+            let owner = EpochObject::parse(&body).ok()?;
+            Some((keys::parse_epoch(self.id, &key)?.0, owner.pid))
+        };
+        keys.filter_map(claim).collect()
     }
 
     fn auditor(&self) -> Auditor<'_> {

@@ -143,7 +143,8 @@ check_region() {
 kill_step() {
     local round region pids pid
     for round in $(seq "$KILL_ROUNDS"); do
-        attach kill --takeover || return
+        # Without recovery: otherwise it would come back, and nobody notice (recover.sh).
+        attach kill --takeover --no-recovery || return
         pids=''
         rm -f "$T"/acked*
         for region in 0 1 2 3; do

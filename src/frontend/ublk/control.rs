@@ -45,6 +45,8 @@ op!(SET_PARAMS, UBLK_U_CMD_SET_PARAMS);
 op!(START_DEV, UBLK_U_CMD_START_DEV);
 op!(STOP_DEV, UBLK_U_CMD_STOP_DEV);
 op!(DEL_DEV, UBLK_U_CMD_DEL_DEV);
+op!(START_USER_RECOVERY, UBLK_U_CMD_START_USER_RECOVERY);
+op!(END_USER_RECOVERY, UBLK_U_CMD_END_USER_RECOVERY);
 op!(DEL_DEV_ASYNC, UBLK_U_CMD_DEL_DEV_ASYNC);
 
 /// How drivers answer commands that they do not know: EOPNOTSUPP, ENOTTY, and the kernel's own
@@ -76,6 +78,11 @@ pub(super) enum Failure {
 type Answer<T> = std::result::Result<T, Failure>;
 
 impl Failure {
+    /// True where the driver is not ready for the command yet.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self, Failure::Refused(Errno::EBUSY))
+    }
+
     /// True where the driver has no such device.
     pub(super) fn is_no_device(&self) -> bool {
         matches!(self, Failure::Refused(Errno::ENODEV))
@@ -234,6 +241,25 @@ pub(super) fn set_params(dev_id: u32, params: sys::ublk_params) -> Result<()> {
 pub(super) fn start(dev_id: u32, timeout: Duration) -> Result<()> {
     let answer = begin(START_DEV, dev_id, std::process::id().into(), ()).wait(timeout);
     answer.map_err(|failure| failure.into_error(START_DEV, &device(dev_id)))
+}
+
+/// Makes a device that has lost its server ready for a new one. Busy until the driver has seen the
+/// old one off.
+pub(super) fn begin_recovery(dev_id: u32) -> Answer<()> {
+    begin(START_USER_RECOVERY, dev_id, 0, ()).wait(PROMPT)
+}
+
+/// The error of a recovery that could not begin.
+pub(super) fn begin_recovery_error(dev_id: u32, failure: Failure) -> Error {
+    failure.into_error(START_USER_RECOVERY, &device(dev_id))
+}
+
+/// Has the driver send requests to this process, whose queues must be served: first those that the
+/// old server never answered.
+pub(super) fn end_recovery(dev_id: u32) -> Result<()> {
+    let pid = std::process::id().into();
+    let answer = begin(END_USER_RECOVERY, dev_id, pid, ()).wait(PROMPT);
+    answer.map_err(|failure| failure.into_error(END_USER_RECOVERY, &device(dev_id)))
 }
 
 /// Removes the block device: waits for the requests in flight, then aborts the queues.

@@ -15,7 +15,7 @@
 //! * Every request is answered once, with EIO in the worst case ([`UblkOptions::drain_timeout`]).
 //! * Every wait for the kernel is bounded; a time-out names the kernel.
 //! * A killed server leaves no hanging application (unless [`UblkOptions::recovery`] asks for
-//!   that) and nothing that [`reap()`] does not remove.
+//!   that, until [`Ublk::recover`]) and nothing that [`reap()`] does not remove.
 //! * The kernel chooses device numbers, and a device is stopped or deleted only after the token
 //!   that [`Ublk::start`] gave it was found in it: a number may have passed to another server.
 //!
@@ -41,15 +41,16 @@ mod stats;
 pub use host::{HostSupport, become_io_flusher, check_host};
 pub use link::link_path;
 pub use options::UblkOptions;
-pub use reap::{evict, reap};
+pub use reap::{evict, find, is_there, reap};
 pub use stats::Stats;
 
-use crate::device::{BlockDevice, Checked, Geometry};
+use crate::device::{BlockDevice, Checked};
 use crate::error::{Error, ErrorKind, Result};
 use control::Failure;
 use libublk::sys;
 use link::{FOLDER, Link, Links};
 use queue::{Order, Shared, Spec};
+use reap::orphan;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -92,7 +93,7 @@ impl Ublk {
         }
         let flags = flags(&check_host()?, &options)?;
         Links::new(FOLDER).check(&options.name)?;
-        let token = rand::random();
+        let token = options.token;
         let info = control::add(
             options.id,
             sys::ublksrv_ctrl_dev_info {
@@ -105,7 +106,90 @@ impl Ublk {
             },
         )?;
         let (ending, ended) = watch::channel(0);
-        let mut ublk = Ublk {
+        let mut ublk = Ublk::unserved(&info, token, ended, &options);
+        match ublk.bring_up(device, &info, &options, &ending) {
+            Ok(()) => Ok(ublk),
+            Err(error) => {
+                ublk.drain_timeout = Duration::ZERO;
+                Err(error.context(format_args!("cannot attach {}", options.name)))
+            }
+        }
+    }
+
+    /// Serves device `dev_id`, which has lost its server and was told to wait for a new one
+    /// ([`UblkOptions::recovery`]), from this process: `/dev/ublkbN` stays as it is, and so do its
+    /// users. `token` is its [`UblkOptions::token`]; of the options, those count that the
+    /// kernel does not remember: the name and the time limits. The requests that the old server
+    /// had not answered are sent again, so `device` must hold all that it had.
+    ///
+    /// Errors: not found, where there is no such device; busy, where it still has a server; failed,
+    /// where `device` is not of its size, or the driver refuses or does not answer. The device
+    /// then waits on.
+    pub fn recover<D: BlockDevice>(
+        device: Arc<Checked<D>>,
+        (dev_id, token): (u32, u64),
+        options: UblkOptions,
+    ) -> Result<Ublk> {
+        let info = orphan(dev_id, token)?;
+        let size = device.geometry().size;
+        if node::sysfs_size(dev_id)? != size {
+            let path = node::block_path(dev_id);
+            let message = format!("{} has another size than {}", path.display(), options.name);
+            return Err(Error::failed(message).hint("detach it with --force"));
+        }
+        let (ending, ended) = watch::channel(0);
+        let mut ublk = Ublk::unserved(&info, token, ended, &options);
+        let options = UblkOptions { max_io: info.max_io_buf_bytes, ..options };
+        match ublk.adopt(device, &info, &options, &ending) {
+            Ok(()) => Ok(ublk),
+            Err(error) => {
+                // Not stopped: whoever uses it waits for the next attempt.
+                ublk.down = true;
+                ublk.order(Order::Quit);
+                let _ = ublk.end_queues();
+                Err(error.context(format_args!("cannot recover {}", options.name)))
+            }
+        }
+    }
+
+    fn adopt<D: BlockDevice>(
+        &mut self,
+        device: Arc<Checked<D>>,
+        info: &sys::ublksrv_ctrl_dev_info,
+        options: &UblkOptions,
+        ending: &watch::Sender<usize>,
+    ) -> Result<()> {
+        let mut last = None;
+        let begun =
+            node::poll_until(control::PROMPT, || match control::begin_recovery(self.dev_id) {
+                Err(failure) if failure.is_busy() => false,
+                answer => {
+                    last = Some(answer);
+                    true
+                }
+            });
+        match last {
+            Some(Err(e)) => return Err(control::begin_recovery_error(self.dev_id, e)),
+            None if !begun => {
+                let message = format!("{} still has its old server", self.path.display());
+                return Err(Error::new(ErrorKind::Busy, message).hint("try again"));
+            }
+            _ => {}
+        }
+        self.serve_queues(device, info, options, ending)?;
+        control::end_recovery(self.dev_id)?;
+        let name = node::block_name(self.dev_id);
+        self.link = Some(Links::new(FOLDER).create(&options.name, &name)?);
+        Ok(())
+    }
+
+    fn unserved(
+        info: &sys::ublksrv_ctrl_dev_info,
+        token: u64,
+        ended: watch::Receiver<usize>,
+        options: &UblkOptions,
+    ) -> Ublk {
+        Ublk {
             dev_id: info.dev_id,
             token,
             path: node::block_path(info.dev_id),
@@ -115,25 +199,34 @@ impl Ublk {
             threads: Vec::new(),
             ended,
             down: false,
-        };
-        match ublk.bring_up(device, &geometry, &info, &options, &ending) {
-            Ok(()) => Ok(ublk),
-            Err(error) => {
-                ublk.drain_timeout = Duration::ZERO;
-                Err(error.context(format_args!("cannot attach {}", options.name)))
-            }
         }
     }
 
     fn bring_up<D: BlockDevice>(
         &mut self,
         device: Arc<Checked<D>>,
-        geometry: &Geometry,
         info: &sys::ublksrv_ctrl_dev_info,
         options: &UblkOptions,
         ending: &watch::Sender<usize>,
     ) -> Result<()> {
-        control::set_params(self.dev_id, params::params(geometry, options))?;
+        let geometry = device.geometry();
+        control::set_params(self.dev_id, params::params(&geometry, options))?;
+        self.serve_queues(device, info, options, ending)?;
+        control::start(self.dev_id, options.start_timeout)?;
+        node::wait_for_block(self.dev_id, geometry.size, options.start_timeout)?;
+        let device = node::block_name(self.dev_id);
+        self.link = Some(Links::new(FOLDER).create(&options.name, &device)?);
+        Ok(())
+    }
+
+    /// Starts the queue threads; returns when all of them wait for requests.
+    fn serve_queues<D: BlockDevice>(
+        &mut self,
+        device: Arc<Checked<D>>,
+        info: &sys::ublksrv_ctrl_dev_info,
+        options: &UblkOptions,
+        ending: &watch::Sender<usize>,
+    ) -> Result<()> {
         let queues: std::io::Result<_> =
             (0..info.nr_hw_queues).map(|_| Shared::new(info.queue_depth)).collect();
         self.queues = queues.map_err(|e| Error::failed("cannot make an eventfd").because(e))?;
@@ -150,10 +243,6 @@ impl Ublk {
         for _ in 0..info.nr_hw_queues {
             reports.recv_timeout(GRACE).map_err(|_| Error::failed("a queue did not start"))??;
         }
-        control::start(self.dev_id, options.start_timeout)?;
-        node::wait_for_block(self.dev_id, geometry.size, options.start_timeout)?;
-        let device = node::block_name(self.dev_id);
-        self.link = Some(Links::new(FOLDER).create(&options.name, &device)?);
         Ok(())
     }
 

@@ -31,6 +31,16 @@ pub(super) fn block_path(dev_id: u32) -> PathBuf {
     Path::new("/dev").join(block_name(dev_id))
 }
 
+/// The size of the block device, which may be without a server: nothing of it is read. Errors:
+/// there is no such device.
+pub(super) fn sysfs_size(dev_id: u32) -> Result<SectorCount> {
+    let path = format!("/sys/block/{}/size", block_name(dev_id));
+    let text = std::fs::read_to_string(&path);
+    let text = text.map_err(|e| Error::failed(format!("cannot read {path}")).because(e))?;
+    let sectors = text.trim().parse().map(SectorCount);
+    sectors.map_err(|e| Error::failed(format!("{path} holds no number")).because(e))
+}
+
 /// Asks `done` every few milliseconds until it says yes or `timeout` is over.
 pub(super) fn poll_until(timeout: Duration, mut done: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + timeout;

@@ -17,6 +17,8 @@ pub struct UblkOptions {
     pub name: String,
     /// The N of `/dev/ublkbN`; `None` lets the kernel choose, which cannot collide.
     pub id: Option<u32>,
+    /// Marks the device as this one, whatever its number; random.
+    pub token: u64,
     /// Hardware queues, each with a thread of its own; the kernel takes at most one per CPU.
     pub queues: u16,
     /// Requests in flight on one queue.
@@ -25,8 +27,8 @@ pub struct UblkOptions {
     /// `depth * max_io` bytes for them and keeps what was ever used.
     pub max_io: u32,
     /// Keeps the block device when this process dies, its requests waiting for a new server.
-    /// Off by default: without a server to take over, whoever uses the device hangs until
-    /// [`super::reap()`] is called, whereas a device without recovery answers with errors at once.
+    /// Off by default: without a server to take over ([`super::Ublk::recover`]), whoever uses the
+    /// device hangs until [`super::reap()`] is called, whereas a device without recovery answers with errors at once.
     pub recovery: bool,
     /// How long the kernel may take to start the device. It reads the partition table
     /// meanwhile, some ten reads one after the other, so a slow store needs a multiple of its
@@ -42,6 +44,7 @@ impl UblkOptions {
         UblkOptions {
             name: name.into(),
             id: None,
+            token: rand::random(),
             queues: 1,
             depth: 128,
             max_io: 512 << 10,

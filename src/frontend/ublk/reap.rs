@@ -41,6 +41,39 @@ pub fn evict(dev_id: u32) -> Result<()> {
     delete(dev_id)
 }
 
+/// What the driver knows of device `dev_id`, if it is the one that was given `token` and it has no
+/// server. Errors: not found; busy; failed.
+pub(super) fn orphan(dev_id: u32, token: u64) -> Result<sys::ublksrv_ctrl_dev_info> {
+    host::check_host()?;
+    let info = control::info(dev_id).map_err(|e| control::info_error(dev_id, e))?;
+    if info.ublksrv_flags != token {
+        let message = format!("ublk device {dev_id} is another one by now");
+        return Err(Error::not_found(message));
+    }
+    if !node::is_unserved(dev_id) {
+        let message = format!("process {} still serves ublk device {dev_id}", info.ublksrv_pid);
+        return Err(Error::new(ErrorKind::Busy, message).hint("detach it there"));
+    }
+    Ok(info)
+}
+
+/// Whether the driver has device `dev_id` and it is the one that was given `token`, served or not.
+/// What cannot be known counts as yes.
+pub fn is_there(dev_id: u32, token: u64) -> bool {
+    match control::info(dev_id) {
+        Ok(info) => info.ublksrv_flags == token,
+        Err(failure) => !failure.is_no_device(),
+    }
+}
+
+/// The number of the device that was given `token`, if there is one.
+pub fn find(token: u64) -> Option<u32> {
+    let nodes = std::fs::read_dir("/dev").ok()?;
+    let names = nodes.flatten().map(|node| node.file_name());
+    let mut numbers = names.filter_map(|name| name.to_str()?.strip_prefix("ublkc")?.parse().ok());
+    numbers.find(|number| control::info(*number).is_ok_and(|info| info.ublksrv_flags == token))
+}
+
 fn delete(dev_id: u32) -> Result<()> {
     control::delete(dev_id)?;
     Links::new(FOLDER).remove_to(&node::block_name(dev_id))

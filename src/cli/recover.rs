@@ -1,0 +1,64 @@
+//! Bringing back the devices of dead targets.
+
+use super::{Context, attach, render};
+use crate::daemon::client::find;
+use crate::daemon::{KnownTarget, Ready, RunDir, TargetSpec};
+use crate::error::{Error, Result};
+use serde_json::json;
+
+pub(super) async fn recover(context: &Context, what: Option<&str>) -> Result<()> {
+    let run_dir = RunDir::open()?;
+    let targets = match what {
+        Some(what) => vec![find(&run_dir, what, context.named_store()?.as_deref())?],
+        None => run_dir.targets()?.into_iter().filter(KnownTarget::is_recoverable).collect(),
+    };
+    if targets.is_empty() {
+        eprintln!("objblk: no device on this host waits to be recovered");
+    }
+    let (mut documents, mut lines, mut failure) = (Vec::new(), Vec::new(), None);
+    for target in &targets {
+        let volume = &target.state.volumes[0];
+        let outcome = bring_back(context, target);
+        let document = json!({
+            "name": volume.name, "id": volume.id, "device": volume.device, "link": volume.link,
+            "pid": outcome.as_ref().ok().map(|ready| ready.pid),
+            "recovered": outcome.is_ok(),
+            "error": outcome.as_ref().err().map(ToString::to_string),
+        });
+        documents.push(document);
+        match outcome {
+            Ok(_) => lines.push(format!("{} {}", volume.device, volume.name)),
+            // The last one becomes the program's own error.
+            Err(e) => {
+                if let Some(earlier) = failure.replace(e) {
+                    eprintln!("objblk: {earlier}");
+                }
+            }
+        }
+    }
+    match (what, context.global.json) {
+        (Some(_), true) => render::json(&documents[0])?,
+        (None, true) => render::json(&documents)?,
+        (_, false) if lines.is_empty() => {}
+        (_, false) => render::print(&lines.join("\n"))?,
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+fn bring_back(context: &Context, target: &KnownTarget) -> Result<Ready> {
+    let state = &target.state;
+    let name = &state.volumes[0].name;
+    if target.alive {
+        return Err(Error::usage(format!("process {} serves {name}", state.pid))
+            .hint("only a device whose process died can be recovered"));
+    }
+    // Without a successor's orders the target says why it cannot be.
+    let spec = match &state.successor {
+        Some(successor) => successor.clone(),
+        None => TargetSpec {
+            recover: Some(state.volumes[0].id),
+            ..attach::plain(context.location()?, name.clone())
+        },
+    };
+    attach::background(context, &spec)
+}

@@ -1,0 +1,143 @@
+//! A new target for the device of a dead one.
+//!
+//! The device keeps its number, its users and the requests that nobody answered; the new target
+//! takes the volume over with all that the dead one had acknowledged, then serves the device.
+//!
+//! Where that cannot be had, the device must not come back: it would have lost writes without
+//! its users' noticing. It is removed then, and its users get errors, as from a disk that fails.
+//! What may pass (the store does not answer, the driver refuses) leaves everything as it is.
+
+use super::door::{Door, Served};
+use super::orders::Order;
+use super::rundir::{Held, RunDir, Target as Left};
+use super::shared::Shared;
+use super::spec::TargetSpec;
+use super::state::Attached;
+use super::target::{Target, environment};
+use crate::device::Checked;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::VolumeId;
+use crate::host::Host;
+use crate::pool::backend::Backend;
+use crate::volume::{Mode, Volume, VolumeOptions};
+use std::sync::Arc;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+
+/// Why a device did not come back.
+enum Refused {
+    /// It never will.
+    ForGood(Error),
+    /// It waits on.
+    ForNow(Error),
+}
+
+impl Target {
+    /// Brings back the device of the dead target of volume `id`.
+    ///
+    /// Errors: not found, where it left nothing; busy, where it lives or somebody is at it; failed
+    /// or fenced, where the device was removed; those of the store, where it waits on.
+    pub(super) async fn recover(
+        spec: &TargetSpec,
+        id: VolumeId,
+        run_dir: RunDir,
+        (ordering, orders): (UnboundedSender<Order>, UnboundedReceiver<Order>),
+    ) -> Result<Target> {
+        let (left, held) = take(&run_dir, id)?;
+        let name = &left.state.volumes[0].name;
+        match bring_back(spec, &run_dir, &left).await {
+            Ok(shared) => {
+                let target = Target { shared: Arc::new(shared), orders, run_dir, held };
+                target.announced(ordering).await
+            }
+            Err(Refused::ForNow(e)) => {
+                held.release();
+                Err(e.context(format!("{name} cannot be recovered yet")))
+            }
+            Err(Refused::ForGood(e)) => {
+                let device = &left.state.volumes[0].device;
+                let what = format!("{name} cannot be recovered, so {device} was removed");
+                let cleaned = run_dir.clean_up(&left);
+                held.release();
+                cleaned.map_err(|e| e.context(format!("cannot remove {device}")))?;
+                Err(e.context(what))
+            }
+        }
+    }
+}
+
+/// What the dead target left, for this process alone.
+fn take(run_dir: &RunDir, id: VolumeId) -> Result<(Left, Held)> {
+    let look = || {
+        let left = run_dir.holder(id)?;
+        left.ok_or_else(|| Error::not_found(format!("no target of volume {id} left anything")))
+    };
+    let held = run_dir.succeed(&look()?)?;
+    // Somebody may have been at it before the lock was taken.
+    match look() {
+        Ok(left) if !left.alive => Ok((left, held)),
+        other => {
+            held.release();
+            let name = &other?.state.volumes[0].name;
+            Err(Error::new(ErrorKind::Busy, format!("volume {name} is served")))
+        }
+    }
+}
+
+async fn bring_back(
+    spec: &TargetSpec,
+    run_dir: &RunDir,
+    left: &Left,
+) -> std::result::Result<Shared, Refused> {
+    let (state, attached) = (&left.state, &left.state.volumes[0]);
+    let (Some(dev_id), Some(token), Some(successor)) =
+        (state.dev_id, state.token, &state.successor)
+    else {
+        let what = "it was attached without recovery, so its device died with its process";
+        return Err(Refused::ForGood(Error::failed(what)));
+    };
+    if !left.is_recoverable() {
+        return Err(Refused::ForGood(Error::not_found("the kernel has its device no more")));
+    }
+    let connect = async {
+        let (url, s3) = spec.location.parts()?;
+        Backend::open(&url, &s3).await
+    };
+    let backend = connect.await.map_err(Refused::ForNow)?;
+    let volume = open(spec, run_dir, &backend, attached.id).await.map_err(judge)?;
+    let served: Served = (attached.name.clone(), Arc::new(Checked::new(volume.clone())));
+    match Door::recover(&served, (dev_id, token)).await {
+        Ok(door) => {
+            let volumes = vec![(Attached { link: door.link(), ..attached.clone() }, volume)];
+            Ok(Shared::new(volumes, door, backend, (token, Some(successor.clone()))))
+        }
+        Err(e) => {
+            // Its journal is that of the next attempt.
+            volume.abandon();
+            Err(Refused::ForNow(e))
+        }
+    }
+}
+
+async fn open(
+    spec: &TargetSpec,
+    run_dir: &RunDir,
+    backend: &Backend,
+    id: VolumeId,
+) -> Result<Volume> {
+    let options = VolumeOptions {
+        mode: Mode::Recover,
+        journal: Some(run_dir.journal(id)),
+        cache_bytes: spec.cache_bytes,
+        ..VolumeOptions::default()
+    };
+    let (stores, owner) = (backend.stores.clone(), Host::local()?.owner());
+    Volume::open(environment(), stores, id, owner, options).await
+}
+
+/// What the store says now it may not say later; all else is final.
+fn judge(e: Error) -> Refused {
+    match e.kind() {
+        ErrorKind::Store => Refused::ForNow(e),
+        _ => Refused::ForGood(e),
+    }
+}

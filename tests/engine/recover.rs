@@ -1,0 +1,360 @@
+//! The owner's process dies and its device lives on: the successor has every acknowledged change,
+//! flushed or not, or refuses.
+
+use crate::rig::{CHUNK, Rig, owner, pattern, range, read, write};
+use bytes::Bytes;
+use objblk::device::{BlockDevice, ZeroFlags};
+use objblk::error::ErrorKind;
+use objblk::format::{keys, pool};
+use objblk::store::fault::{Fault, Moment, Rule};
+use objblk::store::{Op, Store, StoreErrorKind};
+use objblk::units::{Epoch, SectorCount};
+use objblk::volume::{Mode, Volume};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::TempDir;
+
+const SECTORS: u64 = 4096;
+
+struct Host {
+    rig: Rig,
+    journal: PathBuf,
+    _folder: TempDir,
+}
+
+impl Host {
+    async fn new(seed: u64) -> Host {
+        let folder = tempfile::tempdir().unwrap();
+        let mut rig = Rig::new(seed, SECTORS * 512).await;
+        let journal = folder.path().join("journal");
+        rig.options.journal = Some(journal.clone());
+        Host { rig, journal, _folder: folder }
+    }
+
+    async fn recover(&self, pid: u32) -> objblk::error::Result<Volume> {
+        self.rig.open_as(pid, Mode::Recover).await
+    }
+
+    /// Segments of the oldest epoch, in order.
+    fn segments(&self) -> Vec<PathBuf> {
+        let epoch = entries(&self.journal).into_iter().find(|path| path.is_dir()).unwrap();
+        entries(&epoch)
+    }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    found.sort();
+    found
+}
+
+/// One random change, made on the volume and on the model. Returns false for what changes nothing.
+async fn step(volume: &Volume, model: &mut [u8], rng: &mut StdRng, stamp: u64) -> bool {
+    let start = rng.random_range(0..SECTORS);
+    // Small places are overwritten often, in the open chunk too.
+    let (start, longest) = if rng.random_bool(0.5) { (start % 64, 16) } else { (start, 200) };
+    let len = rng.random_range(1..=longest.min(SECTORS - start));
+    let span = start as usize * 512..(start + len) as usize * 512;
+    match rng.random_range(0..20) {
+        0..14 => {
+            let data = pattern(start, len, stamp);
+            write(volume, start, &data).await.unwrap();
+            model[span].copy_from_slice(&data);
+        }
+        14 => {
+            volume.discard(range(start, len)).await.unwrap();
+            model[span].fill(0);
+        }
+        15 => {
+            let flags = ZeroFlags { may_unmap: true, fua: false };
+            volume.write_zeroes(range(start, len), flags).await.unwrap();
+            model[span].fill(0);
+        }
+        16 => {
+            volume.flush().await.unwrap();
+            return false;
+        }
+        _ => {
+            tokio::time::sleep(Duration::from_millis(rng.random_range(1..900))).await;
+            return false;
+        }
+    }
+    true
+}
+
+async fn assert_image(volume: &Volume, model: &[u8], what: &str) {
+    let found = read(volume, 0, SECTORS).await.unwrap();
+    let wrong = (0..SECTORS as usize)
+        .find(|s| found[s * 512..s * 512 + 512] != model[s * 512..s * 512 + 512]);
+    assert_eq!(wrong, None, "{what}: the first sector that differs");
+}
+
+fn add_faults(rig: &Rig) {
+    let ms = Duration::from_millis;
+    let delay = |at| Fault::Delay { at, from: ms(1), to: ms(700) };
+    let fail = |at| Fault::Fail(at, StoreErrorKind::Unavailable);
+    for (fault, ops, p) in [
+        (delay(Moment::Before), &[Op::Put][..], 0.7),
+        (delay(Moment::After), &Op::ALL[..], 0.2),
+        (fail(Moment::Before), &Op::ALL[..], 0.1),
+        (fail(Moment::After), &Op::ALL[..], 0.1),
+        (Fault::Duplicate(ms(700)), &[Op::Put][..], 0.1),
+    ] {
+        rig.faults.add(Rule::new(fault).on(ops).with_probability(p));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_acknowledged_change_survives_the_process() {
+    let seeds = match std::env::var("OBJBLK_SEED") {
+        Ok(seed) => seed.parse().map(|s: u64| s..s + 1).expect("OBJBLK_SEED is a number"),
+        Err(_) => 0..40,
+    };
+    for seed in seeds {
+        eprintln!("replay: OBJBLK_SEED={seed} cargo test --test engine every_acknowledged_change");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let host = Host::new(seed).await;
+        add_faults(&host.rig);
+        let mut model = vec![0; SECTORS as usize * 512];
+        let mut volume = host.rig.open().await;
+        let mut stamp = 0;
+        for life in 0..8 {
+            for _ in 0..rng.random_range(0..80) {
+                stamp += 1;
+                step(&volume, &mut model, &mut rng, stamp).await;
+            }
+            volume.abandon();
+            volume = host.recover(life + 2).await.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            assert_image(&volume, &model, &format!("seed {seed} life {life}")).await;
+        }
+        volume.close().await.unwrap();
+        let volume = host.rig.open().await;
+        assert_image(&volume, &model, &format!("seed {seed} closed")).await;
+    }
+}
+
+/// The same few changes, and the process dies after each of them, in the middle of each of them,
+/// and in the middle of the end of each segment.
+#[tokio::test(start_paused = true)]
+async fn a_death_at_every_record() {
+    for deaths in 0..60 {
+        for torn in [false, true] {
+            let host = Host::new(1).await;
+            let mut rng = StdRng::seed_from_u64(99);
+            let mut model = vec![0; SECTORS as usize * 512];
+            let volume = host.rig.open().await;
+            // Nothing is committed: the journal alone has it.
+            let hold = host.rig.faults.add(Rule::new(Fault::Hold(Moment::Before)).on(&[Op::Put]));
+            let mut before = model.clone();
+            let mut made = 0;
+            let mut stamp = 0;
+            while made < deaths {
+                stamp += 1;
+                before.copy_from_slice(&model);
+                made += u32::from(small_step(&volume, &mut model, &mut rng, stamp).await);
+            }
+            volume.abandon();
+            let last = host.segments().pop().unwrap();
+            let len = fs::metadata(&last).unwrap().len();
+            let cut = torn && len > 64;
+            if cut {
+                fs::File::options().write(true).open(&last).unwrap().set_len(len - 1).unwrap();
+            }
+            hold.release();
+            let volume = host.recover(2).await.unwrap();
+            let expected = if cut { &before } else { &model };
+            assert_image(&volume, expected, &format!("{deaths} changes, torn: {cut}")).await;
+            volume.abandon();
+        }
+    }
+}
+
+/// As [`step`], of changes that are one record each and need no room.
+async fn small_step(volume: &Volume, model: &mut [u8], rng: &mut StdRng, stamp: u64) -> bool {
+    let start = rng.random_range(0..64);
+    let len = rng.random_range(1..=8);
+    let span = start as usize * 512..(start + len) as usize * 512;
+    if rng.random_bool(0.2) {
+        volume.discard(range(start, len)).await.unwrap();
+        model[span].fill(0);
+    } else {
+        let data = pattern(start, len, stamp);
+        write(volume, start, &data).await.unwrap();
+        model[span].copy_from_slice(&data);
+    }
+    true
+}
+
+/// The successor dies as well, before it has taken over all of the journal; and its successor.
+#[tokio::test(start_paused = true)]
+async fn recovering_can_be_cut_off_anywhere() {
+    let host = Host::new(3).await;
+    let volume = host.rig.open().await;
+    let mut model = vec![0; SECTORS as usize * 512];
+    let data = pattern(0, SECTORS, 1);
+    // One chunk short of the dirty budget, which the recovery then waits for.
+    host.rig.faults.set_down(true);
+    for at in (0..1536).step_by(64) {
+        let span = at as usize * 512..(at + 64) as usize * 512;
+        write(&volume, at, &data[span.clone()]).await.unwrap();
+        model[span.clone()].copy_from_slice(&data[span]);
+    }
+    write(&volume, 0, &pattern(0, 8, 2)).await.unwrap();
+    model[..4096].copy_from_slice(&pattern(0, 8, 2));
+    volume.abandon();
+    host.rig.faults.set_down(false);
+    for (pid, puts) in (2..).zip([0, 1, 2, 3, 4, 5]) {
+        // Its claim and its fence, then a few chunks, go through.
+        let hold =
+            host.rig.faults.add(Rule::new(Fault::Hold(Moment::Before)).on(&[Op::Put]).skip(puts));
+        let mut small = Rig { options: host.rig.options.clone(), ..host.rig_again() };
+        small.options.dirty_bytes = 128 << 10;
+        let cut = small.open_as(pid, Mode::Recover);
+        assert!(tokio::time::timeout(Duration::from_secs(30), cut).await.is_err(), "{puts}");
+        hold.release();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    let volume = host.recover(20).await.unwrap();
+    assert_image(&volume, &model, "recovered at last").await;
+    volume.close().await.unwrap();
+}
+
+impl Host {
+    /// Another handle of the same store.
+    fn rig_again(&self) -> Rig {
+        let Rig { memory, faults, store, id, options } = &self.rig;
+        Rig {
+            memory: memory.clone(),
+            faults: faults.clone(),
+            store: store.clone(),
+            id: *id,
+            options: options.clone(),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_size_that_changes_is_recovered_too() {
+    let host = Host::new(5).await;
+    let volume = host.rig.open().await;
+    write(&volume, 4000, &pattern(4000, 8, 1)).await.unwrap();
+    volume.resize(SectorCount(2048)).await.unwrap();
+    volume.resize(SectorCount(8192)).await.unwrap();
+    write(&volume, 8000, &pattern(8000, 8, 2)).await.unwrap();
+    volume.abandon();
+    let volume = host.recover(2).await.unwrap();
+    assert_eq!(volume.geometry().size, SectorCount(8192));
+    assert_eq!(read(&volume, 4000, 8).await.unwrap(), vec![0; 4096]);
+    assert_eq!(read(&volume, 8000, 8).await.unwrap(), pattern(8000, 8, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_is_not_whole_is_refused() {
+    type Damage = fn(&Host);
+    let damages: [(&str, Damage); 6] = [
+        ("gone", |host| fs::remove_dir_all(&host.journal).unwrap()),
+        ("without claims", |host| fs::remove_file(host.journal.join("claims")).unwrap()),
+        ("without its first segment", |host| fs::remove_file(&host.segments()[0]).unwrap()),
+        ("without one in the middle", |host| fs::remove_file(&host.segments()[1]).unwrap()),
+        ("without its last segment", |host| {
+            fs::remove_file(host.segments().last().unwrap()).unwrap();
+        }),
+        ("with a flipped bit", |host| {
+            let path = &host.segments()[0];
+            let mut bytes = fs::read(path).unwrap();
+            bytes[200] ^= 1;
+            fs::write(path, bytes).unwrap();
+        }),
+    ];
+    for (what, damage) in damages {
+        let host = Host::new(7).await;
+        let volume = host.rig.open().await;
+        host.rig.faults.set_down(true);
+        for i in 0..3 {
+            let at = i * CHUNK / 512;
+            write(&volume, at, &pattern(at, CHUNK / 512, i)).await.unwrap();
+        }
+        write(&volume, 0, &pattern(0, 8, 9)).await.unwrap();
+        volume.abandon();
+        host.rig.faults.set_down(false);
+        let epochs = host.rig.objects("epochs/").await.len();
+        damage(&host);
+        let refused = host.recover(2).await;
+        let error = refused.map(drop).expect_err(what);
+        let kinds = [ErrorKind::Failed, ErrorKind::Corrupt];
+        assert!(kinds.contains(&error.kind()), "{what}: {error}");
+        if what != "without its first segment" {
+            assert_eq!(host.rig.objects("epochs/").await.len(), epochs, "{what}: it claimed first");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_somebody_else_has_had_is_refused() {
+    for fenced in [true, false] {
+        let host = Host::new(8).await;
+        let volume = host.rig.open().await;
+        write(&volume, 0, &pattern(0, 8, 1)).await.unwrap();
+        volume.abandon();
+        let mut elsewhere = host.rig_again();
+        elsewhere.options.journal = None;
+        if fenced {
+            let other = elsewhere.take_over(77).await;
+            other.close().await.unwrap();
+        } else {
+            // A claim whose owner has not fenced yet is a claim: it may do so at any moment.
+            let body = Bytes::from(pool::encode_json(&owner(77)));
+            let key = keys::epoch(host.rig.id, Epoch(2));
+            host.rig.memory.put_if_absent(&key, body).await.unwrap();
+        }
+        let error = host.recover(2).await.map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Fenced, "{error}");
+        assert!(error.to_string().contains("process 77 on host rig"), "{error}");
+    }
+}
+
+/// Overwriting one place for ever fills the journal and not the chunk: it is bounded all the same.
+#[tokio::test(start_paused = true)]
+async fn the_journal_is_bounded_and_emptied() {
+    let host = Host::new(9).await;
+    let volume = host.rig.open().await;
+    let size = |host: &Host| -> u64 {
+        host.segments().iter().map(|path| fs::metadata(path).unwrap().len()).sum()
+    };
+    for i in 0..2000 {
+        write(&volume, 0, &pattern(0, 64, i)).await.unwrap();
+        let bytes = size(&host);
+        assert!(bytes <= host.rig.options.dirty_bytes + (64 << 10), "{bytes} bytes after {i}");
+    }
+    volume.flush().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(size(&host) < 1024, "{} bytes after a flush", size(&host));
+    assert!(volume.status().recoverable);
+    volume.abandon();
+    let volume = host.recover(2).await.unwrap();
+    assert_eq!(read(&volume, 0, 64).await.unwrap(), pattern(0, 64, 1999));
+}
+
+/// A journal that cannot be written is gone before anything more is acknowledged.
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_cannot_be_written_is_given_up() {
+    let host = Host::new(10).await;
+    let volume = host.rig.open().await;
+    write(&volume, 0, &pattern(0, 8, 1)).await.unwrap();
+    assert!(volume.status().recoverable);
+    // The next slot's segment cannot be made: its place is taken.
+    let next = host.segments()[0].with_file_name("0000000000000002.new");
+    fs::create_dir(next).unwrap();
+    volume.flush().await.unwrap();
+    write(&volume, 8, &pattern(8, 8, 2)).await.unwrap();
+    volume.flush().await.unwrap();
+    assert!(!volume.status().recoverable);
+    volume.abandon();
+    let error = host.recover(2).await.map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Failed, "{error}");
+    let volume = host.rig.take_over(3).await;
+    assert_eq!(read(&volume, 8, 8).await.unwrap(), pattern(8, 8, 2));
+}

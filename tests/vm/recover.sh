@@ -1,0 +1,267 @@
+#!/bin/bash
+# The target of a mounted volume dies by kill -9, again and again, and its device comes back with
+# everything that was acknowledged, flushed or not. Runs as root in a guest that may be thrown away;
+# objblk is on PATH, OBJBLK_STORE names a pool. Prints one line a check; exits 1 where one failed.
+#
+# usage: recover.sh STEP...
+#   cycles   under load: the target killed (its supervisor acts), and both killed (`objblk recover`),
+#            CYCLES times each; now and then the successor is killed before it is ready
+#   refuse   what a dead target's device refuses; detach --force; a damaged journal; another owner
+#   loop     a target that dies again and again is given up
+set -u
+T=$(mktemp -d)
+fails=0
+export CYCLES=${CYCLES:-2}
+
+ok() { echo "ok    $*"; }
+fail() { fails=$((fails + 1)); echo "FAIL  $*"; }
+is() { if [ "$2" = "$3" ]; then ok "$1: $2"; else fail "$1: $2, wanted $3"; fi; }
+run() { what=$1; shift; if "$@" >"$T/run" 2>&1; then ok "$what"; else fail "$what: $*: $(tail -3 "$T/run" | tr '\n' ' ')"; fi; }
+exits() {
+    local what=$1 wanted=$2 rc
+    shift 2
+    timeout 60 "$@" >"$T/run" 2>&1
+    rc=$?
+    if [ $rc = "$wanted" ]; then ok "$what: exit $rc: $(tail -1 "$T/run")"; else fail "$what: exit $rc, wanted $wanted: $(tail -2 "$T/run")"; fi
+}
+ms() { read -r up _ </proc/uptime; echo "${up%.*}${up#*.}0"; }
+# until WHAT SECONDS COMMAND...: waits for it
+until_true() {
+    local what=$1 deadline=$(($(ms) + $2 * 1000))
+    shift 2
+    until "$@" >/dev/null 2>&1; do
+        [ "$(ms)" -lt $deadline ] || { fail "$what: not within time: $*"; return 1; }
+        sleep 0.05
+    done
+}
+running() { pgrep -x objblk | while read -r p; do grep -q 'State:.Z' "/proc/$p/status" 2>/dev/null || echo "$p"; done; }
+none_running() { [ -z "$(running)" ]; }
+target() { objblk status "$1" --json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' | head -1; }
+parent() { sed -n 's/^PPid:[[:space:]]*//p' "/proc/$1/status"; }
+
+attach() {
+    dev=$(objblk attach "$@" 2>"$T/err") || { fail "attach $*: $(tail -2 "$T/err")"; return 1; }
+    [ -b "$dev" ] || { fail "attach $1 printed '$dev'"; return 1; }
+}
+nothing_left() {
+    until_true "$1: all processes end" 20 none_running
+    is "$1: processes left" "$(running | tr '\n' ' ')" ""
+    is "$1: devices left" "$(find /dev -name 'ublk[bc]*' -o -path '/dev/objblk/*')" ""
+    is "$1: files left" "$(find /run/objblk -not -name '*.log' -not -path /run/objblk | tr '\n' ' ')" ""
+}
+# kill_both NAME: the target and its supervisor
+kill_both() {
+    local pid parent
+    pid=$(target "$1")
+    parent=$(parent "$pid")
+    is "the parent is the supervisor" "$(tr '\0' ' ' <"/proc/$parent/cmdline" | grep -c ' supervise ')" 1
+    kill -9 "$parent" "$pid"
+}
+
+# Writes blocks of a file past the page cache and remembers what was acknowledged, until told to
+# stop; nothing is ever flushed. Then every block must hold the last thing it was given.
+cat >"$T/ledger.py" <<'END'
+import mmap, os, random, struct, sys, time
+path, stop, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
+BLOCKS = 4096
+rng = random.Random(seed)
+f = os.open(path, os.O_RDWR | os.O_DIRECT)
+page = mmap.mmap(-1, 4096)
+ledger, writes, reads, longest = {}, 0, 0, 0.0
+def check(block):
+    if os.preadv(f, [page], block * 4096) != 4096: sys.exit(f"short read of block {block}")
+    found = set(struct.unpack("<512Q", page[:]))
+    wanted = {ledger[block] << 16 | block}
+    if found != wanted: sys.exit(f"block {block} holds {[hex(x) for x in sorted(found)][:4]}, wanted {[hex(x) for x in wanted]} of {writes} writes")
+while not os.path.exists(stop):
+    # A few places often (overwritten while their chunk is open), the others now and then.
+    block = rng.randrange(64) if rng.random() < 0.3 else rng.randrange(BLOCKS)
+    writes += 1
+    page[:] = struct.pack("<Q", writes << 16 | block) * 512
+    began = time.monotonic()
+    if os.pwritev(f, [page], block * 4096) != 4096: sys.exit("short write")
+    longest = max(longest, time.monotonic() - began)
+    ledger[block] = writes
+    if writes % 8 == 0:
+        check(rng.choice(list(ledger)))
+        reads += 1
+for block in ledger: check(block)
+print(f"{writes} writes, {reads} reads in between, {len(ledger)} blocks verified, longest write {longest * 1000:.0f} ms")
+END
+
+start_load() {
+    mkdir -p "$T/m"
+    run "mkfs" mkfs.ext4 -q "$dev"
+    run "mount" mount "$dev" "$T/m" || return 1
+    run "a file for the ledger" dd if=/dev/zero of="$T/m/ledger" bs=1M count=16 oflag=direct
+    rm -f "$T/stop"
+    python3 "$T/ledger.py" "$T/m/ledger" "$T/stop" 7 >"$T/ledger.out" 2>&1 &
+    ledger=$!
+    # Through the page cache, with fsync: trees of files made, compared, removed.
+    (
+        n=0
+        while [ ! -e "$T/stop" ]; do
+            n=$((n + 1))
+            cp -r /usr/include/linux "$T/m/tree$n" && sync -f "$T/m/tree$n/fs.h" && diff -r /usr/include/linux "$T/m/tree$n" || exit 1
+            [ $n -le 2 ] || rm -r "$T/m/tree$((n - 2))"
+        done
+        echo "$n trees"
+    ) >"$T/trees.out" 2>&1 &
+    trees=$!
+}
+
+end_load() {
+    touch "$T/stop"
+    if wait "$ledger"; then ok "ledger: $(cat "$T/ledger.out")"; else fail "ledger: $(tail -2 "$T/ledger.out")"; fi
+    if wait "$trees"; then ok "trees: $(tail -1 "$T/trees.out")"; else fail "trees: $(tail -3 "$T/trees.out")"; fi
+    is "still mounted read-write" "$(grep -c " $T/m ext4 rw" /proc/mounts)" 1
+    echo 3 >/proc/sys/vm/drop_caches
+    run "trees are right after the page cache is gone" diff -r /usr/include/linux "$(printf '%s\n' "$T"/m/tree* | sort -V | tail -1)"
+    run "umount" umount "$T/m"
+    run "fsck" e2fsck -fn "$dev"
+    is "the kernel saw errors" "$(dmesg | grep -ciE 'I/O error|EXT4-fs (error|warning)|aborting journal')" 0
+}
+
+# answers WHAT BEGIN: waits until the device does, and notes how long that took
+attached() { objblk status vol --json | grep -q '"state": "attached"'; }
+attached_or_recovered() { attached || objblk recover vol; }
+answers() {
+    timeout 60 dd if="$dev" of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null || fail "$1: no answer, or an error"
+    local took=$(($(ms) - $2))
+    echo "$took" >>"$T/times"
+    echo "      $1: the device answers after $took ms"
+}
+
+cycle_supervised() {
+    local pid begin
+    pid=$(target vol)
+    begin=$(ms)
+    kill -9 "$pid"
+    answers "killed, supervised" "$begin"
+    until_true "the successor is known" 20 objblk status vol
+    [ "$(target vol)" != "$pid" ] || fail "the same process $pid"
+}
+
+cycle_by_hand() {
+    local begin
+    kill_both vol
+    begin=$(ms)
+    is "recover prints" "$(timeout 60 objblk recover 2>"$T/err" || cat "$T/err")" "$dev vol"
+    answers "killed with its supervisor" "$begin"
+}
+
+# The first successor is killed on its way, at a moment that differs each time.
+cycle_twice() {
+    local begin pid supervisor
+    kill_both vol
+    begin=$(ms)
+    timeout 60 objblk recover vol >"$T/first" 2>&1 &
+    supervisor=$!
+    sleep "0.$((RANDOM % 9))"
+    pid=$(running | while read -r p; do grep -qz '^target$' "/proc/$p/cmdline" && echo "$p"; done | tail -1)
+    [ -z "$pid" ] || kill -9 "$pid"
+    wait "$supervisor"
+    # Its supervisor may have done it meanwhile, or it was not the successor that was hit.
+    until_true "recovered in the end" 60 attached_or_recovered
+    answers "killed once more on the way" "$begin"
+}
+
+cycles() {
+    local i
+    run "create" objblk create vol --size 1G
+    attach vol || return
+    is "recoverable" "$(find /run/objblk -name '*.journal' | wc -l)" 1
+    start_load || return
+    for i in $(seq "$CYCLES"); do
+        sleep "$((2 + RANDOM % 2)).$((RANDOM % 10))"
+        cycle_supervised
+        sleep "$((1 + RANDOM % 2)).$((RANDOM % 10))"
+        cycle_by_hand
+        [ $((i % 5)) != 1 ] || { sleep 2; cycle_twice; }
+        is "the device is the same" "$(readlink -f /dev/objblk/vol)" "$dev"
+    done
+    end_load
+    is "devices" "$(find /dev -name 'ublkb*' | wc -l)" 1
+    run "detach" objblk detach vol
+    nothing_left cycles
+    sort -n "$T/times" | awk '{ t[NR] = $1 } END { print "      recovery of the device: " NR " times, median " t[int((NR + 1) / 2)] " ms, max " t[NR] " ms" }'
+    attach vol || return
+    run "fsck after a clean attach" e2fsck -fn "$dev"
+    run "detach" objblk detach vol
+}
+
+# A device with a reader that waits for it: target and supervisor are dead.
+orphan() {
+    attach vol || return 1
+    run "written, not flushed" dd if=/dev/urandom of="$dev" bs=64k count=16 oflag=direct conv=notrunc,nocreat
+    kill_both vol
+    dd if="$dev" of=/dev/null bs=4k count=1 skip=$((RANDOM)) iflag=direct 2>"$T/reader" &
+    reader=$!
+    sleep 0.5
+    run "the reader waits" kill -0 "$reader"
+}
+# removed WHAT: the reader has got its error, and nothing is left
+ended() { ! kill -0 "$1"; }
+gone() { [ ! -e "$1" ]; }
+removed() {
+    until_true "$1: the reader ends" 10 ended "$reader"
+    wait "$reader" && fail "$1: the reader saw no error"
+    is "$1: the reader's error" "$(grep -c 'Input/output error' "$T/reader")" 1
+    nothing_left "$1"
+}
+
+refuse() {
+    objblk info vol >/dev/null 2>&1 || objblk create vol --size 1G
+    exits "nothing to recover" 0 objblk recover
+    exits "recover of what is not there" 3 objblk recover vol
+    orphan || return
+    exits "attach of an orphan" 5 objblk attach vol --takeover
+    exits "detach of an orphan" 5 objblk detach vol
+    exits "resize of an orphan" 5 objblk resize vol --size 2G
+    exits "detach --force of an orphan" 0 objblk detach --force vol
+    removed "detach --force"
+    orphan || return
+    segment=$(find /run/objblk/*.journal/* -type f -size +64k | head -1)
+    printf '\x55' | dd of="$segment" bs=1 seek=5000 conv=notrunc 2>/dev/null
+    exits "a damaged journal" 1 objblk recover vol
+    removed "damaged journal"
+    orphan || return
+    # Another host, as far as the store and the run directory know.
+    OBJBLK_RUN_DIR=$T/elsewhere timeout 60 objblk serve nbd vol --takeover >"$T/uri" 2>&1 &
+    until_true "another owner serves it" 30 grep -q '^nbd' "$T/uri"
+    run "the other owner leaves" env OBJBLK_RUN_DIR="$T/elsewhere" objblk detach vol
+    exits "a volume that another owner has had" 5 objblk recover
+    removed "fenced"
+    attach vol --no-recovery || return
+    kill -9 "$(target vol)"
+    until_true "without recovery the device dies with its process" 10 gone "$dev"
+    attach vol || return
+    run "detach" objblk detach vol
+    nothing_left refuse
+}
+
+another() { attached && [ "$(target vol)" != "$1" ]; }
+loop() {
+    local pid i
+    objblk info vol >/dev/null 2>&1 || objblk create vol --size 1G
+    attach vol || return
+    pid=''
+    for i in 1 2 3 4 5; do
+        until_true "successor $i" 30 another "$pid" || break
+        pid=$(target vol)
+        kill -9 "$pid"
+    done
+    until_true "the device is given up" 20 gone "$dev"
+    is "the log says so" "$(grep -c 'deaths within' /run/objblk/vol.log)" 1
+    nothing_left loop
+    attach vol || return
+    run "detach" objblk detach vol
+    nothing_left "loop, and attached again"
+}
+
+for step in "$@"; do
+    echo "== $step"
+    "$step"
+done
+[ $fails = 0 ] || { cat /run/objblk/*.log 2>/dev/null; dmesg | tail -30; }
+[ $fails = 0 ]
