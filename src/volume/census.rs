@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::checkpoint::Garbage;
 use crate::format::map_object::ItemKind;
 use crate::format::page::{CHUNKS_PER_PAGE, ItemRef, encode_chunk_page};
+use crate::log::Terms;
 use crate::units::Seq;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -22,15 +23,23 @@ pub(super) struct Census {
 
 /// Applies `deltas` to the chunk pages. `new` are the slots since the last checkpoint: those of
 /// them that hold nothing live are garbage, as are older ones that hold nothing any more.
+///
+/// Fences are never garbage. An owner that was paused, or cut off, tries its next slot whenever it
+/// comes back: were the fence gone by then, it would commit, and acknowledge flushes that nobody
+/// will ever read.
 pub(super) async fn update(
     old_root: &BTreeMap<u64, ItemRef>,
     new: Range<u64>,
+    terms: &Terms,
     deltas: &Deltas,
     moves: &Moves,
     writer: &mut MapWriter<'_>,
 ) -> Result<Census> {
     let mut census = Census { root: old_root.clone(), garbage: Vec::new() };
     let mut dead = Runs::default();
+    let fences = terms.as_slice().iter().filter_map(|term| term.first.0.checked_sub(1));
+    let fences: BTreeSet<u64> = fences.collect();
+    let chunks = |seq: &u64| !fences.contains(seq);
     for page in touched_pages(old_root, &new, deltas, moves) {
         let old_ref = old_root.get(&page).copied();
         let old = match old_ref {
@@ -38,7 +47,7 @@ pub(super) async fn update(
             None => Arc::default(),
         };
         let entries: BTreeMap<u32, u32> = old.iter().copied().collect();
-        let entries = recount(page, entries, &new, deltas, &mut dead)?;
+        let entries = recount(page, entries, new.clone().filter(chunks), deltas, &mut dead)?;
         if let Some(item) = old_ref {
             writer.release(item)?;
         }
@@ -72,12 +81,12 @@ fn touched_pages(
 fn recount(
     page: u64,
     mut entries: BTreeMap<u32, u32>,
-    new: &Range<u64>,
+    new: impl Iterator<Item = u64>,
     deltas: &Deltas,
     dead: &mut Runs,
 ) -> Result<Vec<(u32, u32)>> {
     let span = page * CHUNKS_PER_PAGE..(page + 1) * CHUNKS_PER_PAGE;
-    let mut gone: BTreeSet<u64> = (span.start.max(new.start)..span.end.min(new.end)).collect();
+    let mut gone: BTreeSet<u64> = new.filter(|seq| span.contains(seq)).collect();
     for (seq, delta) in deltas.range(Seq(span.start)..Seq(span.end)) {
         let slot = (seq.0 - span.start) as u32;
         let live = i64::from(entries.get(&slot).copied().unwrap_or(0)) + delta;

@@ -145,7 +145,9 @@ async fn write(
     let base = tree::rewrite(&old, &frozen.changes, &moves, &mut writer, &mut deltas).await?;
     let chunk_root: BTreeMap<_, _> = last.chunk_root.iter().copied().collect();
     let new_slots = last.next.0..frozen.next.0;
-    let census = census::update(&chunk_root, new_slots, &deltas, &moves, &mut writer).await?;
+    let terms = &frozen.terms;
+    let census =
+        census::update(&chunk_root, new_slots, terms, &deltas, &moves, &mut writer).await?;
     let (map_objects, dead_objects) = writer.finish().await?;
     let delta: i64 = deltas.values().sum();
     let mut garbage = last.garbage.clone();
