@@ -241,21 +241,37 @@ impl<'a> Replay<'a> {
         Ok(placed)
     }
 
-    /// Puts a fence ahead of an owner that may be at work, as far as it takes; once a term.
+    /// Puts a fence closely ahead of an owner that may be at work; once a term.
     ///
     /// # Errors
     /// Store.
     pub async fn bar(&mut self, next_epoch: Epoch, owner: &str) -> Result<()> {
-        let mut distance = WINDOW;
+        // The owner is past the slots at these distances, and not past those.
+        let (mut past, mut ahead) = (0, WINDOW);
         while !self.barred {
-            let seq = Seq(self.next.0 + distance);
-            if self.fence(seq, next_epoch, owner).await? {
-                self.bars.push((seq, self.epoch));
-                self.barred = true;
+            self.barred = self.bar_at(ahead, next_epoch, owner).await?;
+            if !self.barred {
+                (past, ahead) = (ahead, ahead.saturating_mul(2));
             }
-            distance = distance.saturating_mul(2);
+        }
+        // An owner that writes little would take long to come that far.
+        while ahead - past > WINDOW {
+            let between = past + (ahead - past) / 2;
+            match self.bar_at(between, next_epoch, owner).await? {
+                true => ahead = between,
+                false => past = between,
+            }
         }
         Ok(())
+    }
+
+    async fn bar_at(&mut self, distance: u64, next_epoch: Epoch, owner: &str) -> Result<bool> {
+        let seq = Seq(self.next.0 + distance);
+        let placed = self.fence(seq, next_epoch, owner).await?;
+        if placed {
+            self.bars.push((seq, self.epoch));
+        }
+        Ok(placed)
     }
 
     async fn fence(&mut self, seq: Seq, next_epoch: Epoch, owner: &str) -> Result<bool> {

@@ -95,3 +95,34 @@ async fn slot_that_is_filled_late_is_no_damage() {
     new.close().await.unwrap();
     old.abandon();
 }
+
+/// However long the old owner was away: the fence is where it was, or it would go on behind it.
+#[tokio::test(start_paused = true)]
+async fn fence_outlives_checkpoints_and_terms() {
+    let rig = Rig::new(1, 1 << 20).await;
+    let old = rig.open().await;
+    write(&old, 0, &pattern(0, 1, 1)).await.unwrap();
+    old.flush().await.unwrap();
+    // It is about to write more when it is paused: its watch sees nothing.
+    let pause = rig.faults.add(
+        Rule::new(Fault::Hold(Moment::Before))
+            .below(objblk::format::keys::epoch(rig.id, objblk::units::Epoch(2)).as_str())
+            .on(&[Op::Head]),
+    );
+    for pid in 2..5 {
+        let new = rig.take_over(pid).await;
+        for number in 0..100 {
+            write(&new, 8 + number % 3, &pattern(8 + number % 3, 1, number + 2)).await.unwrap();
+            new.flush().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        new.close().await.unwrap();
+    }
+    write(&old, 0, &pattern(0, 1, 9)).await.unwrap();
+    let flushed = old.flush().await;
+    assert!(flushed.is_err(), "an owner that was fenced acknowledges a flush");
+    pause.release();
+    let again = rig.take_over(6).await;
+    assert_eq!(read(&again, 0, 1).await.unwrap(), pattern(0, 1, 1));
+    again.close().await.unwrap();
+}

@@ -2,6 +2,7 @@
 //!
 //! The loop device stays in buffered mode.
 
+use crate::leftovers::is_mounted;
 use crate::world::{Served, World, arg, attempt, tool, until};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,17 +57,19 @@ impl Device {
 
     /// Takes it apart after its server died; what is mounted has failed.
     pub fn abandon(mut self) {
-        if crate::leftovers::is_mounted(&self.mounted) {
-            self.unmount();
-        }
+        // Those who used it are still finding out.
+        until("the file system is unmounted", || is_unmounted(&self.mounted));
         tool("util-linux", "losetup", &["--detach", &self.name]);
         self.name.clear();
         // It may have left by itself when its server did.
-        if crate::leftovers::is_mounted(&self.folder) {
-            tool("util-linux", "umount", &[arg(&self.folder)]);
-        }
+        until("nbdfuse is unmounted", || is_unmounted(&self.folder));
         self.fuse.wait().unwrap();
     }
+}
+
+/// Unmounts what is mounted there, if it can be.
+fn is_unmounted(point: &Path) -> bool {
+    !is_mounted(point) || attempt("util-linux", "umount", &[arg(point)]).status.success()
 }
 
 impl Drop for Device {
