@@ -88,11 +88,13 @@ pub(super) async fn detach(context: &Context, what: &str, force: bool) -> Result
         progress.clear();
         ended?
     } else {
-        if !force && target.is_recoverable() {
+        let kept = target.is_recoverable();
+        if kept && !force {
             return Err(target.kept(&target.state.volumes[0].name));
         }
         run_dir.remove_dead(&target)?;
-        eprintln!("objblk: process {} was dead: removed what it left", target.state.pid);
+        let lost = if kept { "; what it had not stored is lost" } else { "" };
+        eprintln!("objblk: process {} was dead: removed what it left{lost}", target.state.pid);
         Outcome::default()
     };
     warn(&target, what, &outcome);

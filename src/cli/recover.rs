@@ -3,7 +3,7 @@
 use super::{Context, attach, render};
 use crate::daemon::client::find;
 use crate::daemon::{KnownTarget, Ready, RunDir, TargetSpec};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use serde_json::json;
 
 pub(super) async fn recover(context: &Context, what: Option<&str>) -> Result<()> {
@@ -18,11 +18,16 @@ pub(super) async fn recover(context: &Context, what: Option<&str>) -> Result<()>
     let (mut documents, mut lines, mut failure) = (Vec::new(), Vec::new(), None);
     for target in &targets {
         let volume = &target.state.volumes[0];
-        let outcome = bring_back(context, target);
+        let outcome = match target.alive {
+            true => {
+                eprintln!("objblk: process {} serves {}", target.state.pid, volume.name);
+                Ok(target.state.pid)
+            }
+            false => bring_back(context, target).map(|ready| ready.pid),
+        };
         let document = json!({
             "name": volume.name, "id": volume.id, "device": volume.device, "link": volume.link,
-            "pid": outcome.as_ref().ok().map(|ready| ready.pid),
-            "recovered": outcome.is_ok(),
+            "pid": outcome.as_ref().ok(), "recovered": outcome.is_ok() && !target.alive,
             "error": outcome.as_ref().err().map(ToString::to_string),
         });
         documents.push(document);
@@ -48,10 +53,6 @@ pub(super) async fn recover(context: &Context, what: Option<&str>) -> Result<()>
 fn bring_back(context: &Context, target: &KnownTarget) -> Result<Ready> {
     let state = &target.state;
     let name = &state.volumes[0].name;
-    if target.alive {
-        return Err(Error::usage(format!("process {} serves {name}", state.pid))
-            .hint("only a device whose process died can be recovered"));
-    }
     // Without a successor's orders the target says why it cannot be.
     let spec = match &state.successor {
         Some(successor) => successor.clone(),

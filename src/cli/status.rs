@@ -20,6 +20,7 @@ struct Line {
     size: Option<u64>,
     epoch: Option<u64>,
     dirty_bytes: Option<u64>,
+    recoverable: Option<bool>,
     failure: Option<String>,
     cache: Option<Cache>,
     requests: serde_json::Value,
@@ -96,6 +97,7 @@ fn line(target: &KnownTarget, volume: &Attached, told: &Result<Option<TargetStat
         size: report.map(|r| r.size),
         epoch: report.map(|r| r.epoch),
         dirty_bytes: report.map(|r| r.dirty_bytes),
+        recoverable: report.map(|r| r.recoverable),
         failure: match told {
             Err(e) => Some(e.to_string()),
             Ok(_) => report.and_then(|r| r.failure.clone()),
@@ -158,6 +160,7 @@ fn details(line: &Line) -> String {
         ("size", or_dash(line.size, size::show)),
         ("epoch", or_dash(line.epoch, |epoch| epoch.to_string())),
         ("dirty", or_dash(line.dirty_bytes, size::show)),
+        ("recovery", or_dash(line.recoverable, |yes| if yes { "yes" } else { "no" }.into())),
         ("cache hits", hit_rate(line)),
         ("cached", or_dash(line.cache.as_ref(), |cache| size::show(cache.bytes))),
     ];

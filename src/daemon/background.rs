@@ -59,6 +59,7 @@ pub(super) fn start(spec: &TargetSpec, arguments: &[&str]) -> Result<(Child, Rea
     }
     if line.is_empty() {
         let status = child.wait().map_err(|e| failed().because(e))?;
+        clean_up_after(child.id());
         return Err(Error::failed(format!("the process that serves the volume died: {status}"))
             .hint("try again with --foreground to see why"));
     }
@@ -69,6 +70,19 @@ pub(super) fn start(spec: &TargetSpec, arguments: &[&str]) -> Result<(Child, Rea
             let _ = child.wait();
             Err(refusal.into())
         }
+    }
+}
+
+/// Removes what a child left that died before it was ready; not a device that waits for its
+/// successor.
+fn clean_up_after(pid: u32) {
+    let cleaned = RunDir::open().and_then(|run_dir| {
+        let mut left = run_dir.targets()?;
+        left.retain(|t| t.state.pid == pid && !t.alive && !t.is_recoverable());
+        left.iter().try_for_each(|left| run_dir.remove_dead(left))
+    });
+    if let Err(e) = cleaned {
+        tracing::warn!("cannot clean up after process {pid}: {e}");
     }
 }
 

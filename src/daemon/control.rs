@@ -107,6 +107,9 @@ pub struct VolumeReport {
     pub read_only: bool,
     /// Bytes written that the store does not have yet.
     pub dirty_bytes: u64,
+    /// Its device would outlive the death of its process.
+    #[serde(default)]
+    pub recoverable: bool,
     /// Why it fails all requests, if it does.
     pub failure: Option<String>,
     /// Frames read from the cache.

@@ -21,7 +21,12 @@ use crate::host::Host;
 use crate::pool::backend::Backend;
 use crate::volume::{Mode, Volume, VolumeOptions};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::time::{Instant, sleep};
+
+/// How long a dying process may take to let go of its volume.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a device did not come back.
 enum Refused {
@@ -42,7 +47,7 @@ impl Target {
         run_dir: RunDir,
         (ordering, orders): (UnboundedSender<Order>, UnboundedReceiver<Order>),
     ) -> Result<Target> {
-        let (left, held) = take(&run_dir, id)?;
+        let (left, held) = take(&run_dir, id).await?;
         let name = &left.state.volumes[0].name;
         match bring_back(spec, &run_dir, &left).await {
             Ok(shared) => {
@@ -65,13 +70,23 @@ impl Target {
     }
 }
 
-/// What the dead target left, for this process alone.
-fn take(run_dir: &RunDir, id: VolumeId) -> Result<(Left, Held)> {
+/// What the dead target left, for this process alone. A process that was just killed may hold on to
+/// it for a moment.
+async fn take(run_dir: &RunDir, id: VolumeId) -> Result<(Left, Held)> {
     let look = || {
         let left = run_dir.holder(id)?;
         left.ok_or_else(|| Error::not_found(format!("no target of volume {id} left anything")))
     };
-    let held = run_dir.succeed(&look()?)?;
+    let deadline = Instant::now() + PATIENCE;
+    let held = loop {
+        let left = look()?;
+        match run_dir.succeed(&left) {
+            Err(e) if e.kind() == ErrorKind::Busy && !left.alive && Instant::now() < deadline => {
+                sleep(Duration::from_millis(50)).await;
+            }
+            taken => break taken?,
+        }
+    };
     // Somebody may have been at it before the lock was taken.
     match look() {
         Ok(left) if !left.alive => Ok((left, held)),

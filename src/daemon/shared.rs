@@ -125,6 +125,7 @@ impl Shared {
                 epoch: now.epoch,
                 read_only: now.read_only,
                 dirty_bytes: now.dirty_bytes,
+                recoverable: now.recoverable,
                 failure: now.failure,
                 cache_hits: now.cache_hits,
                 cache_misses: now.cache_misses,

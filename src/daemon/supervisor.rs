@@ -4,8 +4,8 @@
 //! its exit code says. The supervisor keeps nothing that matters: if it is killed, its target lives
 //! on, and `objblk recover` does what it would have done.
 //!
-//! Too many deaths in a short time mean that the successors die of the same cause. Then the device
-//! is removed, so that its users get errors instead of waiting for ever.
+//! Several that die soon after they began, one after the other, die of the same cause. Then the
+//! device is removed, so that its users get errors instead of waiting for ever.
 
 use super::background::{Answer, answer, detach_from_terminal, open_log, read_spec, start};
 use super::rundir::{RunDir, Target};
@@ -15,17 +15,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, setsid};
-use std::collections::VecDeque;
 use std::process::Child;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
-/// Deaths within [`SHORT`] after which there is no successor.
+/// Early deaths in a row after which there is no successor.
 const DEATHS: usize = 5;
-/// A short time.
-const SHORT: Duration = Duration::from_secs(60);
+/// A target that dies within this time of being ready dies early.
+const EARLY: Duration = Duration::from_secs(30);
 
 /// Wait before the next attempt where a successor did not get ready.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -56,13 +55,13 @@ pub async fn supervise(arguments: &[&str], unwatched: impl FnOnce()) -> Result<(
     detach_from_terminal(&log)?;
     unwatched();
     let id = ready.volumes[0].id;
-    let mut deaths = Deaths::default();
+    let mut deaths = Deaths { early: 0, ready: Instant::now() };
     while let Some(left) = ended(child, &mut ears, id).await? {
-        deaths.note();
+        deaths.died();
         match succeed(&left, &owned, &mut deaths, &mut ears).await? {
             Some((next, ready)) => {
                 tracing::warn!("process {} goes on for {}", ready.pid, left.state.pid);
-                child = next;
+                (child, deaths.ready) = (next, Instant::now());
             }
             None => return Ok(()),
         }
@@ -138,8 +137,8 @@ async fn succeed(
     };
     loop {
         if deaths.are_too_many() {
-            let (device, seconds) = (&left.state.volumes[0].device, SHORT.as_secs());
-            tracing::error!("{DEATHS} deaths within {seconds} s: {device} is removed");
+            let device = &left.state.volumes[0].device;
+            tracing::error!("{DEATHS} early deaths in a row: {device} is removed");
             run_dir.remove_dead(left)?;
             return Ok(None);
         }
@@ -155,7 +154,7 @@ async fn succeed(
             return Ok(None);
         }
         if !matches!(refused.kind(), ErrorKind::Store | ErrorKind::Busy) {
-            deaths.note();
+            deaths.early += 1;
         }
         tokio::select! {
             () = sleep(PAUSE) => {}
@@ -165,20 +164,22 @@ async fn succeed(
     }
 }
 
-/// The latest deaths.
-#[derive(Debug, Default)]
-struct Deaths(VecDeque<Instant>);
+/// How the latest targets died.
+#[derive(Debug)]
+struct Deaths {
+    /// Early deaths in a row, those before a target was ready included.
+    early: usize,
+    /// When the present target was ready.
+    ready: Instant,
+}
 
 impl Deaths {
-    fn note(&mut self) {
-        self.0.push_back(Instant::now());
-        if self.0.len() > DEATHS {
-            self.0.pop_front();
-        }
+    fn died(&mut self) {
+        self.early = if self.ready.elapsed() < EARLY { self.early + 1 } else { 0 };
     }
 
     fn are_too_many(&self) -> bool {
-        self.0.len() >= DEATHS && self.0.front().is_some_and(|first| first.elapsed() < SHORT)
+        self.early >= DEATHS
     }
 }
 
@@ -187,16 +188,15 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn only_deaths_in_a_short_time_are_too_many() {
-        let mut deaths = Deaths::default();
-        for _ in 0..3 * DEATHS {
-            deaths.note();
+    async fn only_early_deaths_in_a_row_are_too_many() {
+        let mut deaths = Deaths { early: 0, ready: Instant::now() };
+        for life in [EARLY / 2, EARLY / 2, EARLY, EARLY / 2, EARLY / 3, EARLY / 4, EARLY / 5] {
+            sleep(life).await;
+            deaths.died();
             assert!(!deaths.are_too_many());
-            sleep(SHORT / (DEATHS as u32 - 1)).await;
+            deaths.ready = Instant::now();
         }
-        for _ in 0..DEATHS - 1 {
-            deaths.note();
-        }
+        deaths.died();
         assert!(deaths.are_too_many());
     }
 }
