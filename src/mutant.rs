@@ -50,6 +50,14 @@ pub enum Mutant {
     DeleteWithoutLook,
     /// A chunk that loses some of its sectors is counted as dead.
     LiveCountTooLow,
+    /// A trim is acknowledged that the journal does not have.
+    TrimNotJournaled,
+    /// A segment of the journal is forgotten when its slot is sealed.
+    JournalForgottenEarly,
+    /// A dead owner's journal is let go before its changes are made again.
+    JournalRetiredEarly,
+    /// Recovery does not look who had the volume meanwhile.
+    RivalIgnored,
     /// A frame's checksum is not verified.
     FrameCrcIgnored,
     /// A header's checksum is not verified.
@@ -60,7 +68,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mistake.
-    pub const ALL: [Mutant; 24] = [
+    pub const ALL: [Mutant; 28] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -82,6 +90,10 @@ impl Mutant {
         Mutant::DeleteBeforeCheckpoint,
         Mutant::DeleteWithoutLook,
         Mutant::LiveCountTooLow,
+        Mutant::TrimNotJournaled,
+        Mutant::JournalForgottenEarly,
+        Mutant::JournalRetiredEarly,
+        Mutant::RivalIgnored,
         Mutant::FrameCrcIgnored,
         Mutant::HeaderCrcIgnored,
         Mutant::ShortFrameZeroed,

@@ -17,6 +17,7 @@ use crate::format::VolumeId;
 use crate::format::record::Record;
 use crate::journal::{self, Change, Recorded};
 use crate::log::replay::LogEnd;
+use crate::mutant::{self, Mutant};
 use crate::store::Store;
 use crate::units::{Epoch, Sector, SectorCount, SectorRange};
 
@@ -36,7 +37,9 @@ pub(super) async fn prepare(
         (Mode::Recover, None) => Err(Error::usage("there is no journal to recover from")),
         (Mode::Recover, Some(root)) => {
             let recorded = Recorded::read(root, id)?;
-            check_succession(store, id, ownership.epoch, &recorded).await?;
+            if !mutant::on(Mutant::RivalIgnored) {
+                check_succession(store, id, ownership.epoch, &recorded).await?;
+            }
             Ok(Some(recorded))
         }
         (Mode::ReadWrite { .. }, Some(root)) => journal::create(root).map(|()| None),
@@ -88,6 +91,10 @@ pub(super) fn check_reach(recorded: &Recorded, end: &LogEnd) -> Result<()> {
 /// # Errors
 /// As those of the volume. The old journal is still there then.
 pub(super) async fn redo(shared: &Shared, recorded: &Recorded) -> Result<()> {
+    let root = shared.options.journal.as_deref();
+    if mutant::on(Mutant::JournalRetiredEarly) {
+        root.map_or(Ok(()), |root| journal::retire_before(root, shared.epoch))?;
+    }
     for change in recorded.changes() {
         // What lies beyond the end was cut off by a later change of size, which the log has.
         let all = SectorRange::between(Sector(0), Sector(shared.state().size.0));
@@ -112,6 +119,5 @@ pub(super) async fn redo(shared: &Shared, recorded: &Recorded) -> Result<()> {
         };
         done.map_err(|_| shared.failure())?;
     }
-    let root = shared.options.journal.as_deref();
     root.map_or(Ok(()), |root| journal::retire_before(root, shared.epoch))
 }

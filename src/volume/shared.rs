@@ -220,7 +220,11 @@ impl UploadSink for Shared {
         let (due, obsolete) = {
             let mut state = self.state();
             let committed = state.uploaded(chunk.seq);
-            let obsolete = state.journal.as_mut().map(|j| j.forget_before(committed));
+            let kept = match mutant::on(Mutant::JournalForgottenEarly) {
+                true => state.open.seq(),
+                false => committed,
+            };
+            let obsolete = state.journal.as_mut().map(|j| j.forget_before(kept));
             let due = state.map.changes() >= self.options.checkpoint_extents
                 || state.slots_since_checkpoint >= self.options.checkpoint_slots;
             (due, obsolete)

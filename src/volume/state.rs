@@ -166,10 +166,12 @@ impl State {
         if range.is_empty() {
             return Ok(());
         }
-        self.record(match record {
-            Record::Zero(_) => Change::Zero(range),
-            _ => Change::Trim(range),
-        })?;
+        if !mutant::on(Mutant::TrimNotJournaled) {
+            self.record(match record {
+                Record::Zero(_) => Change::Zero(range),
+                _ => Change::Trim(range),
+            })?;
+        }
         if !mutant::on(Mutant::TrimNotLogged) {
             self.open.push(record);
         }

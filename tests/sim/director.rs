@@ -66,7 +66,7 @@ impl Director {
     pub fn new(world: Arc<World>) -> Director {
         let options = world.random(options);
         let lanes = world.random(|rng| [1, 1, 2, 3][rng.random_range(0..4)]);
-        let devices = world.random(|rng| rng.random_bool(0.25));
+        let devices = world.random(|rng| rng.random_bool(0.4));
         Director { world, options, processes: Vec::new(), lanes, devices }
     }
 
@@ -277,7 +277,8 @@ impl Host {
         let right = match error.kind() {
             ErrorKind::Busy => true,
             ErrorKind::Store => !began_calm,
-            ErrorKind::Corrupt => self.world.state().damaged,
+            // A description has no checksum: what is wrong in it may be anything.
+            ErrorKind::Corrupt | ErrorKind::Unsupported => self.world.state().damaged,
             // Refused to recover: somebody else had the volume.
             ErrorKind::Fenced => self.has_rival(),
             _ => false,
