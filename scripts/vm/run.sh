@@ -137,6 +137,16 @@ disk_file() {
     echo "$file"
 }
 
+# The emulated TSC is this host's. A guest that is starved while it boots measures it wrong, and its clock
+# then runs many times too fast: all its timeouts are short. Of this host's rate only a virtual machine
+# can be sure: its /proc/cpuinfo has that of the TSC, a real one's that of the moment.
+clock_rate() {
+    local mhz
+    [ "$accel" = tcg ] && grep -qw hypervisor /proc/cpuinfo || return 0
+    mhz=$(sed -n 's/^cpu MHz[^0-9]*//p;T;q' /proc/cpuinfo)
+    [[ ! $mhz =~ ^([0-9]+)\.([0-9]{3})$ ]] || printf ' tsc_early_khz=%s%s' "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"
+}
+
 # Set `qemu`, the guest's command line.
 qemu_command() {
     local kernel=$1 image net append port disk i=0
@@ -150,6 +160,7 @@ qemu_command() {
     # A busy host starves the guest's processors; that alone must not look like a kernel bug.
     append="console=ttyS0 quiet loglevel=4 log_buf_len=4M panic=-1 oops=panic mitigations=off nokaslr \
 no_timer_check tsc=reliable random.trust_cpu=on watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120"
+    append+=$(clock_rate)
     qemu=(
         qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none
         -pidfile "$run/qemu.pid" -machine "q35,accel=$accel" -cpu max -smp "$processors" -m "$memory"

@@ -21,6 +21,7 @@ both, on another machine, demands that what is found is never older than what wa
 Beside them a noise that nobody ever syncs: pages of a big file, and small files that come and go. All
 contents follow from key and version, so that a page of another version, place or key shows.
 
+LEDGER_PAUSE=S: seconds between two steps of a writer.
 LEDGER_LIES=1: nothing is synced at all, and acknowledged all the same: for proof that the reader sees it.
 """
 import errno
@@ -42,6 +43,7 @@ STARTED = os.environ.get("LEDGER_STARTED")
 NAME = sys.argv[2] if len(sys.argv) > 2 else ""
 # What a disk that has gone makes of a call.
 GONE = {errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.ESHUTDOWN, errno.ENOSPC, errno.EUCLEAN}
+PAUSE = float(os.environ.get("LEDGER_PAUSE", "0"))
 LIES = os.environ.get("LEDGER_LIES") == "1"
 
 
@@ -276,6 +278,7 @@ def until_gone(what, work):
             say("ack", f"{NAME}/{key}", version)
             if STARTED and not os.path.exists(STARTED):
                 open(STARTED, "w").close()
+            time.sleep(PAUSE)
     except (OSError, sqlite3.Error) as e:
         gone = isinstance(e, sqlite3.Error) or e.errno in GONE
         say("stopped" if gone else "broken", NAME, what, repr(e))

@@ -32,9 +32,10 @@ own() {
     echo "ready shared $(($(ms) - begin))"
     dev=$(cat "$T/dev")
     ledger report shared "$dev"
-    # Beside the ledger, in its own part of the disk. Requests that fail end it.
+    # Beside the ledger, in its own part of the disk. Requests that fail end it. Both are rated: a claimant
+    # finds the end of a log that grows faster than it reads only by luck.
     fio --name=noise --filename="$dev" --offset=32m --size=64m --rw=randwrite --bs=16k --iodepth=8 --ioengine=libaio \
-        --direct=1 --fsync=16 --runtime=600 --time_based >"$T/fio" 2>&1 &
+        --direct=1 --rate_iops=100 --runtime=600 --time_based >"$T/fio" 2>&1 &
     fio=$!
     start_load shared "$dev" || exit 1
 }
@@ -76,6 +77,7 @@ leave() {
 }
 
 target='' fio=''
+export LEDGER_PAUSE=1
 exec 5<>"/dev/tcp/$VM_HOST/$1" || { fail "nobody conducts at port $1"; exit 1; }
 echo "here" >&5
 while read -r -u 5 word; do

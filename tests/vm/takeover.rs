@@ -10,6 +10,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+/// Until a guest has done what it was told, on a machine that has other work. An owner that goes on
+/// as if nobody had claimed its volume shows here.
+const PATIENCE: Duration = Duration::from_secs(240);
+
 /// A guest that does what it is told.
 struct Host {
     guest: Guest,
@@ -57,7 +61,8 @@ impl Host {
 
     /// Judges lines up to and with one that begins with `wanted`, and returns that.
     fn hear(&mut self, ledger: &mut Ledger, wanted: &str) -> String {
-        while let Some(line) = self.guest.line() {
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(line) = self.guest.line_before(deadline) {
             if let Err(why) = ledger.hear(&line) {
                 self.guest.fail(&why);
             }
@@ -65,7 +70,7 @@ impl Host {
                 return line;
             }
         }
-        self.guest.fail(&format!("ended without '{wanted}'"));
+        self.guest.fail(&format!("has not said '{wanted}' in {} s", PATIENCE.as_secs()));
     }
 
     fn hear_for(&mut self, ledger: &mut Ledger, time: Duration) {
