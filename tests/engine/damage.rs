@@ -21,7 +21,7 @@ async fn filled() -> (Rig, Vec<String>) {
     volume.close().await.unwrap();
     let mut chunks = rig.objects("log/").await;
     chunks.sort_by_key(|name| name.rsplit('/').next().map(str::to_owned));
-    // The first slot holds the fence behind which the owner began.
+    // The first is the fence with which the owner began: it stays for good.
     chunks.remove(0);
     assert_eq!(chunks.len() as u64, CHUNKS);
     (rig, chunks)

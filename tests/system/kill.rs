@@ -2,7 +2,7 @@
 
 use crate::fault_proxy::{CALM, STORM};
 use crate::ledger::Findings;
-use crate::load::{Counts, ledger, until_killed, until_trouble, whole};
+use crate::load::{Counts, clients, ledger, until_killed, until_trouble, whole};
 use crate::rough::through;
 use crate::s3::S3Lab;
 use crate::table::{Times, print, row};
@@ -76,10 +76,10 @@ fn s3_kill_9_and_late_requests_change_nothing() {
         let server = world.serve("disk", &["--takeover"]);
         ledger.judge(&whole(&server));
         // Once nothing arrives any more the load stands still: it waits for a flush, or for room.
-        let socket = server.socket.clone();
+        let clients = clients(&server);
         let (counts, random) = (Counts::default(), rng.random());
         std::thread::scope(|scope| {
-            scope.spawn(|| until_trouble(&socket, random, &ledger, &counts));
+            scope.spawn(|| until_trouble(clients, random, &ledger, &counts));
             std::thread::sleep(Duration::from_millis(300));
             world.faults().keep_changes();
             until("requests are under way", || world.faults().kept() > 0);

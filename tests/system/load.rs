@@ -8,7 +8,6 @@ use rand::rngs::StdRng;
 use rand::seq::index::sample;
 use rand::{Rng, SeedableRng};
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -86,20 +85,30 @@ fn batch(
     Ok(())
 }
 
+/// The connections of a load. Made before it begins: on a busy machine they take their time.
+pub fn clients(server: &Served) -> Vec<Client> {
+    (0..CONNECTIONS).map(|_| server.connect()).collect()
+}
+
 /// Changes the disk by all connections until the server answers with an error or is gone: what each
 /// of them met.
-pub fn until_trouble(socket: &Path, seed: u64, ledger: &Ledger, counts: &Counts) -> Vec<Trouble> {
-    let connection = |connection: usize| {
+pub fn until_trouble(
+    clients: Vec<Client>,
+    seed: u64,
+    ledger: &Ledger,
+    counts: &Counts,
+) -> Vec<Trouble> {
+    let work = |connection: usize, mut client: Client| {
         let mut rng = StdRng::seed_from_u64(seed ^ connection as u64);
-        let mut client = Client::connect(socket);
         let batches =
             (1..).map(|number| batch(&mut client, (connection, number), &mut rng, ledger, counts));
         batches.filter_map(Result::err).next().expect("it does not end by itself")
     };
     std::thread::scope(|scope| {
-        let connection = &connection;
+        let work = &work;
+        let numbered = clients.into_iter().enumerate();
         let all: Vec<_> =
-            (0..CONNECTIONS).map(|number| scope.spawn(move || connection(number))).collect();
+            numbered.map(|(number, client)| scope.spawn(move || work(number, client))).collect();
         all.into_iter().map(|one| one.join().unwrap()).collect()
     })
 }
@@ -107,10 +116,10 @@ pub fn until_trouble(socket: &Path, seed: u64, ledger: &Ledger, counts: &Counts)
 /// Changes the disk until the server is killed after `life`.
 pub fn until_killed(server: Served, life: Duration, seed: u64, ledger: &Ledger) -> Counts {
     let (counts, killed) = (Counts::default(), AtomicBool::new(false));
-    let socket = server.socket.clone();
+    let clients = clients(&server);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            for trouble in until_trouble(&socket, seed, ledger, &counts) {
+            for trouble in until_trouble(clients, seed, ledger, &counts) {
                 let gone = matches!(trouble, Trouble::Gone(_)) && killed.load(Ordering::SeqCst);
                 assert!(gone, "a healthy disk failed: {trouble:?}");
             }

@@ -4,7 +4,7 @@
 use crate::client::{EIO, Trouble};
 use crate::fault_proxy::{CALM, FaultProxy};
 use crate::hosts::Host;
-use crate::load::{Counts, ledger, until_trouble, whole};
+use crate::load::{Counts, clients, ledger, until_trouble, whole};
 use crate::s3::S3Lab;
 use crate::table::{Times, print, row};
 use crate::world::{BUSY, Served, World, attempt, full, seed, until};
@@ -76,9 +76,10 @@ fn go(
     let counts = Counts::default();
     let life = Duration::from_millis(rng.random_range(200..1500));
     let endless = ["--fsync=16", "--do_verify=0", "--time_based", "--runtime=600"];
+    let clients = clients(old);
     let (next, ready, noticed) = std::thread::scope(|scope| {
         let deadman = Deadman(Pid::from_raw(old.pid() as i32));
-        let load = scope.spawn(|| until_trouble(&old.socket, random, ledger, &counts));
+        let load = scope.spawn(|| until_trouble(clients, random, ledger, &counts));
         let fio_load = scope.spawn(|| fio(old, ("96m", "32m"), random, &endless));
         std::thread::sleep(life);
         match fate {
