@@ -40,6 +40,9 @@ use tokio::sync::mpsc;
 /// How often the newest checkpoint is looked for again when it vanishes under the reader.
 const LOOKUPS: usize = 5;
 
+/// Slots that a successor replayed at which it begins with a checkpoint.
+const REPLAY_LONG: u64 = 32;
+
 /// Who owns a volume, and the summary of its newest checkpoint.
 #[derive(Clone, Debug)]
 pub struct Ownership {
@@ -419,7 +422,9 @@ fn start(
         clock: env.clock.clone(),
     };
     let checkpointer = Checkpointer::new(loaded.checkpoint, loaded.obsolete);
-    let due = checkpointer.has_garbage() || loaded.replayed >= options.checkpoint_slots;
+    // Deaths in quick succession must not make the log to be replayed longer each time.
+    let long = if options.mode == Mode::Recover { REPLAY_LONG } else { options.checkpoint_slots };
+    let due = checkpointer.has_garbage() || loaded.replayed >= long;
     let parts = Parts { description, epoch, env, stores, options, state, items, checkpointer };
     let shared = Arc::new(Shared::new(parts));
     if claimed.is_some() {

@@ -358,3 +358,23 @@ async fn a_journal_that_cannot_be_written_is_given_up() {
     let volume = host.rig.take_over(3).await;
     assert_eq!(read(&volume, 8, 8).await.unwrap(), pattern(8, 8, 2));
 }
+
+/// However often and soon owners die, there is not more and more to replay.
+#[tokio::test(start_paused = true)]
+async fn deaths_in_quick_succession_do_not_pile_up() {
+    let mut host = Host::new(11).await;
+    host.rig.options.checkpoint_slots = 1 << 20;
+    let mut volume = host.rig.open().await;
+    for life in 0..10 {
+        for i in 0..20 {
+            write(&volume, i * 8, &pattern(i * 8, 8, life)).await.unwrap();
+            volume.flush().await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        volume.abandon();
+        volume = host.recover(life as u32 + 2).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!host.rig.objects("checkpoints/").await.is_empty(), "nobody lived to make one");
+    assert_eq!(read(&volume, 0, 8).await.unwrap(), pattern(0, 8, 9));
+}

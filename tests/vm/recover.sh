@@ -140,6 +140,8 @@ cycle_supervised() {
     pid=$(target vol)
     begin=$(ms)
     kill -9 "$pid"
+    # What it still answers while it dies is no answer of its successor.
+    until_true "it is dead" 60 ended "$pid"
     answers "killed, supervised" "$begin"
     # Known to others a moment after it serves.
     until_true "another process serves it" 90 another "$pid"
