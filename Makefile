@@ -4,7 +4,7 @@
 CARGO ?= cargo
 PREFIX ?= /usr/local
 KERNEL ?= 6.12
-SEEDS ?= 2500
+SEEDS ?= 4000
 HOURS ?= 8
 OBJBLK_LAB ?= /tmp/objblk-lab
 target_dir := $(or $(CARGO_TARGET_DIR),target)

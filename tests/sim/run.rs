@@ -6,17 +6,18 @@ use crate::world::{Counts, World};
 use std::cell::Cell;
 use std::io::IsTerminal;
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 /// Seeds that a plain run of the tests runs.
-const SEEDS: u64 = 2500;
+const SEEDS: u64 = 4000;
 /// Seeds from which on a site that was never hit is a fault of the simulator.
-const ENOUGH: u64 = 2000;
+const ENOUGH: u64 = 4000;
 
 /// What a seed did.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outcome {
     pub violation: Option<String>,
     pub counts: Counts,
@@ -53,7 +54,11 @@ pub fn seed(seed: u64, traced: bool) -> Outcome {
         .start_paused(true)
         .build()
         .expect("a runtime of one thread needs nothing");
-    runtime.block_on(Director::new(world.clone()).run());
+    let told = AssertUnwindSafe(|| runtime.block_on(Director::new(world.clone()).run()));
+    if std::panic::catch_unwind(told).is_err() {
+        let violation = Some("the simulation itself panicked".to_owned());
+        return Outcome { violation, ..Outcome::default() };
+    }
     drop(runtime);
     let panicked = PANICKED.get().then(|| "a task panicked".to_owned());
     let violation = world.violation().or(panicked);

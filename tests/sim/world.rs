@@ -140,7 +140,7 @@ fn weather(rng: &mut StdRng) -> Weather {
     let mut targets = Vec::new();
     for _ in 0..rng.random_range(0..4) {
         let site = sites[rng.random_range(0..sites.len())];
-        targets.push((site, if site.1.disturbs() { 0.1 } else { 0.3 }));
+        targets.push((site, if site.1.disturbs() { 0.2 } else { 0.3 }));
         // A whole slot is read only where it is not clear who put what is in it.
         if site.0 == What::GetSlot {
             targets.push(((What::PutChunk, Fault::LostReply), 0.3));

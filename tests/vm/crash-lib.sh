@@ -31,11 +31,12 @@ need objblk mkfs.ext4 e2fsck mkfs.xfs xfs_repair blockdev
 # The interpreter of the distribution: it has sqlite3, a user's own need not.
 ledger() { /usr/bin/python3 ./ledger.py "$@"; }
 
-# attach NAME [FLAG...]: sets dev; prints `ready NAME MS`, from the call to the device that answers.
+# attach NAME [FLAG...]: sets dev; prints `ready NAME MS`, from the call to the device that answers. The device
+# goes when its target dies: what happens then is what is tested here, and recover.sh the other way.
 attach() {
     local begin name=$1
     begin=$(ms)
-    dev=$(timeout -k 5 120 objblk attach "$@" 2>"$T/err-$name") || { fail "attach $*: $(tail -2 "$T/err-$name")"; return 1; }
+    dev=$(timeout -k 5 120 objblk attach "$@" --no-recovery 2>"$T/err-$name") || { fail "attach $*: $(tail -2 "$T/err-$name")"; return 1; }
     dd if="$dev" of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null || { fail "$dev cannot be read"; return 1; }
     echo "ready $name $(($(ms) - begin))"
 }
