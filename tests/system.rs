@@ -59,6 +59,8 @@ mod scale;
 mod table;
 #[path = "system/takeover.rs"]
 mod takeover;
+#[path = "system/times.rs"]
+mod times;
 #[path = "system/tools.rs"]
 mod tools;
 #[path = "system/world.rs"]

@@ -6,7 +6,8 @@
 use crate::device::Device;
 use crate::fault_proxy::STORM;
 use crate::rough::through;
-use crate::table::{Times, print, row};
+use crate::table::{print, row};
+use crate::times::Times;
 use crate::world::{World, arg, attempt, full, seed};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -28,7 +29,7 @@ fn rounds(world: &World, name: &str, rounds: u64) {
         let fio = fio(world, &device, random, &args);
         let said = String::from_utf8_lossy(&fio.stdout).into_owned();
         assert!(said.contains("\"jobname\""), "fio did not get to its end: {said}");
-        server.is_killed();
+        server.expect_killed();
         device.abandon();
         server = world.serve("disk", &["--takeover"]);
         let ready = server.first_read();

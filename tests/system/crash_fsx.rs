@@ -4,7 +4,8 @@
 //! device is flushed and the server killed while others still write; the bytes must be the same after.
 
 use crate::device::Device;
-use crate::table::{Times, print, row};
+use crate::table::{print, row};
+use crate::times::Times;
 use crate::world::{World, arg, full, seed, tool};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -73,7 +74,7 @@ fn rounds(world: &World, name: &str, rounds: u64) {
             over.store(true, Ordering::SeqCst);
             server.signal("KILL");
         });
-        server.is_killed();
+        server.expect_killed();
         device.abandon();
         server = world.serve("disk", &["--takeover"]);
         let ready = server.first_read();

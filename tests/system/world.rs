@@ -276,7 +276,7 @@ impl Served {
 
     /// Waits for the end of one that was killed by somebody else.
     #[track_caller]
-    pub fn is_killed(mut self) {
+    pub fn expect_killed(mut self) {
         let status = self.child.wait().unwrap();
         assert_eq!(status.code(), None, "it was not killed: {status}, {}", self.said());
     }
