@@ -342,9 +342,10 @@ impl Recorded {
         self.claims.iter().any(|claim| claim == nonce)
     }
 
-    /// Every change, in order.
-    pub fn changes(&self) -> impl Iterator<Item = Change<'_>> {
-        let parsed = self.segments.iter().filter_map(|(_, bytes)| Segment::parse(bytes).ok());
+    /// Every change of the slots from `first` on, in order.
+    pub fn changes_from(&self, first: Seq) -> impl Iterator<Item = Change<'_>> {
+        let segments = self.segments.iter().filter(move |(seq, _)| *seq >= first);
+        let parsed = segments.filter_map(|(_, bytes)| Segment::parse(bytes).ok());
         parsed.flat_map(|segment| segment.changes)
     }
 }

@@ -59,6 +59,12 @@ impl Terms {
         self.0.drain(..keep);
     }
 
+    /// The slot that ended the term of `epoch`, if that term and the next one are known.
+    pub fn end_of(&self, epoch: Epoch) -> Option<Seq> {
+        let at = self.0.iter().position(|term| term.epoch == epoch)?;
+        self.0.get(at + 1)?.first.0.checked_sub(1).map(Seq)
+    }
+
     /// The slots that hold the fences between these terms: the last one of each but the last.
     pub fn fences(&self) -> BTreeSet<Seq> {
         let begun = self.0.iter().skip(1).map(|term| term.first.0);
@@ -87,6 +93,8 @@ mod tests {
         terms.begin(Seq(10), Epoch(4));
         let epochs: Vec<u64> = [0, 1, 9, 10, 99].map(|s| terms.epoch_of(Seq(s)).0).to_vec();
         assert_eq!(epochs, [0, 1, 1, 4, 4]);
+        let ends: Vec<Option<Seq>> = [0, 1, 4, 9].map(|e| terms.end_of(Epoch(e))).to_vec();
+        assert_eq!(ends, [Some(Seq(0)), Some(Seq(9)), None, None]);
         assert_eq!(terms.fences(), BTreeSet::from([Seq(0), Seq(9)]));
         terms.forget_before(Seq(9));
         assert_eq!(terms.as_slice().len(), 2);

@@ -99,8 +99,8 @@ impl Volume {
         let description = read_description(&*stores.setup, id).await?;
         check_features(&description, options.mode)?;
         let store = &*stores.setup;
-        let ownership = ownership(store, id).await?;
-        let recorded = recover::prepare(store, id, &ownership, &options).await?;
+        let mut ownership = ownership(store, id).await?;
+        let recorded = recover::prepare(store, id, &mut ownership, &options).await?;
         if let Some(journal) = options.journal.as_deref().filter(|_| options.mode != Mode::ReadOnly)
         {
             journal::note_claim(journal, &owner.nonce)?;
@@ -122,19 +122,25 @@ impl Volume {
             }
             loaded => loaded?,
         };
-        if let Some(recorded) = &recorded {
-            recover::check_reach(recorded, &loaded.end)?;
-        }
+        let redo = match recorded {
+            Some(recorded) => {
+                let first = recover::first_to_redo(&recorded, &loaded.terms)?;
+                Some((recorded, first))
+            }
+            None => None,
+        };
         let volume = start(env, stores, options, description, claimed, loaded)?;
-        match recorded {
+        match redo {
             None => Ok(volume),
-            Some(recorded) => match recover::redo(&volume.shared, &recorded).await {
-                Ok(()) => Ok(volume),
-                Err(e) => {
-                    volume.abandon();
-                    Err(e)
+            Some((recorded, first)) => {
+                match recover::redo(&volume.shared, &recorded, first).await {
+                    Ok(()) => Ok(volume),
+                    Err(e) => {
+                        volume.abandon();
+                        Err(e)
+                    }
                 }
-            },
+            }
         }
     }
 }
@@ -176,11 +182,7 @@ async fn newest_epoch(store: &dyn Store, id: VolumeId) -> Result<Epoch> {
     Ok(epochs.max().unwrap_or(Epoch(0)))
 }
 
-pub(super) async fn read_owner(
-    store: &dyn Store,
-    id: VolumeId,
-    epoch: Epoch,
-) -> Result<Option<EpochObject>> {
+async fn read_owner(store: &dyn Store, id: VolumeId, epoch: Epoch) -> Result<Option<EpochObject>> {
     match store.get(&keys::epoch(id, epoch), GetRange::All).await {
         // Who it was is for people: a damaged description does not keep anybody from attaching.
         Ok(bytes) => Ok(EpochObject::parse(&bytes).ok()),

@@ -9,17 +9,18 @@
 //! of the new epoch before the old one goes. Until then a successor of this owner begins where
 //! this one did; making changes again that the log has already changes nothing.
 
-use super::open::{Ownership, read_owner};
+use super::open::Ownership;
 use super::options::{Mode, VolumeOptions};
 use super::shared::Shared;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::VolumeId;
 use crate::format::record::Record;
+use crate::format::volume::EpochObject;
+use crate::format::{VolumeId, keys};
 use crate::journal::{self, Change, Recorded};
-use crate::log::replay::LogEnd;
+use crate::log::Terms;
 use crate::mutant::{self, Mutant};
-use crate::store::Store;
-use crate::units::{Epoch, Sector, SectorCount, SectorRange};
+use crate::store::{GetRange, Store, StoreErrorKind};
+use crate::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
 
 /// Makes the journal ready for a new owner, before an epoch is claimed. Returns the dead owner's
 /// where there is one to recover.
@@ -30,7 +31,7 @@ use crate::units::{Epoch, Sector, SectorCount, SectorRange};
 pub(super) async fn prepare(
     store: &dyn Store,
     id: VolumeId,
-    ownership: &Ownership,
+    ownership: &mut Ownership,
     options: &VolumeOptions,
 ) -> Result<Option<Recorded>> {
     match (options.mode, &options.journal) {
@@ -38,7 +39,10 @@ pub(super) async fn prepare(
         (Mode::Recover, Some(root)) => {
             let recorded = Recorded::read(root, id)?;
             if !mutant::on(Mutant::RivalIgnored) {
-                check_succession(store, id, ownership.epoch, &recorded).await?;
+                ownership.epoch = check_succession(store, id, &recorded).await?;
+            }
+            if mutant::on(Mutant::JournalRetiredEarly) {
+                journal::retire_before(root, Epoch(u64::MAX))?;
             }
             Ok(Some(recorded))
         }
@@ -47,55 +51,61 @@ pub(super) async fn prepare(
     }
 }
 
-async fn check_succession(
-    store: &dyn Store,
-    id: VolumeId,
-    newest: Epoch,
-    recorded: &Recorded,
-) -> Result<()> {
-    let mut epoch = recorded.epoch();
-    if epoch > newest {
-        return Err(Error::failed(format!(
-            "the journal is of epoch {epoch}, which nobody claimed"
-        )));
-    }
-    while epoch <= newest {
-        let owner = read_owner(store, id, epoch).await?;
-        if !owner.as_ref().is_some_and(|owner| recorded.is_own_claim(&owner.nonce)) {
-            let owner = owner.map_or_else(|| "an unknown process".into(), |owner| owner.owner());
+/// Checks that every epoch since the journal's own was claimed for this device. Returns the newest:
+/// looked up one by one, because a list may lag.
+async fn check_succession(store: &dyn Store, id: VolumeId, recorded: &Recorded) -> Result<Epoch> {
+    let mut newest = None;
+    loop {
+        let epoch = newest.map_or(recorded.epoch(), Epoch::next);
+        let Some(owner) = read_claim(store, id, epoch).await? else { break };
+        if !recorded.is_own_claim(&owner.nonce) {
+            let owner = owner.owner();
             let message = format!("volume {id} was taken over by {owner} (epoch {epoch})");
             return Err(Error::new(ErrorKind::Fenced, message)
                 .hint("what was not flushed here is lost; the new owner has the volume"));
         }
-        epoch = epoch.next();
+        newest = Some(epoch);
     }
-    Ok(())
+    newest.ok_or_else(|| {
+        let epoch = recorded.epoch();
+        Error::failed(format!("the journal is of epoch {epoch}, which nobody claimed"))
+    })
 }
 
-/// Makes sure that the journal begins before the log ends, where the log ends with its owner's
-/// term (an earlier attempt to recover may have gone on from there).
+async fn read_claim(store: &dyn Store, id: VolumeId, epoch: Epoch) -> Result<Option<EpochObject>> {
+    let key = keys::epoch(id, epoch);
+    match store.get(&key, GetRange::All).await {
+        Ok(bytes) => EpochObject::parse(&bytes)
+            .map(Some)
+            .map_err(|e| Error::corrupt(format!("object {key} is damaged")).because(e)),
+        Err(e) if e.kind == StoreErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The first slot whose changes the log does not have: where the dead owner's term ended. Changes
+/// before it are not made again: a flush may have covered them, and while old contents are put back
+/// over newer ones, for a moment, a host that takes over would find the old.
 ///
 /// # Errors
 /// Corrupt: the log has lost something that was committed.
-pub(super) fn check_reach(recorded: &Recorded, end: &LogEnd) -> Result<()> {
-    let (first, slot) = (recorded.first(), end.slot);
-    if recorded.epoch() != end.epoch || first <= slot {
-        return Ok(());
+pub(super) fn first_to_redo(recorded: &Recorded, terms: &Terms) -> Result<Seq> {
+    let Some(end) = terms.end_of(recorded.epoch()) else { return Ok(recorded.first()) };
+    if recorded.first() <= end {
+        return Ok(end);
     }
-    let message = format!("the log ends at slot {slot}, although slots before {first} were stored");
+    let first = recorded.first();
+    let message = format!("the log ends at slot {end}, although slots before {first} were stored");
     Err(Error::corrupt(message).hint("restore the objects from a copy of the bucket"))
 }
 
-/// Makes all recorded changes again and lets go of the old journal.
+/// Makes the recorded changes of slots from `first` on again and lets go of the old journal.
 ///
 /// # Errors
 /// As those of the volume. The old journal is still there then.
-pub(super) async fn redo(shared: &Shared, recorded: &Recorded) -> Result<()> {
+pub(super) async fn redo(shared: &Shared, recorded: &Recorded, first: Seq) -> Result<()> {
     let root = shared.options.journal.as_deref();
-    if mutant::on(Mutant::JournalRetiredEarly) {
-        root.map_or(Ok(()), |root| journal::retire_before(root, shared.epoch))?;
-    }
-    for change in recorded.changes() {
+    for change in recorded.changes_from(first) {
         // What lies beyond the end was cut off by a later change of size, which the log has.
         let all = SectorRange::between(Sector(0), Sector(shared.state().size.0));
         let done = match change {

@@ -41,7 +41,7 @@ impl Client {
         let status = self.volume.status();
         let damaged = self.world.state().damaged;
         let next = if status.failure.is_some() { Next::End } else { Next::GoOn };
-        if self.world.head_epoch().is_some_and(|head| head > self.epoch) {
+        if self.world.is_fenced(self.epoch) {
             return next;
         }
         if !damaged {

@@ -3,6 +3,7 @@
 
 use crate::client::Client;
 use crate::device::Device;
+use crate::model::Image;
 use crate::process::Process;
 use crate::wire::Wire;
 use crate::world::World;
@@ -319,14 +320,12 @@ impl Host {
         self.world.trace(|| format!("{} has opened, epoch {epoch}", self.process.pid));
         let (world, process) = (self.world.clone(), self.process.clone());
         let client = Client { world, process, volume, epoch };
-        if let Err(what) = self.take_on_device() {
-            return self.world.violated(what);
-        }
         let Some(image) = client.survey().await else { return };
         let lanes = self.lanes;
-        let begun = self.world.state().model.begin(epoch, image, lanes);
-        if let Err(what) = begun {
-            return self.world.violated(what);
+        match self.begin(epoch, image) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(what) => return self.world.violated(what),
         }
         if let Some(device) = &self.process.device {
             device.served_in(epoch);
@@ -341,19 +340,22 @@ impl Host {
         self.close(&client).await;
     }
 
-    /// A device goes on: all that its last server completed must be there.
-    fn take_on_device(&self) -> Result<(), String> {
+    /// The volume has been read: a new term, or that of the device's last server goes on. False: it
+    /// was superseded meanwhile.
+    fn begin(&self, epoch: u64, image: Image) -> Result<bool, String> {
         let last = self.process.device.as_ref().and_then(|device| device.last_term());
-        let Some(last) = last else { return Ok(()) };
         let mut state = self.world.state();
-        if !state.model.is_newest(last) {
-            return Err(format!(
-                "epoch {last} is recovered although somebody had the volume since"
-            ));
+        let Some(last) = last else {
+            return state.model.begin(epoch, image, self.lanes).map(|()| true);
+        };
+        if state.model.is_newest(last) {
+            state.counts.recovered += 1;
+            return state.model.resume(last, epoch, &image).map(|()| true);
         }
-        state.counts.recovered += 1;
-        state.model.keep(last);
-        Ok(())
+        if self.world.is_fenced(epoch) {
+            return Ok(false);
+        }
+        Err(format!("epoch {last} is recovered although somebody had the volume since"))
     }
 
     async fn close(&self, client: &Client) {
@@ -372,7 +374,7 @@ impl Host {
                     ErrorKind::Corrupt => self.world.state().damaged,
                     _ => false,
                 };
-                let deposed = self.world.head_epoch().is_some_and(|head| head > client.epoch);
+                let deposed = self.world.is_fenced(client.epoch);
                 if !right && !deposed {
                     self.world.violated(format!("process {pid} cannot close: {error}"));
                 }
@@ -382,7 +384,7 @@ impl Host {
     }
 
     /// A life without faults. Returns what it found, and what it left.
-    async fn last(&self) -> Result<(crate::model::Image, crate::model::Image), String> {
+    async fn last(&self) -> Result<(Image, Image), String> {
         let volume = self.open().await.map_err(|e| e.to_string())?;
         let epoch = volume.status().epoch;
         let (world, process) = (self.world.clone(), self.process.clone());

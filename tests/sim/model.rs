@@ -256,11 +256,35 @@ impl Model {
         Ok(())
     }
 
-    /// Everything that completed in the term of `epoch` must be there from now on, flushed or not:
-    /// its device lives on.
-    pub fn keep(&mut self, epoch: u64) {
+    /// The device of the term of `epoch` goes on in epoch `next`, with these contents: everything
+    /// that had completed must be there, flushed or not. It stays one history.
+    pub fn resume(&mut self, epoch: u64, next: u64, image: &Image) -> Result<(), String> {
+        let now = self.tick();
         let term = self.term(epoch);
-        term.flushed = term.done_before(u64::MAX);
+        let whole = term.explain(image)?;
+        let done = term.done_before(now);
+        if let Some(i) = (0..done.len()).find(|i| whole[*i] < done[*i]) {
+            return Err(format!(
+                "epoch {next}: change {:?} had completed and was not recovered",
+                term.lanes[i].changes[whole[i]]
+            ));
+        }
+        term.epoch = next;
+        term.now = image.clone();
+        for lane in &mut term.lanes {
+            let Some(mut last) = lane.changes.pop_if(|change| change.done.is_none()) else {
+                continue;
+            };
+            // What was under way is there as far as it came: pieces go in order.
+            let came = last.sectors.clone().take_while(|s| image.stamps[*s] == last.stamp).count();
+            last.sectors.end = last.sectors.start + came;
+            let resized = last.resize.is_none_or(|size| size == image.size);
+            if resized && (came > 0 || last.resize.is_some()) {
+                last.done = Some(now);
+                lane.changes.push(last);
+            }
+        }
+        Ok(())
     }
 
     /// Whether no later owner than that of `epoch` has read the volume.
@@ -394,12 +418,16 @@ mod tests {
     }
 
     #[test]
-    fn model_keeps() {
+    fn model_resumes() {
+        assert!(model().resume(1, 2, &image(&[1, 1, 0, 0])).is_err(), "2 had completed");
         let mut model = model();
-        assert!(model.is_newest(1) && model.check(1, &image(&[1, 1, 0, 0])).is_ok());
-        model.keep(1);
-        assert!(model.check(1, &image(&[1, 1, 0, 0])).is_err());
-        assert!(model.check(1, &image(&[1, 1, 2, 2])).is_ok());
+        assert!(model.is_newest(1));
+        model.resume(1, 2, &image(&[3, 1, 2, 2])).unwrap();
+        assert!(model.is_newest(2));
+        for good in [[0, 0, 0, 0], [1, 1, 2, 2], [3, 1, 2, 2]] {
+            assert_eq!(model.check(2, &image(&good)), Ok(()), "{good:?}");
+        }
+        assert!(model.check(2, &image(&[3, 3, 2, 2])).is_err(), "no more came of it");
     }
 
     #[test]

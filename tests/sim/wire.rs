@@ -188,9 +188,12 @@ fn damaged(reply: Reply, fault: Fault, fate: &Fate) -> Reply {
     if bytes.is_empty() {
         return Reply::Bytes(bytes);
     }
-    // Half of the time where the header is, if there is one.
-    let span = if fate.draw >> 63 == 0 { bytes.len() } else { bytes.len().min(256) };
-    let at = (fate.draw % span as u64) as usize;
+    // Half of the time where a header's records are, if there is one.
+    let records = 80..bytes.len().min(150);
+    let at = match fate.draw >> 63 {
+        0 if !records.is_empty() => records.start + (fate.draw % records.len() as u64) as usize,
+        _ => (fate.draw % bytes.len() as u64) as usize,
+    };
     if fault == Fault::Truncated {
         return Reply::Bytes(bytes.slice(..at));
     }

@@ -12,6 +12,7 @@ use crate::sites::{self, Fault, Hits, Site, What};
 use crate::wire::{Reply, Request};
 use futures::FutureExt;
 use objblk::device::BlockDevice;
+use objblk::format::fence::Fence;
 use objblk::format::volume::EpochObject;
 use objblk::format::{VolumeId, keys};
 use objblk::store::memory::MemoryStore;
@@ -147,7 +148,7 @@ fn weather(rng: &mut StdRng) -> Weather {
         }
     }
     if rng.random_bool(0.1) {
-        targets.push(((What::GetHeader, Fault::Flipped), 0.05));
+        targets.push(((What::GetHeader, Fault::Flipped), 0.2));
     }
     let damage = rng.random_bool(0.15) || targets.iter().any(|((_, fault), _)| fault.damages());
     Weather { rate, targets, damage }
@@ -245,9 +246,17 @@ impl World {
         self.layout.indices(SectorRange::between(Sector(0), end)).end
     }
 
-    /// The term in which the log ends now.
-    pub fn head_epoch(&self) -> Option<u64> {
-        self.auditor().recover(self.initial()).ok().map(|found| found.epoch.0)
+    /// Whether some claimant has put a fence into a slot of `epoch`, or of an epoch before it.
+    pub fn is_fenced(&self, epoch: u64) -> bool {
+        let log = format!("{}log/", keys::volume_prefix(self.id));
+        let list = list_all(&self.memory, &log).now_or_never();
+        let slots = list.and_then(Result::ok).unwrap_or_default().into_iter().map(|o| o.key);
+        let ended = |key: Key| {
+            let body = self.memory.get(&key, GetRange::All).now_or_never()?.ok()?;
+            let fence = Fence::parse(&body).ok()?;
+            Some(fence.epoch.0 <= epoch && fence.next_epoch.0 > epoch)
+        };
+        slots.filter_map(ended).any(|ended| ended)
     }
 
     /// Every epoch that was claimed, and by which process.
