@@ -262,7 +262,15 @@ impl Audited {
         live
     }
 
-    /// Every slot that is needed is there; of the others none is there that is not garbage.
+    /// The slots before `next` that hold fences.
+    fn fences(&self, next: Seq) -> BTreeSet<u64> {
+        let slots = self.keeper.slots.lock().unwrap();
+        let fences = slots.values().filter_map(|bytes| Fence::parse(bytes).ok());
+        fences.map(|fence| fence.seq.0).filter(|seq| *seq < next.0).collect()
+    }
+
+    /// Every slot that is needed is there, and every fence; of the others none is there that is not
+    /// garbage.
     async fn check_slots(&self, checkpoint: &Checkpoint, live: &BTreeMap<u64, u64>) {
         let mut garbage = BTreeSet::new();
         for entry in &checkpoint.garbage {
@@ -276,7 +284,13 @@ impl Audited {
         };
         let names = self.rig.objects("log/").await;
         let there: BTreeSet<u64> = names.iter().map(|name| number(name).unwrap()).collect();
+        let fences = self.fences(checkpoint.next);
         for seq in 0..checkpoint.next.0 {
+            if fences.contains(&seq) {
+                assert!(there.contains(&seq), "the fence in slot {seq} is gone");
+                assert!(!garbage.contains(&seq), "the fence in slot {seq} is garbage");
+                continue;
+            }
             let is_live = live.get(&seq).is_some_and(|n| *n > 0);
             assert!(!is_live || there.contains(&seq), "slot {seq} is needed and gone");
             assert!(!is_live || !garbage.contains(&seq), "slot {seq} is needed and garbage");
