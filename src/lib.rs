@@ -38,7 +38,8 @@
 //! | [`cli`] | the command line |
 //!
 //! Where to look first: [`device`] (what is promised), [`volume`] (how it is kept), [`mod@format`]
-//! (what is in the bucket), `tests/engine` (how to use it and break it).
+//! (what is in the bucket), `tests/engine` (how to use it and break it), `tests/sim` (a simulator of
+//! everything that can go wrong, and the mistakes that it has to notice).
 
 pub mod cache;
 pub mod cli;
