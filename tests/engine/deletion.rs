@@ -10,7 +10,6 @@ use objblk::store::{Op, Store};
 use objblk::units::Epoch;
 use objblk::volume::Mode;
 use std::sync::Arc;
-use std::time::Duration;
 
 const SIZE: u64 = 64 << 20;
 
@@ -74,22 +73,4 @@ async fn an_owner_with_a_rival_deletes_nothing() {
         let left = rig.objects("log/").await;
         assert_eq!(slots.iter().all(|slot| left.contains(slot)), rival, "rival: {rival}");
     }
-}
-
-/// A deposed owner may stand still for any time: what keeps it from committing stays.
-#[tokio::test(start_paused = true)]
-async fn a_fence_outlives_every_checkpoint() {
-    let mut rig = Rig::new(1, SIZE).await;
-    rig.options.watch_every = Duration::from_secs(1 << 30);
-    let old = rig.open().await;
-    write(&old, 0, &pattern(0, 8, 1)).await.unwrap();
-    old.flush().await.unwrap();
-    let new = rig.take_over(2).await;
-    for round in 0..40 {
-        write(&new, 0, &pattern(0, 8, round)).await.unwrap();
-        new.flush().await.unwrap();
-    }
-    tokio::time::sleep(rig.options.checkpoint_after * 3).await;
-    write(&old, 8, &pattern(8, 8, 2)).await.unwrap();
-    assert!(old.flush().await.is_err(), "acknowledged, and nobody will ever read it");
 }

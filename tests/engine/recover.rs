@@ -378,3 +378,31 @@ async fn deaths_in_quick_succession_do_not_pile_up() {
     assert!(!host.rig.objects("checkpoints/").await.is_empty(), "nobody lived to make one");
     assert_eq!(read(&volume, 0, 8).await.unwrap(), pattern(0, 8, 9));
 }
+
+/// The last slots were stored and nobody lived to know: their changes must not be made again. Once
+/// an older one is back, alone, a host that takes over would find it.
+#[tokio::test(start_paused = true)]
+async fn what_the_log_has_is_not_made_again() {
+    let mut host = Host::new(6).await;
+    host.rig.options.dirty_bytes = 16 << 20;
+    let volume = host.rig.open().await;
+    let log = format!("{}log/", keys::volume_prefix(host.rig.id));
+    let replies = Rule::new(Fault::Hold(Moment::After)).on(&[Op::Put]).below(log);
+    let held = host.rig.faults.add(replies);
+    write(&volume, 0, &pattern(0, 8, 1)).await.unwrap();
+    write(&volume, 1000, &pattern(1000, CHUNK / 512 - 8, 1)).await.unwrap();
+    write(&volume, 0, &pattern(0, 8, 2)).await.unwrap();
+    let flush = tokio::time::timeout(Duration::from_secs(1), volume.flush()).await;
+    assert!(flush.is_err(), "it waits for replies");
+    held.held(2).await;
+    volume.abandon();
+    host.rig.faults.clear();
+    let volume = host.recover(2).await.unwrap();
+    assert_eq!(read(&volume, 0, 8).await.unwrap(), pattern(0, 8, 2));
+    // Full chunks are on their way at once, the last one is still open.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    volume.abandon();
+    host.rig.options.journal = None;
+    let other = host.rig.take_over(3).await;
+    assert_eq!(read(&other, 0, 8).await.unwrap(), pattern(0, 8, 2));
+}

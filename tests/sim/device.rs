@@ -1,13 +1,16 @@
 //! A device that outlives its server: the journal that one process leaves to the next.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// Where worlds keep their journals: in memory, where there is such a folder.
-fn place() -> PathBuf {
-    let memory = PathBuf::from("/dev/shm");
-    if memory.is_dir() { memory } else { std::env::temp_dir() }
+/// A folder for the journals of one world: in memory, where there is such a place.
+pub fn folder() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = match memory.is_dir() {
+        true => tempfile::tempdir_in(memory),
+        false => tempfile::tempdir(),
+    };
+    made.expect("a folder for journals can be made")
 }
 
 /// One block device, served by one process after the other.
@@ -27,11 +30,9 @@ struct State {
 }
 
 impl Device {
-    pub fn new() -> Device {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Relaxed);
-        let name = format!("objblk-sim-{}-{number}", std::process::id());
-        Device { journal: place().join(name), state: Mutex::default() }
+    /// The device `number` of a world.
+    pub fn new(folder: &Path, number: u32) -> Device {
+        Device { journal: folder.join(number.to_string()), state: Mutex::default() }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -62,12 +63,5 @@ impl Device {
 
     pub fn remove(&self) {
         self.state().gone = true;
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        // It may never have been made.
-        let _ = std::fs::remove_dir_all(&self.journal);
     }
 }

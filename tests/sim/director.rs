@@ -169,8 +169,10 @@ impl Director {
     /// Starts a process that opens the volume and works with it, on a device of its own or on one
     /// that another process left.
     fn boot(&mut self, mode: Mode, device: Option<Arc<Device>>) {
-        let device = device.or_else(|| self.devices.then(|| Arc::new(Device::new())));
-        let process = Arc::new(Process::new(self.processes.len() as u32 + 1, device));
+        let pid = self.processes.len() as u32 + 1;
+        let new = || Arc::new(Device::new(&self.world.folder, pid));
+        let device = device.or_else(|| self.devices.then(new));
+        let process = Arc::new(Process::new(pid, device));
         self.processes.push(process.clone());
         let host = Host {
             world: self.world.clone(),

@@ -1,5 +1,6 @@
 //! Running seeds: on all processors, with a summary, or one of them with its story.
 
+use crate::device;
 use crate::director::Director;
 use crate::sites::{self, Hits};
 use crate::world::{Counts, World};
@@ -48,7 +49,8 @@ fn watch_panics() {
 pub fn seed(seed: u64, traced: bool) -> Outcome {
     watch_panics();
     PANICKED.set(false);
-    let world = Arc::new(World::new(seed, traced));
+    let folder = device::folder();
+    let world = Arc::new(World::new(seed, traced, folder.path()));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)

@@ -21,6 +21,7 @@ use objblk::units::{Sector, SectorCount, SectorRange};
 use objblk::volume::Volume;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -126,6 +127,8 @@ pub struct World {
     pub id: VolumeId,
     pub layout: Layout,
     pub memory: MemoryStore,
+    /// For the journals of its devices.
+    pub folder: PathBuf,
     state: Mutex<State>,
 }
 
@@ -155,7 +158,7 @@ fn weather(rng: &mut StdRng) -> Weather {
 }
 
 impl World {
-    pub fn new(seed: u64, traced: bool) -> World {
+    pub fn new(seed: u64, traced: bool, folder: &Path) -> World {
         let mut rng = StdRng::seed_from_u64(seed);
         let sectors = [48, 160, 600, 1400][rng.random_range(0..4)];
         let layout = Layout::new(sectors, rng.random_bool(0.4));
@@ -179,6 +182,7 @@ impl World {
             id: VolumeId::from_random([7; 16]),
             layout,
             memory: MemoryStore::new(),
+            folder: folder.to_owned(),
             state: Mutex::new(state),
         }
     }
