@@ -3,6 +3,7 @@
 use crate::conformance::key;
 use crate::s3_lab::{self, S3Lab};
 use crate::{Fixture, fake_s3};
+use async_trait::async_trait;
 use bytes::Bytes;
 use objblk::error::ErrorKind;
 use objblk::store::fault::{Fault, FaultStore, Moment, Rule};
@@ -10,7 +11,9 @@ use objblk::store::memory::MemoryStore;
 use objblk::store::probe::probe_create_if_absent;
 use objblk::store::s3::{S3Location, S3Store};
 use objblk::store::unfenced::UnfencedStore;
-use objblk::store::{GetRange, Op, Store, StoreErrorKind, list_all};
+use objblk::store::{
+    GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreErrorKind, StoreResult, list_all,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,4 +87,57 @@ async fn a_failing_store_says_its_own_reason() {
     let location = S3Location::new("bucket", "").unwrap();
     let store: Arc<dyn Store> = Arc::new(S3Store::connect(location, &options).await.unwrap());
     refused(store, "the access key ID is unknown").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_that_arrives_again_behind_its_delete_is_forgiven() {
+    let store = FaultStore::new(Arc::new(MemoryStore::new()), 1);
+    let twice = Fault::Duplicate(Duration::from_millis(100));
+    store.handle().add(Rule::new(twice).on(&[Op::Put]).times(2));
+    let (from, to) = (Duration::from_millis(200), Duration::from_millis(200));
+    store.handle().add(Rule::new(Fault::Delay { at: Moment::After, from, to }).on(&[Op::Delete]));
+    let store: Arc<dyn Store> = Arc::new(store);
+    probe_create_if_absent(&store).await.unwrap();
+    assert!(list_all(&*store, "").await.unwrap().is_empty(), "the probe left something");
+}
+
+/// Takes deletes and does nothing.
+#[derive(Debug)]
+struct Stubborn(MemoryStore);
+
+#[async_trait]
+impl Store for Stubborn {
+    fn url(&self) -> String {
+        self.0.url()
+    }
+
+    async fn get(&self, key: &Key, range: GetRange) -> StoreResult<Bytes> {
+        self.0.get(key, range).await
+    }
+
+    async fn put_if_absent(&self, key: &Key, body: Bytes) -> StoreResult<()> {
+        self.0.put_if_absent(key, body).await
+    }
+
+    async fn put(&self, key: &Key, body: Bytes) -> StoreResult<()> {
+        self.0.put(key, body).await
+    }
+
+    async fn delete(&self, _: &[Key]) -> StoreResult<()> {
+        Ok(())
+    }
+
+    async fn head(&self, key: &Key) -> StoreResult<ObjectInfo> {
+        self.0.head(key).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> StoreResult<ListPage> {
+        self.0.list(prefix, after, limit).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_never_deletes_is_refused() {
+    let stubborn = Arc::new(Stubborn(MemoryStore::new()));
+    refused(stubborn, "an object is still shown after it was deleted").await;
 }
