@@ -84,7 +84,7 @@ impl Pool {
             ("FIO_SECONDS", if full() { "120" } else { "6" }.to_owned()),
             ("KILL_ROUNDS", if full() { "10" } else { "1" }.to_owned()),
             // Each kills the target once with and once without its supervisor.
-            ("CYCLES", if full() { "15" } else { "2" }.to_owned()),
+            ("CYCLES", if full() { "15" } else { "1" }.to_owned()),
         ] {
             options.extend(option("-e", format!("{name}={value}")));
         }
