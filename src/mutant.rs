@@ -50,12 +50,12 @@ pub enum Mutant {
     DeleteWithoutLook,
     /// A chunk that loses some of its sectors is counted as dead.
     LiveCountTooLow,
-    /// A trim is acknowledged that the journal does not have.
-    TrimNotJournaled,
-    /// A segment of the journal is forgotten when its slot is sealed.
-    JournalForgottenEarly,
-    /// A dead owner's journal is let go before its changes are made again.
-    JournalRetiredEarly,
+    /// A trim is acknowledged that the mirror does not have.
+    TrimNotMirrored,
+    /// A segment of the mirror is forgotten when its slot is sealed.
+    MirrorForgottenEarly,
+    /// A dead owner's mirror is let go before its changes are made again.
+    MirrorRetiredEarly,
     /// Recovery does not look who had the volume meanwhile.
     RivalIgnored,
     /// A frame's checksum is not verified.
@@ -90,9 +90,9 @@ impl Mutant {
         Mutant::DeleteBeforeCheckpoint,
         Mutant::DeleteWithoutLook,
         Mutant::LiveCountTooLow,
-        Mutant::TrimNotJournaled,
-        Mutant::JournalForgottenEarly,
-        Mutant::JournalRetiredEarly,
+        Mutant::TrimNotMirrored,
+        Mutant::MirrorForgottenEarly,
+        Mutant::MirrorRetiredEarly,
         Mutant::RivalIgnored,
         Mutant::FrameCrcIgnored,
         Mutant::HeaderCrcIgnored,

@@ -15,7 +15,7 @@
 //!
 //! ```text
 //! objblk attach --> supervisor --> target (killed)      /dev/ublkbN waits, with its users
-//!                              \-> successor            takes volume, journal and device over
+//!                              \-> successor            takes volume, mirror and device over
 //! ```
 //!
 //! Ending is done in this order (`shutdown`): what was written is made durable while the device

@@ -126,7 +126,7 @@ async fn bring_back(
             Ok(Shared::new(volumes, door, backend, (token, Some(successor.clone()))))
         }
         Err(e) => {
-            // Its journal is that of the next attempt.
+            // Its mirror is that of the next attempt.
             volume.abandon();
             Err(Refused::ForNow(e))
         }
@@ -141,7 +141,7 @@ async fn open(
 ) -> Result<Volume> {
     let options = VolumeOptions {
         mode: Mode::Recover,
-        journal: Some(run_dir.journal(id)),
+        mirror: Some(run_dir.mirror(id)),
         cache_bytes: spec.cache_bytes,
         ..VolumeOptions::default()
     };

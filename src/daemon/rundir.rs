@@ -4,7 +4,7 @@
 //! <id>.lock    held by the target of that volume for as long as it lives
 //! <id>.json    its state                 |  both by the id of
 //! <id>.sock    its control socket        |  the target's first volume
-//! <id>.journal what its successor needs, see [`journal`]
+//! <id>.mirror what its successor needs, see [`mirror`]
 //! <name>.log   what a background target has to say
 //! ```
 //!
@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::frontend::ublk;
 use crate::host::{Host, is_running};
-use crate::journal;
+use crate::journal::mirror;
 use crate::pool::VolumeName;
 use std::env;
 use std::fs::{self, DirBuilder};
@@ -135,8 +135,8 @@ impl RunDir {
     }
 
     /// Where what the volume has acknowledged and not stored is kept for its target's successor.
-    pub(super) fn journal(&self, first: VolumeId) -> PathBuf {
-        self.file(first, "journal")
+    pub(super) fn mirror(&self, first: VolumeId) -> PathBuf {
+        self.file(first, "mirror")
     }
 
     /// Where a background target of the volume `name` writes its log.
@@ -285,10 +285,10 @@ impl RunDir {
         self.remove_files(state.volumes[0].id)
     }
 
-    /// Removes the control socket, the journal and, last, the state file.
+    /// Removes the control socket, the mirror and, last, the state file.
     pub(super) fn remove_files(&self, first: VolumeId) -> Result<()> {
         self.remove_socket(first)?;
-        journal::remove(&self.journal(first))?;
+        mirror::remove(&self.mirror(first))?;
         remove_file(&self.state_file(first))
     }
 

@@ -231,8 +231,8 @@ async fn serve(
     let opening = async {
         let mut served: Vec<Served> = Vec::new();
         for (id, name) in wanted {
-            let journal = recovery.then(|| run_dir.journal(*id));
-            let volume = open(spec, backend, *id, name, journal).await?;
+            let mirror = recovery.then(|| run_dir.mirror(*id));
+            let volume = open(spec, backend, *id, name, mirror).await?;
             opened.push(volume.clone());
             served.push((name.clone(), Arc::new(Checked::new(volume))));
         }
@@ -266,7 +266,7 @@ async fn open(
     backend: &Backend,
     id: VolumeId,
     name: &VolumeName,
-    journal: Option<PathBuf>,
+    mirror: Option<PathBuf>,
 ) -> Result<Volume> {
     let host = Host::local()?;
     let standing = standing(&ownership(&*backend.stores.setup, id).await?, &host);
@@ -284,7 +284,7 @@ async fn open(
         (false, _) => return Err(standing.refusal(name, "take it over with --takeover")),
     };
     let cache_bytes = spec.cache_bytes;
-    let options = VolumeOptions { mode, journal, cache_bytes, ..VolumeOptions::default() };
+    let options = VolumeOptions { mode, mirror, cache_bytes, ..VolumeOptions::default() };
     let stores = backend.stores.clone();
     let opened = Volume::open(environment(), stores, id, host.owner(), options).await;
     opened.map_err(|e| e.context(format!("cannot open {name}")))

@@ -25,7 +25,7 @@ use crate::format::page::Location;
 use crate::format::record::Record;
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::format::{VolumeId, keys, pool};
-use crate::journal::{self, Header, Journal};
+use crate::journal::mirror::{self, Header, Mirror};
 use crate::log::replay::{LogEnd, Replay};
 use crate::log::upload::Uploader;
 use crate::log::{OpenChunk, Terms};
@@ -101,9 +101,8 @@ impl Volume {
         let store = &*stores.setup;
         let mut ownership = ownership(store, id).await?;
         let recorded = recover::prepare(store, id, &mut ownership, &options).await?;
-        if let Some(journal) = options.journal.as_deref().filter(|_| options.mode != Mode::ReadOnly)
-        {
-            journal::note_claim(journal, &owner.nonce)?;
+        if let Some(mirror) = options.mirror.as_deref().filter(|_| options.mode != Mode::ReadOnly) {
+            mirror::note_claim(mirror, &owner.nonce)?;
         }
         let early = match mutant::on(Mutant::LookupBeforeClaim) {
             true => Some(newest_checkpoint(store, &description).await?),
@@ -406,9 +405,9 @@ fn start(
     let map_bytes = options.map_bytes.max(8 << 20);
     let items = Arc::new(Items::new(description.id, stores.live.clone(), map_bytes));
     let epoch = claimed.unwrap_or(Epoch(0));
-    if let (Some(root), Some(epoch)) = (&options.journal, claimed) {
+    if let (Some(root), Some(epoch)) = (&options.mirror, claimed) {
         let header = Header { volume: description.id, epoch, seq: first };
-        state.journal = match Journal::begin(root, header) {
+        state.mirror = match Mirror::begin(root, header) {
             Err(e) if options.mode == Mode::Recover => {
                 tracing::error!("this device could not be recovered once more: {e}");
                 None

@@ -34,7 +34,7 @@ pub enum Mode {
         takeover: bool,
     },
     /// Goes on where an owner that died on this host left off, with all that it had acknowledged:
-    /// what the log lacks is in [`VolumeOptions::journal`]. Nobody else may have had it since.
+    /// what the log lacks is in [`VolumeOptions::mirror`]. Nobody else may have had it since.
     Recover,
     /// Reads it as it is; claims and fences nothing.
     ReadOnly,
@@ -47,7 +47,7 @@ pub struct VolumeOptions {
     pub mode: Mode,
     /// Where what is acknowledged and not committed is kept beside the memory of this process, so
     /// that a successor can [`Mode::Recover`]; nowhere by default.
-    pub journal: Option<PathBuf>,
+    pub mirror: Option<PathBuf>,
     /// Memory for cached frames, in bytes.
     pub cache_bytes: u64,
     /// Memory for cached leaves and pages of the map, in bytes (at least 8 MiB).
@@ -72,7 +72,7 @@ impl Default for VolumeOptions {
     fn default() -> VolumeOptions {
         VolumeOptions {
             mode: Mode::ReadWrite { takeover: false },
-            journal: None,
+            mirror: None,
             cache_bytes: 64 << 20,
             map_bytes: 32 << 20,
             dirty_bytes: 64 << 20,

@@ -2,10 +2,10 @@
 //!
 //! The device outlives its server, so its users go on as if nothing had happened: whatever the
 //! dead owner had acknowledged must be there, flushed or not. The log has what was committed, the
-//! [journal](crate::journal) the rest. It counts only if nobody else had the volume since: every
-//! epoch that was claimed since the journal's own must be one that was claimed for this device.
+//! [mirror](crate::journal::mirror) the rest. It counts only if nobody else had the volume since: every
+//! epoch that was claimed since the mirror's own must be one that was claimed for this device.
 //!
-//! The changes are made again through the ordinary write path, in order, and so are in the journal
+//! The changes are made again through the ordinary write path, in order, and so are in the mirror
 //! of the new epoch before the old one goes. Until then a successor of this owner begins where
 //! this one did; making changes again that the log has already changes nothing.
 
@@ -16,17 +16,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
 use crate::format::volume::EpochObject;
 use crate::format::{VolumeId, keys};
-use crate::journal::{self, Change, Recorded};
+use crate::journal::mirror::{self, Change, Recorded};
 use crate::log::Terms;
 use crate::mutant::{self, Mutant};
 use crate::store::{GetRange, Store, StoreErrorKind};
 use crate::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
 
-/// Makes the journal ready for a new owner, before an epoch is claimed. Returns the dead owner's
+/// Makes the mirror ready for a new owner, before an epoch is claimed. Returns the dead owner's
 /// where there is one to recover.
 ///
 /// # Errors
-/// Failed: the journal does not hold all that was acknowledged. Fenced: somebody else has had the
+/// Failed: the mirror does not hold all that was acknowledged. Fenced: somebody else has had the
 /// volume since. Store.
 pub(super) async fn prepare(
     store: &dyn Store,
@@ -34,24 +34,24 @@ pub(super) async fn prepare(
     ownership: &mut Ownership,
     options: &VolumeOptions,
 ) -> Result<Option<Recorded>> {
-    match (options.mode, &options.journal) {
-        (Mode::Recover, None) => Err(Error::usage("there is no journal to recover from")),
+    match (options.mode, &options.mirror) {
+        (Mode::Recover, None) => Err(Error::usage("there is no mirror to recover from")),
         (Mode::Recover, Some(root)) => {
             let recorded = Recorded::read(root, id)?;
             if !mutant::on(Mutant::RivalIgnored) {
                 ownership.epoch = check_succession(store, id, &recorded).await?;
             }
-            if mutant::on(Mutant::JournalRetiredEarly) {
-                journal::retire_before(root, Epoch(u64::MAX))?;
+            if mutant::on(Mutant::MirrorRetiredEarly) {
+                mirror::retire_before(root, Epoch(u64::MAX))?;
             }
             Ok(Some(recorded))
         }
-        (Mode::ReadWrite { .. }, Some(root)) => journal::create(root).map(|()| None),
+        (Mode::ReadWrite { .. }, Some(root)) => mirror::create(root).map(|()| None),
         _ => Ok(None),
     }
 }
 
-/// Checks that every epoch since the journal's own was claimed for this device. Returns the newest:
+/// Checks that every epoch since the mirror's own was claimed for this device. Returns the newest:
 /// looked up one by one, because a list may lag.
 async fn check_succession(store: &dyn Store, id: VolumeId, recorded: &Recorded) -> Result<Epoch> {
     let mut newest = None;
@@ -68,7 +68,7 @@ async fn check_succession(store: &dyn Store, id: VolumeId, recorded: &Recorded) 
     }
     newest.ok_or_else(|| {
         let epoch = recorded.epoch();
-        Error::failed(format!("the journal is of epoch {epoch}, which nobody claimed"))
+        Error::failed(format!("the mirror is of epoch {epoch}, which nobody claimed"))
     })
 }
 
@@ -99,12 +99,12 @@ pub(super) fn first_to_redo(recorded: &Recorded, terms: &Terms) -> Result<Seq> {
     Err(Error::corrupt(message).hint("restore the objects from a copy of the bucket"))
 }
 
-/// Makes the recorded changes of slots from `first` on again and lets go of the old journal.
+/// Makes the recorded changes of slots from `first` on again and lets go of the old mirror.
 ///
 /// # Errors
-/// As those of the volume. The old journal is still there then.
+/// As those of the volume. The old mirror is still there then.
 pub(super) async fn redo(shared: &Shared, recorded: &Recorded, first: Seq) -> Result<()> {
-    let root = shared.options.journal.as_deref();
+    let root = shared.options.mirror.as_deref();
     for change in recorded.changes_from(first) {
         // What lies beyond the end was cut off by a later change of size, which the log has.
         let all = SectorRange::between(Sector(0), Sector(shared.state().size.0));
@@ -129,5 +129,5 @@ pub(super) async fn redo(shared: &Shared, recorded: &Recorded, first: Seq) -> Re
         };
         done.map_err(|_| shared.failure())?;
     }
-    root.map_or(Ok(()), |root| journal::retire_before(root, shared.epoch))
+    root.map_or(Ok(()), |root| mirror::retire_before(root, shared.epoch))
 }

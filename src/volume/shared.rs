@@ -13,7 +13,7 @@ use crate::format::VolumeId;
 use crate::format::chunk::FRAME_SIZE;
 use crate::format::keys::{self, ChunkId};
 use crate::format::volume::VolumeObject;
-use crate::journal::remove_segments;
+use crate::journal::mirror::remove_segments;
 use crate::log::SealedChunk;
 use crate::log::fetch::{FetchResult, Fetcher};
 use crate::log::upload::UploadSink;
@@ -194,7 +194,7 @@ impl Shared {
                 Phase::Failed(why) => Some(why.to_string()),
                 _ => None,
             },
-            recoverable: state.journal.is_some() && state.check().is_ok(),
+            recoverable: state.mirror.is_some() && state.check().is_ok(),
             fenced: matches!(&state.phase, Phase::Failed(why) if why.kind() == ErrorKind::Fenced),
             cache_hits,
             cache_misses,
@@ -220,11 +220,11 @@ impl UploadSink for Shared {
         let (due, obsolete) = {
             let mut state = self.state();
             let committed = state.uploaded(chunk.seq);
-            let kept = match mutant::on(Mutant::JournalForgottenEarly) {
+            let kept = match mutant::on(Mutant::MirrorForgottenEarly) {
                 true => state.open.seq(),
                 false => committed,
             };
-            let obsolete = state.journal.as_mut().map(|j| j.forget_before(kept));
+            let obsolete = state.mirror.as_mut().map(|j| j.forget_before(kept));
             let due = state.map.changes() >= self.options.checkpoint_extents
                 || state.slots_since_checkpoint >= self.options.checkpoint_slots;
             (due, obsolete)

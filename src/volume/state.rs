@@ -3,7 +3,7 @@
 use crate::device::{DeviceError, DeviceResult};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
-use crate::journal::{Change, Journal};
+use crate::journal::mirror::{Change, Mirror};
 use crate::log::{CommitPoint, IN_FLIGHT_MAX, OpenChunk, SealedChunk, Terms};
 use crate::map::{Map, Overlay, Target};
 use crate::mutant::{self, Mutant};
@@ -40,7 +40,7 @@ pub(super) struct State {
     pub terms: Terms,
     pub phase: Phase,
     /// Takes every change before it is made.
-    pub journal: Option<Journal>,
+    pub mirror: Option<Mirror>,
     /// A flush waits for a chunk to be sealed as soon as one of those on their way is done.
     seal_wanted: bool,
     /// Slots since the last checkpoint began.
@@ -81,7 +81,7 @@ impl State {
             sealed_weight: 0,
             terms,
             phase: Phase::Live,
-            journal: None,
+            mirror: None,
             seal_wanted: false,
             slots_since_checkpoint: 0,
             uploads,
@@ -103,27 +103,27 @@ impl State {
         }
     }
 
-    /// Whether as much waits for the store as `budget` allows, in memory or in the journal (where
+    /// Whether as much waits for the store as `budget` allows, in memory or in the mirror (where
     /// what was overwritten still counts).
     pub fn is_full(&self, budget: u64) -> bool {
-        let journal = self.journal.as_ref().map_or(0, Journal::bytes);
-        self.dirty().max(journal) >= budget || self.sealed.len() >= IN_FLIGHT_MAX
+        let mirror = self.mirror.as_ref().map_or(0, Mirror::bytes);
+        self.dirty().max(mirror) >= budget || self.sealed.len() >= IN_FLIGHT_MAX
     }
 
-    /// Puts a change into the journal, where there is one. A journal that cannot be written is
+    /// Puts a change into the mirror, where there is one. A mirror that cannot be written is
     /// given up: the device works on, and could not be recovered.
     fn record(&mut self, change: Change<'_>) -> DeviceResult<()> {
-        let Some(journal) = &mut self.journal else { return Ok(()) };
-        let Err(why) = journal.append(change) else { return Ok(()) };
+        let Some(mirror) = &mut self.mirror else { return Ok(()) };
+        let Err(why) = mirror.append(change) else { return Ok(()) };
         tracing::error!(
-            "the journal cannot be written: {why}; this device works on, but it could not be \
+            "the mirror cannot be written: {why}; this device works on, but it could not be \
              recovered if this process died"
         );
-        match self.journal.take().map_or(Ok(()), Journal::give_up) {
+        match self.mirror.take().map_or(Ok(()), Mirror::give_up) {
             Ok(()) => Ok(()),
             Err(e) => {
                 // What it lacks would be missed by a successor.
-                let why = "the journal is incomplete and cannot be removed";
+                let why = "the mirror is incomplete and cannot be removed";
                 self.fail(Error::failed(why).because(e));
                 Err(DeviceError::Io(why.into()))
             }
@@ -166,7 +166,7 @@ impl State {
         if range.is_empty() {
             return Ok(());
         }
-        if !mutant::on(Mutant::TrimNotJournaled) {
+        if !mutant::on(Mutant::TrimNotMirrored) {
             self.record(match record {
                 Record::Zero(_) => Change::Zero(range),
                 _ => Change::Trim(range),
@@ -201,8 +201,8 @@ impl State {
     /// Ends the open chunk and sends it on its way, whatever is in it.
     pub fn seal(&mut self) {
         let chunk = Arc::new(self.open.seal(self.commit.next()));
-        if let Some(journal) = &mut self.journal {
-            journal.rotate();
+        if let Some(mirror) = &mut self.mirror {
+            mirror.rotate();
         }
         self.seal_wanted = false;
         self.slots_since_checkpoint += 1;

@@ -21,7 +21,7 @@ const SECTORS: u64 = 4096;
 
 struct Host {
     rig: Rig,
-    journal: PathBuf,
+    mirror: PathBuf,
     _folder: TempDir,
 }
 
@@ -29,9 +29,9 @@ impl Host {
     async fn new(seed: u64) -> Host {
         let folder = tempfile::tempdir().unwrap();
         let mut rig = Rig::new(seed, SECTORS * 512).await;
-        let journal = folder.path().join("journal");
-        rig.options.journal = Some(journal.clone());
-        Host { rig, journal, _folder: folder }
+        let mirror = folder.path().join("mirror");
+        rig.options.mirror = Some(mirror.clone());
+        Host { rig, mirror, _folder: folder }
     }
 
     async fn recover(&self, pid: u32) -> objblk::error::Result<Volume> {
@@ -40,7 +40,7 @@ impl Host {
 
     /// Segments of the oldest epoch, in order.
     fn segments(&self) -> Vec<PathBuf> {
-        let epoch = entries(&self.journal).into_iter().find(|path| path.is_dir()).unwrap();
+        let epoch = entries(&self.mirror).into_iter().find(|path| path.is_dir()).unwrap();
         entries(&epoch)
     }
 }
@@ -146,7 +146,7 @@ async fn a_death_at_every_record() {
             let mut rng = StdRng::seed_from_u64(99);
             let mut model = vec![0; SECTORS as usize * 512];
             let volume = host.rig.open().await;
-            // Nothing is committed: the journal alone has it.
+            // Nothing is committed: the mirror alone has it.
             let hold = host.rig.faults.add(Rule::new(Fault::Hold(Moment::Before)).on(&[Op::Put]));
             let mut before = model.clone();
             let mut made = 0;
@@ -188,7 +188,7 @@ async fn small_step(volume: &Volume, model: &mut [u8], rng: &mut StdRng, stamp: 
     true
 }
 
-/// The successor dies as well, before it has taken over all of the journal; and its successor.
+/// The successor dies as well, before it has taken over all of the mirror; and its successor.
 #[tokio::test(start_paused = true)]
 async fn recovering_can_be_cut_off_anywhere() {
     let host = Host::new(3).await;
@@ -252,11 +252,11 @@ async fn a_size_that_changes_is_recovered_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_journal_that_is_not_whole_is_refused() {
+async fn a_mirror_that_is_not_whole_is_refused() {
     type Damage = fn(&Host);
     let damages: [(&str, Damage); 6] = [
-        ("gone", |host| fs::remove_dir_all(&host.journal).unwrap()),
-        ("without claims", |host| fs::remove_file(host.journal.join("claims")).unwrap()),
+        ("gone", |host| fs::remove_dir_all(&host.mirror).unwrap()),
+        ("without claims", |host| fs::remove_file(host.mirror.join("claims")).unwrap()),
         ("without its first segment", |host| fs::remove_file(&host.segments()[0]).unwrap()),
         ("without one in the middle", |host| fs::remove_file(&host.segments()[1]).unwrap()),
         ("without its last segment", |host| {
@@ -300,7 +300,7 @@ async fn a_volume_that_somebody_else_has_had_is_refused() {
         write(&volume, 0, &pattern(0, 8, 1)).await.unwrap();
         volume.abandon();
         let mut elsewhere = host.rig_again();
-        elsewhere.options.journal = None;
+        elsewhere.options.mirror = None;
         if fenced {
             let other = elsewhere.take_over(77).await;
             other.close().await.unwrap();
@@ -316,9 +316,9 @@ async fn a_volume_that_somebody_else_has_had_is_refused() {
     }
 }
 
-/// Overwriting one place for ever fills the journal and not the chunk: it is bounded all the same.
+/// Overwriting one place for ever fills the mirror and not the chunk: it is bounded all the same.
 #[tokio::test(start_paused = true)]
-async fn the_journal_is_bounded_and_emptied() {
+async fn the_mirror_is_bounded_and_emptied() {
     let host = Host::new(9).await;
     let volume = host.rig.open().await;
     let size = |host: &Host| -> u64 {
@@ -338,9 +338,9 @@ async fn the_journal_is_bounded_and_emptied() {
     assert_eq!(read(&volume, 0, 64).await.unwrap(), pattern(0, 64, 1999));
 }
 
-/// A journal that cannot be written is gone before anything more is acknowledged.
+/// A mirror that cannot be written is gone before anything more is acknowledged.
 #[tokio::test(start_paused = true)]
-async fn a_journal_that_cannot_be_written_is_given_up() {
+async fn a_mirror_that_cannot_be_written_is_given_up() {
     let host = Host::new(10).await;
     let volume = host.rig.open().await;
     write(&volume, 0, &pattern(0, 8, 1)).await.unwrap();
@@ -402,7 +402,7 @@ async fn what_the_log_has_is_not_made_again() {
     // Full chunks are on their way at once, the last one is still open.
     tokio::time::sleep(Duration::from_millis(100)).await;
     volume.abandon();
-    host.rig.options.journal = None;
+    host.rig.options.mirror = None;
     let other = host.rig.take_over(3).await;
     assert_eq!(read(&other, 0, 8).await.unwrap(), pattern(0, 8, 2));
 }

@@ -1,22 +1,22 @@
-//! A device that outlives its server: the journal that one process leaves to the next.
+//! A device that outlives its server: the mirror that one process leaves to the next.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// A folder for the journals of one world: in memory, where there is such a place.
+/// A folder for the mirrors of one world: in memory, where there is such a place.
 pub fn folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let made = match memory.is_dir() {
         true => tempfile::tempdir_in(memory),
         false => tempfile::tempdir(),
     };
-    made.expect("a folder for journals can be made")
+    made.expect("a folder for mirrors can be made")
 }
 
 /// One block device, served by one process after the other.
 #[derive(Debug)]
 pub struct Device {
-    pub journal: PathBuf,
+    pub mirror: PathBuf,
     state: Mutex<State>,
 }
 
@@ -32,7 +32,7 @@ struct State {
 impl Device {
     /// The device `number` of a world.
     pub fn new(folder: &Path, number: u32) -> Device {
-        Device { journal: folder.join(number.to_string()), state: Mutex::default() }
+        Device { mirror: folder.join(number.to_string()), state: Mutex::default() }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {

@@ -50,7 +50,7 @@ fn options(rng: &mut StdRng) -> VolumeOptions {
     }
     VolumeOptions {
         mode: Mode::ReadOnly,
-        journal: None,
+        mirror: None,
         cache_bytes: one(rng, &[0, 64 << 10, 1 << 20]),
         map_bytes: 0,
         dirty_bytes: one(rng, &[64 << 10, 256 << 10, 1 << 20]),
@@ -270,8 +270,8 @@ impl Host {
             claimed_at_ms: 0,
             nonce: format!("{pid:x}"),
         };
-        let journal = self.process.device.as_ref().map(|device| device.journal.clone());
-        let options = VolumeOptions { journal, ..self.options.clone() };
+        let mirror = self.process.device.as_ref().map(|device| device.mirror.clone());
+        let options = VolumeOptions { mirror, ..self.options.clone() };
         Volume::open(env, stores, self.world.id, owner, options).await
     }
 

@@ -127,7 +127,7 @@ pub struct World {
     pub id: VolumeId,
     pub layout: Layout,
     pub memory: MemoryStore,
-    /// For the journals of its devices.
+    /// For the mirrors of its devices.
     pub folder: PathBuf,
     state: Mutex<State>,
 }

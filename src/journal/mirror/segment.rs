@@ -1,7 +1,7 @@
 //! A segment: the changes of one slot of the log, in the order in which they were made. Pure.
 //!
 //! ```text
-//!  0  8 magic "OBJBLKJS"      32  8 epoch
+//!  0  8 magic "OBJBLKMS"      32  8 epoch
 //!  8  2 version               40  8 slot of the log
 //! 10  6 zero                  48 12 zero
 //! 16 16 volume id             60  4 crc32c of all before;  64 entries
@@ -23,9 +23,9 @@ use crate::format::codec::{FormatResult, Problem, Reader, Writer, check_trailing
 use crate::format::{FormatError, VolumeId};
 use crate::units::{Epoch, SECTOR_SIZE, Sector, SectorCount, SectorRange, Seq};
 
-const MAGIC: &[u8; 8] = b"OBJBLKJS";
+const MAGIC: &[u8; 8] = b"OBJBLKMS";
 const VERSION: u16 = 1;
-const OBJECT: &str = "journal segment";
+const OBJECT: &str = "mirror segment";
 
 /// Bytes of a segment's header.
 pub const HEADER_LEN: usize = 64;

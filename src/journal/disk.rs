@@ -1,0 +1,111 @@
+//! A part of a local disk: whole blocks, written past the page cache.
+//!
+//! Contract of every [`Disk`]:
+//! * a write that returned `Ok` survives the loss of power, whole;
+//! * a write that did not return, or failed, may have happened to any of its sectors of 512 bytes
+//!   and to no other place. After a failure nobody can say what the disk has: it is written no more
+//!   (a second `fdatasync` may report success for data that is gone);
+//! * what was never written reads as zeros;
+//! * a dropped future is a write that did not return.
+
+use async_trait::async_trait;
+use std::fmt;
+use std::io;
+
+/// Alignment and granularity of all access, in bytes.
+pub const BLOCK: usize = 4096;
+
+/// A part of a local disk. See the module's documentation for the contract.
+#[async_trait]
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Its name, for people.
+    fn name(&self) -> String;
+
+    /// Its size in bytes, a multiple of [`BLOCK`].
+    fn size(&self) -> u64;
+
+    /// Writes all of `blocks` at `offset`, a multiple of [`BLOCK`], durably. Gives the buffer back.
+    ///
+    /// # Errors
+    /// The place lies outside, or the disk failed: then nothing more may be written to it.
+    async fn write(&self, offset: u64, blocks: Blocks) -> io::Result<Blocks>;
+
+    /// Reads `len` bytes from `offset`, both multiples of [`BLOCK`].
+    ///
+    /// # Errors
+    /// The place lies outside, or the disk failed.
+    async fn read(&self, offset: u64, len: usize) -> io::Result<Blocks>;
+}
+
+/// Whole blocks in memory, aligned for direct I/O.
+pub struct Blocks {
+    memory: Vec<u8>,
+    /// Where the first block begins.
+    from: usize,
+    len: usize,
+}
+
+impl Blocks {
+    /// Zeros, for at least `bytes` bytes.
+    pub fn zeroed(bytes: usize) -> Blocks {
+        let len = bytes.next_multiple_of(BLOCK);
+        let memory = vec![0; len + BLOCK - 1];
+        // The vector is never resized, so its place is fixed.
+        let from = memory.as_ptr().align_offset(BLOCK);
+        Blocks { memory, from, len }
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.memory[self.from..self.from + self.len]
+    }
+
+    /// The bytes, to be changed.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.from..self.from + self.len]
+    }
+}
+
+impl fmt::Debug for Blocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Blocks({} bytes)", self.len)
+    }
+}
+
+/// Checks a place against the size of a disk.
+///
+/// # Errors
+/// InvalidInput: it is not made of whole blocks, or not inside.
+pub fn check_place(disk_size: u64, offset: u64, len: usize) -> io::Result<()> {
+    let whole = offset.is_multiple_of(BLOCK as u64) && len.is_multiple_of(BLOCK);
+    let inside = offset.checked_add(len as u64).is_some_and(|end| end <= disk_size);
+    if whole && inside {
+        return Ok(());
+    }
+    let message = format!("{len} bytes at {offset} are no place of a disk of {disk_size} bytes");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_aligned_and_whole() {
+        for bytes in [0, 1, BLOCK, BLOCK + 1, 10 * BLOCK - 1] {
+            let mut blocks = Blocks::zeroed(bytes);
+            assert_eq!(blocks.bytes().len(), bytes.next_multiple_of(BLOCK));
+            assert!((blocks.bytes().as_ptr() as usize).is_multiple_of(BLOCK));
+            blocks.bytes_mut().fill(1);
+            assert!(blocks.bytes().iter().all(|byte| *byte == 1));
+        }
+    }
+
+    #[test]
+    fn places_are_checked() {
+        assert!(check_place(8192, 4096, 4096).is_ok());
+        for (offset, len) in [(4096, 8192), (1, 4096), (0, 1), (u64::MAX - 4095, 4096)] {
+            assert!(check_place(8192, offset, len).is_err(), "{len} at {offset}");
+        }
+    }
+}

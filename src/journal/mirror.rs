@@ -1,0 +1,351 @@
+//! The mirror: what an owner has acknowledged and not yet made durable, in files that outlive the
+//! owner's process.
+//!
+//! A block device that keeps running while its server is replaced must not lose what the server
+//! held in memory: whoever uses the device would not notice, as it would notice a crash of the
+//! host. So every change is appended here before it is acknowledged, and the server's successor
+//! makes all of them again. In the run directory (a tmpfs) this survives the process and not the
+//! host; a flush means what it always means, the store has it.
+//!
+//! ```text
+//! claims              the nonces of all epochs claimed for this device, one a line
+//! <epoch>/<slot>      segments of one owner: one for each slot of the log, the last one open
+//! <epoch>.old         given up: being removed
+//! ```
+//!
+//! Contract: after the death of the writer at any instant, [`Recorded::read`] gives every change
+//! that was acknowledged and not committed, in order, possibly after some that were committed and
+//! before one that was not acknowledged; or an error, where that is not sure. Making these changes
+//! again in order gives the volume as it was, whatever prefix of them the log already has.
+//!
+//! Invariants:
+//! * the segments of an owner are dense, from the first slot that is not committed to the open one;
+//!   a segment says that the next one is there, so that none can be missed;
+//! * the *oldest* epoch that is there is the one that counts: a successor mirrors what it takes
+//!   over in its own epoch and then removes the older one, in one step.
+
+mod segment;
+
+pub use segment::{Change, Ending, HEADER_LEN, Header, Segment};
+
+use crate::error::{Error, Result};
+use crate::format::VolumeId;
+use crate::units::{Epoch, Seq};
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, IoSlice, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Suffix of what is being removed.
+const OLD: &str = "old";
+
+/// File that holds the nonces.
+const CLAIMS: &str = "claims";
+
+fn epoch_folder(root: &Path, epoch: Epoch) -> PathBuf {
+    root.join(format!("{:016x}", epoch.0))
+}
+
+fn parse_number(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str().filter(|name| name.len() == 16)?;
+    u64::from_str_radix(name, 16).ok()
+}
+
+fn failed(what: &str, path: &Path, e: io::Error) -> Error {
+    Error::failed(format!("cannot {what} the mirror {}", path.display())).because(e)
+}
+
+/// Makes an empty mirror at `root`, in place of what is there.
+///
+/// # Errors
+/// Failed: the folder cannot be made.
+pub fn create(root: &Path) -> Result<()> {
+    remove(root)?;
+    let made = DirBuilder::new().mode(0o700).create(root);
+    made.map_err(|e| failed("make", root, e).hint("make room there, or attach with --no-recovery"))
+}
+
+/// Removes the mirror at `root`, if there is one.
+///
+/// # Errors
+/// Failed: it cannot be removed.
+pub fn remove(root: &Path) -> Result<()> {
+    match fs::remove_dir_all(root) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", root, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Notes that an epoch is going to be claimed with this nonce, for the device of this mirror.
+///
+/// # Errors
+/// Failed: it cannot be written.
+pub fn note_claim(root: &Path, nonce: &str) -> Result<()> {
+    let path = root.join(CLAIMS);
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    // The line feed first: it ends a line that was cut off.
+    let written = file.and_then(|mut file| file.write_all(format!("\n{nonce}\n").as_bytes()));
+    written.map_err(|e| failed("write", &path, e))
+}
+
+/// The mirror of one owner, being written.
+#[derive(Debug)]
+pub struct Mirror {
+    folder: PathBuf,
+    header: Header,
+    file: File,
+    /// Bytes of changes in the open segment.
+    open: u64,
+    /// Complete segments with their bytes.
+    complete: BTreeMap<Seq, u64>,
+    bytes: u64,
+    /// What went wrong while there was nobody to tell.
+    trouble: Option<io::Error>,
+}
+
+impl Mirror {
+    /// Begins the mirror of `header`'s epoch below `root`, with the slot `header.seq`.
+    ///
+    /// # Errors
+    /// Failed: it cannot be written.
+    pub fn begin(root: &Path, header: Header) -> Result<Mirror> {
+        let folder = epoch_folder(root, header.epoch);
+        let begun = DirBuilder::new().mode(0o700).create(&folder);
+        let file = begun.and_then(|()| new_segment(&folder, header));
+        let file = file.map_err(|e| {
+            failed("begin", &folder, e).hint("make room there, or attach with --no-recovery")
+        })?;
+        let complete = BTreeMap::new();
+        Ok(Mirror { folder, header, file, open: 0, complete, bytes: 0, trouble: None })
+    }
+
+    /// Bytes of changes that are not committed.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Appends a change; it is safe from the end of this process on return. After an error the
+    /// mirror must be given up before anything more is acknowledged.
+    ///
+    /// # Errors
+    /// It cannot be written, or an earlier step failed.
+    pub fn append(&mut self, change: Change<'_>) -> io::Result<()> {
+        if let Some(trouble) = self.trouble.take() {
+            return Err(trouble);
+        }
+        let (head, payload) = change.encode();
+        write_both(&mut self.file, &head, payload)?;
+        let len = (head.len() + payload.len()) as u64;
+        self.open += len;
+        self.bytes += len;
+        Ok(())
+    }
+
+    /// Goes on in the segment of the next slot. A failure is reported by the next append.
+    pub fn rotate(&mut self) {
+        let next = Header { seq: self.header.seq.next(), ..self.header };
+        // The next one is there before this one says so.
+        let rotated = new_segment(&self.folder, next).and_then(|file| {
+            self.file.write_all(&segment::continued())?;
+            self.file = file;
+            Ok(())
+        });
+        match rotated {
+            Ok(()) => {
+                self.complete.insert(self.header.seq, std::mem::take(&mut self.open));
+                self.header = next;
+            }
+            Err(e) => self.trouble = Some(e),
+        }
+    }
+
+    /// Forgets the segments of slots before `committed`. Returns their files, for the caller to
+    /// remove in this order.
+    pub fn forget_before(&mut self, committed: Seq) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        while let Some(first) = self.complete.first_entry().filter(|e| *e.key() < committed) {
+            self.bytes -= first.get();
+            files.push(segment_path(&self.folder, *first.key()));
+            first.remove();
+        }
+        files
+    }
+
+    /// Gives the mirror up: a successor will find none.
+    ///
+    /// # Errors
+    /// It is still there, and no longer complete.
+    pub fn give_up(self) -> io::Result<()> {
+        retire(&self.folder)
+    }
+}
+
+fn segment_path(folder: &Path, seq: Seq) -> PathBuf {
+    folder.join(format!("{:016x}", seq.0))
+}
+
+/// A segment with its header, put in its place whole.
+fn new_segment(folder: &Path, header: Header) -> io::Result<File> {
+    let path = segment_path(folder, header.seq);
+    let new = path.with_extension("new");
+    let mut file =
+        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+    file.write_all(&header.encode())?;
+    fs::rename(&new, &path)?;
+    Ok(file)
+}
+
+fn write_both(file: &mut File, head: &[u8], payload: &[u8]) -> io::Result<()> {
+    let written = loop {
+        match file.write_vectored(&[IoSlice::new(head), IoSlice::new(payload)]) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            written => break written?,
+        }
+    };
+    match written.checked_sub(head.len()) {
+        Some(of_payload) => file.write_all(&payload[of_payload..]),
+        None => {
+            file.write_all(&head[written..])?;
+            file.write_all(payload)
+        }
+    }
+}
+
+/// Takes an epoch's folder out of sight in one step, then removes it.
+fn retire(folder: &Path) -> io::Result<()> {
+    let old = folder.with_extension(OLD);
+    fs::rename(folder, &old)?;
+    if let Err(e) = fs::remove_dir_all(&old) {
+        // It counts no more; it goes with the whole mirror.
+        tracing::warn!("cannot remove {}: {e}", old.display());
+    }
+    Ok(())
+}
+
+/// Removes the segments of older epochs: what they held is in the mirror of `epoch` or in the
+/// log. The oldest goes last, so that it counts until then.
+///
+/// # Errors
+/// Failed: one is still there.
+pub fn retire_before(root: &Path, epoch: Epoch) -> Result<()> {
+    let mut older = epochs(root)?;
+    older.retain(|other| *other < epoch);
+    for other in older.into_iter().rev() {
+        let folder = epoch_folder(root, other);
+        retire(&folder).map_err(|e| failed("retire", &folder, e))?;
+    }
+    Ok(())
+}
+
+/// Removes files that [`Mirror::forget_before`] named.
+pub fn remove_segments(files: &[PathBuf]) {
+    for path in files {
+        match fs::remove_file(path) {
+            // The mirror may have been given up meanwhile.
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("cannot remove {}: {e}", path.display());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The epochs below `root`, ascending.
+fn epochs(root: &Path) -> Result<Vec<Epoch>> {
+    numbers(root).map(|found| found.into_iter().map(Epoch).collect())
+}
+
+fn numbers(folder: &Path) -> Result<Vec<u64>> {
+    let entries = fs::read_dir(folder).map_err(|e| failed("read", folder, e))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| failed("read", folder, e))?.path();
+        found.extend(parse_number(&path));
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// The mirror of a dead owner, read and verified.
+#[derive(Debug)]
+pub struct Recorded {
+    epoch: Epoch,
+    segments: Vec<(Seq, Vec<u8>)>,
+    claims: Vec<String>,
+}
+
+impl Recorded {
+    /// Reads the mirror of `volume` at `root`, whose writer is dead.
+    ///
+    /// # Errors
+    /// Failed: there is none, or it does not hold all that its owner acknowledged.
+    pub fn read(root: &Path, volume: VolumeId) -> Result<Recorded> {
+        let claims = fs::read_to_string(root.join(CLAIMS));
+        let claims = claims.map_err(|e| failed("read", root, e))?;
+        let claims = claims.lines().filter(|line| !line.is_empty()).map(Into::into).collect();
+        let Some(epoch) = epochs(root)?.into_iter().next() else {
+            return Err(Error::failed(format!("the mirror {} is empty", root.display())));
+        };
+        let folder = epoch_folder(root, epoch);
+        let mut segments = Vec::new();
+        for seq in numbers(&folder)? {
+            let path = segment_path(&folder, Seq(seq));
+            let bytes = fs::read(&path).map_err(|e| failed("read", &path, e))?;
+            segments.push((Seq(seq), bytes));
+        }
+        let recorded = Recorded { epoch, segments, claims };
+        recorded.verify(&folder, volume)?;
+        Ok(recorded)
+    }
+
+    fn verify(&self, folder: &Path, volume: VolumeId) -> Result<()> {
+        let damaged = |seq: Seq, why: String| {
+            let path = segment_path(folder, seq);
+            Error::failed(format!("the mirror {} is damaged", path.display())).because(why)
+        };
+        let mut left = self.segments.len();
+        let mut place = self.first();
+        for (seq, bytes) in &self.segments {
+            let segment = Segment::parse(bytes).map_err(|e| damaged(*seq, e.to_string()))?;
+            let wanted = Header { volume, epoch: self.epoch, seq: *seq };
+            if segment.header != wanted || *seq != place {
+                return Err(damaged(place, "a segment is out of place or missing".into()));
+            }
+            (left, place) = (left - 1, seq.next());
+            match (segment.ending, left) {
+                (Ending::Continued, 0) => return Err(damaged(place, "it is missing".into())),
+                (Ending::Continued, _) | (_, 0) => {}
+                // The next one was made, and this one was about to say so.
+                (_, 1) if self.segments.last().is_some_and(|s| s.1.len() == HEADER_LEN) => {}
+                _ => return Err(damaged(*seq, "it ends before the next one begins".into())),
+            }
+        }
+        match self.segments.is_empty() {
+            true => Err(damaged(Seq(0), "there is no segment".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// The epoch of the owner that wrote it.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The first slot whose changes are there.
+    pub fn first(&self) -> Seq {
+        self.segments.first().map_or(Seq(0), |(seq, _)| *seq)
+    }
+
+    /// Whether the epoch that was claimed with `nonce` was claimed for this device.
+    pub fn is_own_claim(&self, nonce: &str) -> bool {
+        self.claims.iter().any(|claim| claim == nonce)
+    }
+
+    /// Every change of the slots from `first` on, in order.
+    pub fn changes_from(&self, first: Seq) -> impl Iterator<Item = Change<'_>> {
+        let segments = self.segments.iter().filter(move |(seq, _)| *seq >= first);
+        let parsed = segments.filter_map(|(_, bytes)| Segment::parse(bytes).ok());
+        parsed.flat_map(|segment| segment.changes)
+    }
+}
