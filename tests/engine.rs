@@ -10,8 +10,12 @@ mod crash;
 mod damage;
 #[path = "engine/deletion.rs"]
 mod deletion;
+#[path = "engine/disk.rs"]
+mod disk;
 #[path = "engine/durability.rs"]
 mod durability;
+#[path = "engine/local.rs"]
+mod local;
 #[path = "engine/model.rs"]
 mod model;
 #[path = "engine/recover.rs"]

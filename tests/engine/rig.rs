@@ -94,6 +94,13 @@ impl Rig {
         self.open_as(pid, Mode::ReadWrite { takeover: true }).await.unwrap()
     }
 
+    /// The same pool on a host without journal and mirror.
+    pub fn memory_only(&self) -> Rig {
+        let options = VolumeOptions { journal: None, mirror: None, ..self.options.clone() };
+        let (memory, faults) = (self.memory.clone(), self.faults.clone());
+        Rig { memory, faults, store: self.store.clone(), id: self.id, options }
+    }
+
     /// Names of the objects below `part` of the volume.
     pub async fn objects(&self, part: &str) -> Vec<String> {
         let prefix = format!("{}{part}", keys::volume_prefix(self.id));
