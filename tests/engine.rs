@@ -10,6 +10,8 @@ mod crash;
 mod damage;
 #[path = "engine/deletion.rs"]
 mod deletion;
+#[path = "engine/disk.rs"]
+mod disk;
 #[path = "engine/durability.rs"]
 mod durability;
 #[path = "engine/model.rs"]

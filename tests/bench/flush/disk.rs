@@ -1,0 +1,76 @@
+//! The journal's disk alone: one durable write of it against an append and fdatasync.
+
+use crate::times::{Times, print};
+use nix::libc;
+use objblk::journal::disk::{BLOCK, Blocks, Disk};
+use objblk::journal::uring::FileDisk;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
+
+const ROUNDS: usize = 4000;
+const SIZE: u64 = 64 << 20;
+/// What a flush of one 4 KiB write takes in the journal: its header, its entry, its payload.
+const BATCH: usize = 2 * BLOCK;
+
+pub fn run() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut bare = File::create(folder.path().join("bare")).unwrap();
+    let path = folder.path().join("v.journal");
+    let disk = FileDisk::create(&path, SIZE).unwrap();
+    // Until all of it was written once; the figures are of a journal in use.
+    std::thread::sleep(Duration::from_secs(10));
+    let direct = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
+    let batch = Blocks::zeroed(BATCH);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    let (mut appends, mut calls, mut writes, mut tasks) = <(Times, Times, Times, Times)>::default();
+    let data = vec![1; BLOCK];
+    let mut at = 0;
+    let disk = std::sync::Arc::new(disk);
+    let mut next = || {
+        at = (at + BATCH as u64) % SIZE;
+        at
+    };
+    for _ in 0..ROUNDS {
+        let begun = Instant::now();
+        bare.write_all(&data).unwrap();
+        bare.sync_data().unwrap();
+        appends.add(begun);
+        let begun = Instant::now();
+        durable_call(&direct, next(), &batch);
+        calls.add(begun);
+        let begun = Instant::now();
+        runtime.block_on(disk.write(next(), Blocks::zeroed(BATCH))).unwrap();
+        writes.add(begun);
+        // From a task that runs on one of the runtime's threads.
+        let (disk, offset) = (disk.clone(), next());
+        let took = runtime.block_on(runtime.spawn(async move {
+            let begun = Instant::now();
+            disk.write(offset, Blocks::zeroed(BATCH)).await.unwrap();
+            begun
+        }));
+        tasks.add(took.unwrap());
+    }
+    print(
+        "The journal's disk, one write at a time",
+        &[
+            ("append of 4 KiB + fdatasync", &appends),
+            ("pwritev2 of 8 KiB, direct, RWF_DSYNC", &calls),
+            ("durable write of 8 KiB, block_on", &writes),
+            ("durable write of 8 KiB, spawned task", &tasks),
+        ],
+    );
+}
+
+/// What a durable write is without a thread of its own: the limit.
+fn durable_call(file: &File, offset: u64, blocks: &Blocks) {
+    let bytes = blocks.bytes();
+    let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: the kernel reads one buffer that lives until the call returns.
+    let done = unsafe {
+        libc::pwritev2(file.as_raw_fd(), &part, 1, offset as libc::off_t, libc::RWF_DSYNC)
+    };
+    assert_eq!(done, bytes.len() as isize, "{}", std::io::Error::last_os_error());
+}
