@@ -43,6 +43,8 @@ mod leftovers;
 mod load;
 #[path = "system/local.rs"]
 mod local;
+#[path = "system/local_broken.rs"]
+mod local_broken;
 #[path = "system/local_kill.rs"]
 mod local_kill;
 #[path = "system/local_lost.rs"]
