@@ -56,7 +56,7 @@ pub fn object() {
     let mut data = vec![0; 2 * PAGE];
     for number in 0..500 {
         rand::rng().fill_bytes(&mut data);
-        let (key, body) = (Key::new(&*format!("bench/{number}")).unwrap(), data.clone().into());
+        let (key, body) = (Key::new(&format!("bench/{number}")).unwrap(), data.clone().into());
         puts.of(|| world.wait(store.put_if_absent(&key, body))).unwrap();
         served.of(|| {
             client.write(random_page(), &data[..PAGE]).unwrap();
