@@ -39,16 +39,26 @@ pub fn run() {
     // Until all of it was written once; the figures are of a journal in use.
     std::thread::sleep(Duration::from_secs(10));
     let direct = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
+    let reserved = folder.path().join("reserved");
+    let reserved = OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(reserved)
+        .unwrap();
+    nix::fcntl::fallocate(&reserved, nix::fcntl::FallocateFlags::empty(), 0, SIZE as i64).unwrap();
     let batch = Blocks::zeroed(BATCH);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
-    let (mut appends, mut calls, mut writes) = <(Times, Times, Times)>::default();
+    let (mut appends, mut calls, mut firsts, mut writes) =
+        <(Times, Times, Times, Times)>::default();
     let mut at = 0;
     let mut next = || {
         at = (at + BATCH as u64) % SIZE;
         at
     };
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
         appends.of(|| bare.append());
+        firsts.of(|| durable_call(&reserved, (round * BATCH) as u64, &batch));
         let offset = next();
         calls.of(|| durable_call(&direct, offset, &batch));
         let offset = next();
@@ -58,7 +68,8 @@ pub fn run() {
         "The journal's disk, one write at a time",
         &[
             ("append of 4 KiB and fdatasync", &appends),
-            ("pwritev2 of 8 KiB, direct, RWF_DSYNC", &calls),
+            ("pwritev2 of 8 KiB, to blocks only reserved", &firsts),
+            ("pwritev2 of 8 KiB, to blocks in use", &calls),
             ("durable write of 8 KiB by the journal's disk", &writes),
         ],
     );
