@@ -14,6 +14,8 @@ mod deletion;
 mod disk;
 #[path = "engine/durability.rs"]
 mod durability;
+#[path = "engine/file_disk.rs"]
+mod file_disk;
 #[path = "engine/local.rs"]
 mod local;
 #[path = "engine/model.rs"]
