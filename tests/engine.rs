@@ -12,8 +12,12 @@ mod damage;
 mod deletion;
 #[path = "engine/durability.rs"]
 mod durability;
+#[path = "engine/idle.rs"]
+mod idle;
 #[path = "engine/model.rs"]
 mod model;
+#[path = "engine/patience.rs"]
+mod patience;
 #[path = "engine/recover.rs"]
 mod recover;
 #[path = "engine/rig.rs"]

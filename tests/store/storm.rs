@@ -3,7 +3,7 @@
 use crate::conformance::{self, key, pattern};
 use crate::fault_proxy::{Distance, Fault, FaultProxy, Profile};
 use crate::s3_lab::S3Lab;
-use objblk::store::limit::LimitStore;
+use objblk::store::limit::{Bounds, Class, Limiter};
 use objblk::store::retry::{RetryPolicy, RetryStore};
 use objblk::store::s3::{S3Location, S3Options, S3Store};
 use objblk::store::{Store, StoreErrorKind};
@@ -73,7 +73,8 @@ async fn s3_conforms_in_bad_weather() {
         let policy =
             RetryPolicy { first_delay: Duration::from_millis(20), ..RetryPolicy::default() };
         let retry = RetryStore::new(bare, policy, StdRng::seed_from_u64(seed));
-        let limited: Arc<dyn Store> = Arc::new(LimitStore::new(Arc::new(retry), 64, 32));
+        let limiter = Arc::new(Limiter::new(Bounds { total: 64, writes: 32 }));
+        let limited: Arc<dyn Store> = Arc::new(retry.through(limiter, Class::Foreground));
         limited
     };
     let begun = Instant::now();
