@@ -41,6 +41,8 @@ mod ledger;
 mod leftovers;
 #[path = "system/load.rs"]
 mod load;
+#[path = "system/long_outage.rs"]
+mod long_outage;
 #[path = "support/nbd.rs"]
 mod nbd;
 #[path = "system/outage.rs"]

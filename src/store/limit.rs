@@ -112,7 +112,7 @@ impl Limiter {
 impl State {
     /// Calls everybody whose turn it is.
     fn call(&mut self) {
-        while let Some((ticket, turn)) = self.admission.next() {
+        while let Some((ticket, turn)) = self.admission.admit() {
             let waiting = self.waiting.remove(&ticket);
             if waiting.is_none_or(|waiting| waiting.send(turn).is_err()) {
                 self.admission.end(turn);

@@ -187,7 +187,7 @@ impl Admission {
     }
 
     /// Whose turn it is now, if anybody's.
-    pub fn next(&mut self) -> Option<(Ticket, Turn)> {
+    pub fn admit(&mut self) -> Option<(Ticket, Turn)> {
         let first = self.first(Class::Foreground);
         let second = self.first(Class::Background);
         let (found, class) = match (first, second) {
@@ -309,7 +309,7 @@ mod tests {
     }
 
     fn all(admission: &mut Admission) -> Vec<(Ticket, Turn)> {
-        std::iter::from_fn(|| admission.next()).collect()
+        std::iter::from_fn(|| admission.admit()).collect()
     }
 
     fn end(admission: &mut Admission, turns: &[(Ticket, Turn)], outcome: Outcome) -> Vec<Meaning> {
@@ -369,13 +369,13 @@ mod tests {
         let meanings = end(&mut admission, &first[2..], Outcome::Silent);
         assert!(admission.is_out());
         assert_eq!(meanings.iter().filter(|m| **m == Meaning::Probe).count(), 0);
-        assert_eq!(admission.next(), None, "two are under way already");
+        assert_eq!(admission.admit(), None, "two are under way already");
         let probes = &first[..2];
         for (_, turn) in probes {
             assert_eq!(admission.report(*turn, Outcome::Silent), Meaning::Probe);
             assert_eq!(admission.report(*turn, Outcome::Throttled), Meaning::Probe);
         }
-        assert_eq!(admission.next(), None, "who probes keeps its place");
+        assert_eq!(admission.admit(), None, "who probes keeps its place");
         assert_eq!(admission.report(probes[0].1, Outcome::Answered), Meaning::Healed);
         probes.iter().for_each(|(_, turn)| admission.end(*turn));
         let mut sizes = Vec::new();
@@ -407,7 +407,7 @@ mod tests {
         let mut foreground = enqueue(&mut admission, Read, Foreground, 7);
         foreground.extend(enqueue(&mut admission, Write, Foreground, 21));
         let mut order = Vec::new();
-        while let Some((ticket, turn)) = admission.next() {
+        while let Some((ticket, turn)) = admission.admit() {
             order.push(ticket);
             admission.end(turn);
         }
@@ -470,7 +470,7 @@ mod tests {
                     }
                 }
                 let before = under_way.len();
-                while let Some((ticket, turn)) = admission.next() {
+                while let Some((ticket, turn)) = admission.admit() {
                     prop_assert_eq!(waiting.remove(&ticket), Some((turn.kind, turn.class)));
                     under_way.push(turn);
                 }
@@ -492,7 +492,7 @@ mod tests {
                     admission.report(turn, Outcome::Answered);
                     admission.end(turn);
                 }
-                while let Some((ticket, turn)) = admission.next() {
+                while let Some((ticket, turn)) = admission.admit() {
                     waiting.remove(&ticket);
                     under_way.push(turn);
                 }
