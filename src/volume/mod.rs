@@ -19,6 +19,7 @@
 //! | `state` | what is behind the one lock: open chunk, map, commit point |
 //! | `write` | writes, trims, flushes |
 //! | `read`, `readahead` | reads |
+//! | `patience` | the time limit of requests |
 //! | `items` | leaves and pages on demand |
 //! | [`checkpoint`], `tree`, `census` | checkpoints, live counts, garbage |
 //!
@@ -33,6 +34,7 @@ mod items;
 mod local;
 pub mod open;
 mod options;
+mod patience;
 mod read;
 mod readahead;
 mod recover;

@@ -17,13 +17,22 @@ pub struct Env {
     pub clock: Arc<dyn Clock>,
 }
 
-/// The store, as seen with two patiences.
+/// The store, as seen with several patiences.
 #[derive(Clone, Debug)]
 pub struct Stores {
     /// For opening: gives up with an error after a while.
     pub setup: Arc<dyn Store>,
     /// For the life of the device: retries transient errors for ever.
     pub live: Arc<dyn Store>,
+    /// As `live`, for what no user waits for (checkpoints, deletion, read-ahead): others go first.
+    pub background: Arc<dyn Store>,
+}
+
+impl Stores {
+    /// One store for all.
+    pub fn one(store: Arc<dyn Store>) -> Stores {
+        Stores { setup: store.clone(), live: store.clone(), background: store }
+    }
 }
 
 /// How a volume is opened.
@@ -76,14 +85,19 @@ pub struct VolumeOptions {
     pub uploads: usize,
     /// Age at which a chunk that is not full is sealed.
     pub seal_after: Duration,
-    /// How often a quiet owner looks whether it was fenced.
-    pub watch_every: Duration,
+    /// How often a quiet owner looks whether it was fenced (the heartbeat): the only requests of an
+    /// idle volume. Without, it learns that it was fenced from its next chunk.
+    pub watch_every: Option<Duration>,
     /// Changed extents in memory at which a checkpoint begins.
     pub checkpoint_extents: usize,
     /// Slots of the log since the last checkpoint at which the next one begins: bounds replay.
     pub checkpoint_slots: u64,
     /// Age of changes at which a checkpoint begins, so that garbage of a quiet volume is freed.
     pub checkpoint_after: Duration,
+    /// A request to the device that takes longer fails with EIO; `None`: it waits for as long as
+    /// the store takes. The device itself goes on: what was written is stored whenever that is
+    /// possible again, a write that timed out perhaps included.
+    pub io_timeout: Option<Duration>,
 }
 
 impl Default for VolumeOptions {
@@ -97,10 +111,11 @@ impl Default for VolumeOptions {
             dirty_bytes: 64 << 20,
             uploads: 8,
             seal_after: Duration::from_secs(2),
-            watch_every: Duration::from_secs(10),
+            watch_every: Some(Duration::from_secs(10)),
             checkpoint_extents: 256 << 10,
             checkpoint_slots: 1024,
             checkpoint_after: Duration::from_secs(60),
+            io_timeout: None,
         }
     }
 }

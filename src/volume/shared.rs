@@ -77,7 +77,7 @@ impl Shared {
             id: parts.description.id,
             epoch: parts.epoch,
             description: parts.description,
-            fetcher: Fetcher::new(parts.stores.live.clone()),
+            fetcher: Fetcher::default(),
             frames: FrameCache::new(parts.options.cache_bytes),
             frame_flights: Flights::default(),
             items: parts.items,
@@ -161,7 +161,7 @@ impl Shared {
             runtime.spawn(uploader).abort_handle(),
             runtime.spawn(local::write_journal(self.clone())).abort_handle(),
             runtime.spawn(seal_by_age(self.clone())).abort_handle(),
-            runtime.spawn(watch_owner(self.clone())).abort_handle(),
+            runtime.spawn(watch_owner(self.clone(), self.options.watch_every)).abort_handle(),
             runtime.spawn(checkpoint::task(self.clone())).abort_handle(),
         ];
         self.tasks.lock().unwrap_or_else(|e| e.into_inner()).extend(tasks);
@@ -278,10 +278,11 @@ async fn seal_by_age(shared: Arc<Shared>) {
 
 /// Looks now and then whether somebody claimed the next epoch; if so, tries to commit a chunk,
 /// which shows whether the claimant has fenced this owner.
-async fn watch_owner(shared: Arc<Shared>) {
+async fn watch_owner(shared: Arc<Shared>, every: Option<Duration>) {
+    let Some(every) = every else { return };
     let next = keys::epoch(shared.id, shared.epoch.next());
     loop {
-        tokio::time::sleep(shared.options.watch_every).await;
+        tokio::time::sleep(every).await;
         if mutant::on(Mutant::WatchIgnored) {
             continue;
         }

@@ -111,7 +111,7 @@ impl World {
             description,
             epoch: Epoch(1),
             env,
-            stores: options::Stores { setup: store.clone(), live: store },
+            stores: options::Stores::one(store),
             options: options::VolumeOptions { dirty_bytes, ..options::VolumeOptions::default() },
             state: State::new(size, map, open, terms, Some(sender)),
             items: Arc::new(items::Items),
