@@ -245,7 +245,7 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 /// and whatever the store has taken, all that was flushed is there, in order.
 #[tokio::test(start_paused = true)]
 async fn successors_find_everything_that_was_flushed() {
-    for seed in seeds(60) {
+    for seed in seeds(20) {
         eprintln!("replay: OBJBLK_SEED={seed} cargo test --test engine successors_find");
         lives(seed).await;
     }
