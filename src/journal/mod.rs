@@ -2,7 +2,12 @@
 //!
 //! * [`mirror`]: files in memory; they outlive the process and not the host. Who uses a block device
 //!   whose server is replaced must not notice.
-//! * [`disk`]: what a journal on a local disk is written to. It outlives a crash of the host.
+//! * [`ring`]: a journal on a local disk, for flushes that are durable before the store has them. It
+//!   outlives a crash of the host.
+//! * [`disk`]: what that disk has to promise.
+//! * [`entry`]: a change of a volume as both write it.
 
 pub mod disk;
+pub mod entry;
 pub mod mirror;
+pub mod ring;

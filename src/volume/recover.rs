@@ -109,7 +109,7 @@ pub(super) async fn redo(shared: &Shared, recorded: &Recorded, first: Seq) -> Re
         // What lies beyond the end was cut off by a later change of size, which the log has.
         let all = SectorRange::between(Sector(0), Sector(shared.state().size.0));
         let done = match change {
-            Change::Data { start, data } => {
+            Change::Data { start, data, .. } => {
                 let end = Sector(start.0 + SectorCount(data.len() as u64 / 512).0);
                 let inside = SectorRange::between(start, end).intersect(all);
                 shared.write(start, &data[..inside.len().bytes() as usize]).await

@@ -145,14 +145,14 @@ impl State {
         if let Some(location) = self.map.covering(whole)
             && location.seq == self.open.seq()
         {
-            self.record(Change::Data { start, data })?;
+            self.record(Change::Data { start, offset: location.offset, data })?;
             self.open.overwrite(location.offset, data);
             return Ok(whole.len());
         }
         let len = whole.len().min(self.open.room());
         let range = SectorRange::between(start, Sector(start.0 + len.0));
         let data = &data[..len.bytes() as usize];
-        self.record(Change::Data { start, data })?;
+        self.record(Change::Data { start, offset: self.open.next_offset(), data })?;
         let location = self.open.append(range, data);
         self.map.insert(range, Target::Data(location));
         if self.open.room().0 == 0 {

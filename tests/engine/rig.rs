@@ -39,6 +39,7 @@ pub fn owner(pid: u32) -> EpochObject {
         pid_start: 0,
         claimed_at_ms: 0,
         nonce: format!("{pid:x}"),
+        journal: None,
     }
 }
 
