@@ -34,6 +34,8 @@ mod model;
 mod mutants;
 #[path = "sim/process.rs"]
 mod process;
+#[path = "sim/rings.rs"]
+mod rings;
 #[path = "sim/run.rs"]
 mod run;
 #[path = "sim/sites.rs"]

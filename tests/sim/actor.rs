@@ -74,7 +74,8 @@ impl Actor {
         // What was refused is discarded now and then, as people do.
         let discards = self.process.journal.is_some() && error.kind() != ErrorKind::Busy;
         if discards && self.world.random(|rng| rng.random_bool(0.5)) {
-            self.world.trace(|| format!("the journal of {} is discarded", self.process.host.number));
+            self.world
+                .trace(|| format!("the journal of {} is discarded", self.process.host.number));
             self.world.state().counts.discarded += 1;
             self.process.host.gets(self.world.new_medium());
         }

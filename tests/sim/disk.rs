@@ -183,6 +183,11 @@ impl SimDisk {
         SimDisk { world, process, medium, failed: AtomicBool::new(false) }
     }
 
+    /// Whether it has failed, or misled, the process.
+    pub fn had_trouble(&self) -> bool {
+        self.process.had_disk_trouble()
+    }
+
     /// Goes on while the process runs; never, once it has ended.
     async fn pass(&self) {
         self.process.pass().await;
@@ -220,7 +225,7 @@ impl SimDisk {
     }
 
     /// The write flies, whatever becomes of the one who waits for it.
-    async fn fly(self: &SimDisk, flight: u64, fate: &Fate) {
+    async fn fly(&self, flight: u64, fate: &Fate) {
         let (medium, fate) = (self.medium.clone(), fate.clone());
         let disk = SimDisk::new(self.world.clone(), self.process.clone(), medium);
         let task = tokio::spawn(async move {
@@ -291,7 +296,7 @@ impl Disk for SimDisk {
             self.world.violated("the journal is written although a write to it has failed");
             return Err(eio());
         }
-        let fate = self.draw(What::DiskWrite, offset, blocks.bytes().len()).await;
+        let fate = self.draw(What::local_write(blocks.bytes()), offset, blocks.bytes().len()).await;
         self.begin(&fate).await;
         let (pid, bytes) = (self.process.pid, blocks.bytes().to_vec());
         let written = match self.medium.is_gone() {

@@ -506,7 +506,10 @@ mod tests {
         model.begin(2, image(&[1, 1, 2, 2]), 1).unwrap();
         model.complete(1, 0, 1);
         let now = model.tick();
-        assert!(model.flushed(1, Keeper::Store, now, None).is_err(), "its last change was not found");
+        assert!(
+            model.flushed(1, Keeper::Store, now, None).is_err(),
+            "its last change was not found"
+        );
         assert!(model.begin(2, image(&[1, 1, 2, 2]), 1).is_err(), "two owners");
     }
 

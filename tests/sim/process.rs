@@ -90,6 +90,13 @@ impl Process {
         }
     }
 
+    /// Returns when the process is dead.
+    pub async fn dies(&self) {
+        while !self.is_dead() {
+            self.changed.notified().await;
+        }
+    }
+
     pub fn pause(&self) {
         self.change(Life::Running, Life::Paused);
     }
@@ -140,6 +147,7 @@ impl Process {
     /// kill -9.
     pub fn kill(&self) {
         *self.life.lock().expect("not poisoned") = Life::Dead;
+        self.changed.notify_waiters();
         self.let_go_of_the_disk();
         for task in self.tasks.lock().expect("not poisoned").drain(..) {
             task.abort();

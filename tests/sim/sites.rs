@@ -43,12 +43,14 @@ pub enum What {
     ListEpochs,
     ListCheckpoints,
     Delete,
-    DiskWrite,
+    WriteSuperblock,
+    WriteSegment,
+    WriteBatch,
     DiskRead,
 }
 
 impl What {
-    pub const ALL: [What; 19] = [
+    pub const ALL: [What; 21] = [
         What::GetVolume,
         What::GetEpoch,
         What::GetCheckpoint,
@@ -66,7 +68,9 @@ impl What {
         What::ListEpochs,
         What::ListCheckpoints,
         What::Delete,
-        What::DiskWrite,
+        What::WriteSuperblock,
+        What::WriteSegment,
+        What::WriteBatch,
         What::DiskRead,
     ];
 
@@ -102,7 +106,20 @@ impl What {
 
     /// Goes to a local disk.
     pub fn is_local(self) -> bool {
-        self >= What::DiskWrite
+        self >= What::WriteSuperblock
+    }
+
+    /// The kind of a write to a journal.
+    pub fn local_write(blocks: &[u8]) -> What {
+        match blocks.get(..8) {
+            Some(b"OBJBLKSG") => What::WriteSegment,
+            Some(b"OBJBLKBA") => What::WriteBatch,
+            _ => What::WriteSuperblock,
+        }
+    }
+
+    fn is_local_write(self) -> bool {
+        self.is_local() && self != What::DiskRead
     }
 
     fn is_get(self) -> bool {
@@ -192,10 +209,10 @@ impl Fault {
             Fault::Flipped => read,
             Fault::KilledOnTheWire | Fault::KilledAfter => {
                 // To a reader, a request without effect is the same however it was lost.
-                what.changes() || what == What::DiskWrite
+                what.changes() || what.is_local_write()
             }
             Fault::Stuck | Fault::DiskFailed | Fault::DiskGone => what.is_local(),
-            Fault::PowerCut => what == What::DiskWrite,
+            Fault::PowerCut => what.is_local_write(),
             _ if what.is_local() => false,
             Fault::Truncated => what.is_get(),
             Fault::Stale => what == What::ListEpochs,

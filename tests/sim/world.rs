@@ -17,6 +17,7 @@ use objblk::device::BlockDevice;
 use objblk::format::fence::Fence;
 use objblk::format::volume::EpochObject;
 use objblk::format::{VolumeId, keys};
+use objblk::journal::ring::SIZE_MIN;
 use objblk::store::memory::MemoryStore;
 use objblk::store::{GetRange, Key, Store, StoreResult, list_all};
 use objblk::units::{Sector, SectorCount, SectorRange};
@@ -177,11 +178,13 @@ fn weather(rng: &mut StdRng) -> Weather {
 impl World {
     pub fn new(seed: u64, traced: bool, folder: &Path) -> World {
         let mut rng = StdRng::seed_from_u64(seed);
-        let sectors = [48, 160, 600, 1400][rng.random_range(0..4)];
+        // So much is written in some worlds that a journal's segments are used again.
+        let heavy = rng.random_bool(0.06);
+        let sectors = if heavy { 1400 } else { [48, 160, 600, 1400][rng.random_range(0..4)] };
         let layout = Layout::new(sectors, rng.random_bool(0.4));
         let weather = weather(&mut rng);
-        let operations = rng.random_range(20..400);
-        let journal_bytes = [2, 4, 16][rng.random_range(0..3)] << 20;
+        let operations = rng.random_range(if heavy { 800..2000 } else { 20..400 });
+        let journal_bytes = SIZE_MIN + ([0, 1, 8][rng.random_range(0..3)] << 20);
         let state = State {
             rng,
             weather,
@@ -204,6 +207,21 @@ impl World {
             journal_bytes,
             state: Mutex::new(state),
         }
+    }
+
+    /// With faults of disks only, none of which damages what is read: half of the time one that
+    /// happens often.
+    pub fn of_disks(self) -> World {
+        let mut state = self.state();
+        state.weather.targets.retain(|((what, _), _)| what.is_local());
+        let sites: Vec<Site> =
+            sites::all().into_iter().filter(|(what, _)| what.is_local()).collect();
+        let site = sites[state.rng.random_range(0..sites.len())];
+        state.weather.targets.push((site, 0.05));
+        state.weather.targets.retain(|((_, fault), _)| !fault.damages());
+        state.weather.damage = false;
+        drop(state);
+        self
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {

@@ -151,7 +151,10 @@ impl Found {
         }
         let told = segment.last.map_or(SlotIndex(0), |batch| batch.committed);
         found.committed = told.max(newest.committed);
-        let tail = headers.partition_point(|header| header.slot <= found.committed).max(1) - 1;
+        // The newest segment may have no batch yet, and be the only one that is needed.
+        found.last = segment.last;
+        // The first slot that is needed may have begun in the segment before the one it is named in.
+        let tail = headers.partition_point(|header| header.slot < found.committed).max(1) - 1;
         if headers[tail].number.0 > 0 && headers[tail].slot > found.committed {
             return Err(damaged(disk, "a segment is missing"));
         }
