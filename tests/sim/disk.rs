@@ -115,7 +115,7 @@ impl Medium {
     fn land(&self, id: u64) {
         let mut state = self.state();
         let Some(flight) = state.flights.remove(&id) else { return };
-        if state.loses_every.is_none_or(|every| id % every != 0) {
+        if state.loses_every.is_none_or(|every| !id.is_multiple_of(every)) {
             state.put(&flight, || true);
         }
     }

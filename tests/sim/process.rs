@@ -47,9 +47,9 @@ impl Process {
         journal: Option<Arc<Medium>>,
         device: Option<Arc<Device>>,
     ) -> Arc<Process> {
-        let (disk, served) = (journal.as_ref(), device.as_ref());
-        disk.map(|disk| disk.heritage.goes_to(pid));
-        served.map(|device| device.heritage.goes_to(pid));
+        let disk = journal.as_ref().map(|journal| &journal.heritage);
+        let things = disk.into_iter().chain(device.as_ref().map(|device| &device.heritage));
+        things.for_each(|thing| thing.goes_to(pid));
         let process = Arc::new(Process {
             pid,
             host: host.clone(),
