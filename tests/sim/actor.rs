@@ -2,6 +2,7 @@
 //! told meanwhile is right.
 
 use crate::client::Client;
+use crate::disk::SimDisk;
 use crate::model::{Image, Keeper};
 use crate::process::Process;
 use crate::wire::Wire;
@@ -11,7 +12,7 @@ use objblk::error::{Error, ErrorKind};
 use objblk::format::volume::EpochObject;
 use objblk::store::Store;
 use objblk::store::retry::{RetryPolicy, RetryStore};
-use objblk::volume::{Env, Stores, Volume, VolumeOptions};
+use objblk::volume::{Env, JournalOptions, Stores, Volume, VolumeOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub struct Actor {
     pub process: Arc<Process>,
     pub options: VolumeOptions,
     pub lanes: usize,
+    /// Of what the store lacks: bytes, and age.
+    pub limits: (Option<u64>, Option<Duration>),
 }
 
 impl Actor {
@@ -57,10 +60,15 @@ impl Actor {
             pid_start: 0,
             claimed_at_ms: 0,
             nonce: format!("{pid:x}"),
-            journal: None,
+            journal: self.process.journal.as_ref().map(|_| "on its disk".into()),
         };
         let mirror = self.process.device.as_ref().map(|device| device.mirror.clone());
-        let options = VolumeOptions { mirror, ..self.options.clone() };
+        let (max_lag_bytes, max_lag) = self.limits;
+        let journal = self.process.journal.clone().map(|medium| {
+            let disk = SimDisk::new(self.world.clone(), self.process.clone(), medium);
+            JournalOptions { disk: Arc::new(disk), max_lag_bytes, max_lag }
+        });
+        let options = VolumeOptions { mirror, journal, ..self.options.clone() };
         Volume::open(env, stores, self.world.id, owner, options).await
     }
 

@@ -5,7 +5,7 @@ use crate::model::{Change, Image, Keeper, Stamp};
 use crate::process::Process;
 use crate::world::World;
 use objblk::device::{BlockDevice, DeviceError, WriteFlags, ZeroFlags};
-use objblk::volume::Volume;
+use objblk::volume::{Durability, Volume};
 use rand::Rng;
 use std::ops::Range;
 use std::sync::Arc;
@@ -178,7 +178,10 @@ impl Client {
 
     /// What acknowledges the flushes that are issued now.
     fn keeper(&self) -> Keeper {
-        if self.process.journal.is_some() { Keeper::Journal } else { Keeper::Store }
+        match self.volume.status().durability {
+            Durability::Local => Keeper::Journal,
+            Durability::Object => Keeper::Store,
+        }
     }
 
     async fn flush(&self) -> Next {

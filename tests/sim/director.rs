@@ -34,6 +34,7 @@ pub struct Director {
     devices: bool,
     /// Flushes are acknowledged by journals.
     journals: bool,
+    limits: (Option<u64>, Option<Duration>),
 }
 
 fn options(rng: &mut StdRng) -> VolumeOptions {
@@ -43,6 +44,7 @@ fn options(rng: &mut StdRng) -> VolumeOptions {
     VolumeOptions {
         mode: Mode::ReadOnly,
         mirror: None,
+        journal: None,
         cache_bytes: one(rng, &[0, 64 << 10, 1 << 20]),
         map_bytes: 0,
         dirty_bytes: one(rng, &[64 << 10, 256 << 10, 1 << 20]),
@@ -60,10 +62,15 @@ impl Director {
         let options = world.random(options);
         let lanes = world.random(|rng| [1, 1, 2, 3][rng.random_range(0..4)]);
         let devices = world.random(|rng| rng.random_bool(0.4));
-        let journals = false;
+        let journals = world.random(|rng| rng.random_bool(0.5));
+        let limits = world.random(|rng| {
+            let bytes = [None, None, Some(16 << 10), Some(256 << 10)][rng.random_range(0..4)];
+            let age = [None, None, None, Some(3)][rng.random_range(0..4)];
+            (bytes, age.map(Duration::from_secs))
+        });
         let host = |number| Arc::new(Host::new(number, world.new_medium()));
         let hosts = (0..HOSTS).map(host).collect();
-        Director { world, options, processes: Vec::new(), hosts, lanes, devices, journals }
+        Director { world, options, processes: Vec::new(), hosts, lanes, devices, journals, limits }
     }
 
     /// The whole story.
@@ -214,7 +221,13 @@ impl Director {
 
     fn actor(&self, mode: Mode, process: Arc<Process>) -> Actor {
         let options = VolumeOptions { mode, ..self.options.clone() };
-        Actor { world: self.world.clone(), process, options, lanes: self.lanes }
+        Actor {
+            world: self.world.clone(),
+            process,
+            options,
+            lanes: self.lanes,
+            limits: self.limits,
+        }
     }
 
     /// No more faults: whoever lives must come to an end or own the volume, and the last owner

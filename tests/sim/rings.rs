@@ -66,6 +66,7 @@ impl Writer {
             Err(e) if is_trouble(e.kind()) => return Ok(None),
             found => found.map_err(|e| e.to_string())?,
         };
+        let found = found.filter(|found| !self.gives_up(history, found));
         let nonce = format!("{:x}", self.epoch.0);
         let found = match note_claim(disk, volume, found, &nonce).await {
             Err(e) if is_trouble(e.kind()) => return Ok(None),
@@ -85,6 +86,17 @@ impl Writer {
             return Ok(None);
         }
         Ok(Some(stage))
+    }
+
+    /// Whether it begins a new ring where there is one that nobody needs any more.
+    fn gives_up(&self, history: &mut History, found: &Found) -> bool {
+        let Some(term) = found.term() else { return false };
+        let end = term.index(history.terms[&term.epoch]);
+        let gives_up = found.next_slot() <= end && self.world.random(|rng| rng.random_bool(0.5));
+        if gives_up {
+            (history.durable, history.slots) = (0, BTreeMap::new());
+        }
+        gives_up
     }
 
     /// Whether the slots from the term's first one on hold what they should; false: the disk
@@ -183,6 +195,7 @@ impl Writer {
     /// Writes one batch, if there is one. False: the disk failed.
     async fn write(&self, history: &mut History, stage: &mut Stage) -> Outcome<bool> {
         let all = history.numbers;
+        stage.want_all();
         let Some(mut write) = stage.take() else { return Ok(true) };
         write.finish();
         if let Some((offset, header)) = write.segment.take()

@@ -104,7 +104,12 @@ pub async fn note_claim(
                 let text = format!("the journal {} is too small", disk.name());
                 return Err(Error::usage(text).hint(format!("it needs at least {} MiB", least + 1)));
             };
-            Found::blank(volume, geometry, nonce, other.map_or(0, |f| f.superblock.generation))
+            // The superblocks of a ring that is given up are still there.
+            let before = match other {
+                Some(found) => Some(found.superblock),
+                None => read_superblock(disk).await?,
+            };
+            Found::blank(volume, geometry, nonce, before.map_or(0, |before| before.generation))
         }
     };
     found.superblock.generation += 1;
