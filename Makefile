@@ -13,10 +13,10 @@ export OBJBLK_LAB
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-full crash crash-vm sim sim-soak fuzz check demo vm-shell clean-lab install bootstrap-build bootstrap fmt clippy doc doctest
+.PHONY: help build test test-full bench-flush crash crash-vm sim sim-soak fuzz check demo vm-shell clean-lab install bootstrap-build bootstrap fmt clippy doc doctest
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: bootstrap-build ## build the release binary
 	$(CARGO) build --release --locked
@@ -29,6 +29,9 @@ test: ## install what is missing, then run all checks and all tests, those in gu
 
 test-full: bootstrap ## the long versions of the system tests, with their figures
 	OBJBLK_FULL=1 $(CARGO) nextest run --locked --profile full --test system
+
+bench-flush: bootstrap ## what a flush costs beside fdatasync, a PUT and a plain file (PARTS=...: some of it)
+	$(CARGO) bench --locked --profile dev --bench flush -- $(PARTS)
 
 sim: bootstrap-build ## simulate SEEDS worlds of faults, crashes and rival owners (FIRST=n begins there)
 	OBJBLK_SIM_SEEDS=$(SEEDS) OBJBLK_SIM_FIRST=$(or $(FIRST),0) \

@@ -41,6 +41,18 @@ mod ledger;
 mod leftovers;
 #[path = "system/load.rs"]
 mod load;
+#[path = "system/local.rs"]
+mod local;
+#[path = "system/local_broken.rs"]
+mod local_broken;
+#[path = "system/local_kill.rs"]
+mod local_kill;
+#[path = "system/local_lost.rs"]
+mod local_lost;
+#[path = "system/local_outage.rs"]
+mod local_outage;
+#[path = "system/long_outage.rs"]
+mod long_outage;
 #[path = "support/nbd.rs"]
 mod nbd;
 #[path = "system/outage.rs"]

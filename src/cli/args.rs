@@ -1,8 +1,11 @@
 //! What was typed. What it means is for the verbs' own files.
 
+use super::duration;
+use crate::error::Result;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Linux block devices whose bytes live in an object store.
 #[derive(Debug, Parser)]
@@ -163,6 +166,27 @@ pub(super) struct Open {
     /// Take the volume from an owner that has not closed it: that one is fenced
     #[arg(long)]
     pub(super) takeover: bool,
+    /// Fail a request with EIO that takes longer (500ms, 30s, 2m); otherwise it waits for as long as
+    /// the store takes. The device goes on, and a write that failed so may still happen
+    #[arg(long, value_name = "T")]
+    pub(super) io_timeout: Option<String>,
+    /// Time between two looks whether somebody took the volume over, the only requests of an idle
+    /// volume; 0 or off: none, the next write finds out
+    #[arg(long, value_name = "T", default_value = "10s")]
+    pub(super) heartbeat: String,
+}
+
+impl Open {
+    /// What `--io-timeout` says.
+    pub(super) fn io_timeout(&self) -> Result<Option<Duration>> {
+        let text = self.io_timeout.as_deref();
+        text.map(|text| duration::parse_some("--io-timeout", text)).transpose()
+    }
+
+    /// What `--heartbeat` says.
+    pub(super) fn heartbeat(&self) -> Result<Option<Duration>> {
+        duration::parse_or_off("--heartbeat", &self.heartbeat)
+    }
 }
 
 #[derive(Debug, Subcommand)]

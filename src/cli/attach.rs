@@ -3,7 +3,8 @@
 use super::{Context, args, render, size};
 use crate::daemon::client::{detach as end, find};
 use crate::daemon::{
-    DoorSpec, KnownTarget, Outcome, Phase, Ready, RunDir, TargetSpec, run_foreground, spawn,
+    DoorSpec, KnownTarget, Outcome, Phase, Ready, RunDir, TargetSpec, default_heartbeat,
+    run_foreground, spawn,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::VolumeName;
@@ -24,6 +25,8 @@ pub(super) fn plain(location: Location, name: VolumeName) -> TargetSpec {
         recover: None,
         cache_bytes: CACHE_BYTES,
         door: DoorSpec::Ublk { queues: 1, depth: 128, recovery: true },
+        io_timeout: None,
+        heartbeat: default_heartbeat(),
     }
 }
 
@@ -50,6 +53,8 @@ pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()
             depth: attach.depth,
             recovery: !attach.no_recovery,
         },
+        io_timeout: attach.open.io_timeout()?,
+        heartbeat: attach.open.heartbeat()?,
         ..plain(context.location()?, attach.name.parse()?)
     };
     let show = |ready: &Ready| {

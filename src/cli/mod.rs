@@ -7,6 +7,7 @@ mod args;
 mod attach;
 mod catalogue;
 mod confirm;
+pub mod duration;
 mod logging;
 mod pool;
 mod recover;

@@ -42,7 +42,7 @@ mod target;
 pub use background::{run_child, spawn};
 pub use control::{Outcome, Phase, TargetStatus, VolumeReport};
 pub use rundir::{RunDir, Target as KnownTarget};
-pub use spec::{DoorSpec, TargetSpec};
+pub use spec::{DoorSpec, TargetSpec, default_heartbeat};
 pub use state::{Attached, FrontendKind, TargetState};
 pub use supervisor::supervise;
 pub use target::{Ready, environment, run_foreground};

@@ -1,7 +1,9 @@
 use crate::format::VolumeId;
 use crate::pool::VolumeName;
 use crate::settings::Location;
+use crate::volume::VolumeOptions;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// What a target is to do; goes to a background target as one line of JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +24,16 @@ pub struct TargetSpec {
     pub cache_bytes: u64,
     /// The frontend.
     pub door: DoorSpec,
+    /// Requests that take longer fail with EIO.
+    pub io_timeout: Option<Duration>,
+    /// How often an idle volume looks whether it was taken over.
+    #[serde(default = "default_heartbeat")]
+    pub heartbeat: Option<Duration>,
+}
+
+/// That of a volume nobody said otherwise for.
+pub fn default_heartbeat() -> Option<Duration> {
+    VolumeOptions::default().watch_every
 }
 
 /// The frontend of a target.

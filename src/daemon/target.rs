@@ -283,8 +283,14 @@ async fn open(
         (false, _) if spec.takeover => Mode::ReadWrite { takeover: true },
         (false, _) => return Err(standing.refusal(name, "take it over with --takeover")),
     };
-    let cache_bytes = spec.cache_bytes;
-    let options = VolumeOptions { mode, mirror, cache_bytes, ..VolumeOptions::default() };
+    let options = VolumeOptions {
+        mode,
+        mirror,
+        cache_bytes: spec.cache_bytes,
+        io_timeout: spec.io_timeout,
+        watch_every: spec.heartbeat,
+        ..VolumeOptions::default()
+    };
     let stores = backend.stores.clone();
     let opened = Volume::open(environment(), stores, id, host.owner(), options).await;
     opened.map_err(|e| e.context(format!("cannot open {name}")))

@@ -81,7 +81,7 @@ impl Rig {
     pub async fn open_as(&self, pid: u32, mode: Mode) -> Result<Volume> {
         let clock = Arc::new(SystemClock);
         let env = Env { runtime: tokio::runtime::Handle::current(), clock };
-        let stores = Stores { setup: self.store.clone(), live: self.store.clone() };
+        let stores = Stores::one(self.store.clone());
         let options = VolumeOptions { mode, ..self.options.clone() };
         Volume::open(env, stores, self.id, owner(pid), options).await
     }
@@ -92,6 +92,13 @@ impl Rig {
 
     pub async fn take_over(&self, pid: u32) -> Volume {
         self.open_as(pid, Mode::ReadWrite { takeover: true }).await.unwrap()
+    }
+
+    /// The same pool on a host without journal and mirror.
+    pub fn memory_only(&self) -> Rig {
+        let options = VolumeOptions { journal: None, mirror: None, ..self.options.clone() };
+        let (memory, faults) = (self.memory.clone(), self.faults.clone());
+        Rig { memory, faults, store: self.store.clone(), id: self.id, options }
     }
 
     /// Names of the objects below `part` of the volume.

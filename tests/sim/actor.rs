@@ -11,6 +11,7 @@ use objblk::clock::Clock;
 use objblk::error::{Error, ErrorKind};
 use objblk::format::volume::EpochObject;
 use objblk::store::Store;
+use objblk::store::limit::{Bounds, Class, Limiter};
 use objblk::store::retry::{RetryPolicy, RetryStore};
 use objblk::volume::{Env, JournalOptions, Stores, Volume, VolumeOptions};
 use rand::rngs::StdRng;
@@ -40,7 +41,8 @@ pub struct Actor {
 impl Actor {
     async fn open(&self) -> Result<Volume, Error> {
         let wire = Wire { world: self.world.clone(), process: self.process.clone() };
-        let store = |deadline| {
+        let limiter = Arc::new(Limiter::new(Bounds { total: 12, writes: 6 }));
+        let store = |deadline, class| {
             let policy = RetryPolicy {
                 first_delay: Duration::from_millis(20),
                 max_delay: Duration::from_secs(5),
@@ -48,9 +50,14 @@ impl Actor {
                 attempt_timeout: Duration::from_secs(5),
             };
             let rng = StdRng::seed_from_u64(self.world.random(|rng| rng.random()));
-            Arc::new(RetryStore::new(Arc::new(wire.clone()), policy, rng)) as Arc<dyn Store>
+            let retry = RetryStore::new(Arc::new(wire.clone()), policy, rng);
+            Arc::new(retry.through(limiter.clone(), class)) as Arc<dyn Store>
         };
-        let stores = Stores { setup: store(Some(Duration::from_secs(90))), live: store(None) };
+        let stores = Stores {
+            setup: store(Some(Duration::from_secs(90)), Class::Foreground),
+            live: store(None, Class::Foreground),
+            background: store(None, Class::Background),
+        };
         let env = Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SimClock) };
         let pid = self.process.pid;
         let owner = EpochObject {

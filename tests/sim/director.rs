@@ -50,10 +50,11 @@ fn options(rng: &mut StdRng) -> VolumeOptions {
         dirty_bytes: one(rng, &[64 << 10, 256 << 10, 1 << 20]),
         uploads: one(rng, &[1, 2, 4, 8]),
         seal_after: Duration::from_millis(one(rng, &[5, 200, 2000])),
-        watch_every: Duration::from_secs(one(rng, &[1, 10])),
+        watch_every: Some(Duration::from_secs(one(rng, &[1, 10]))),
         checkpoint_extents: one(rng, &[4, 64, 1000]),
         checkpoint_slots: one(rng, &[1, 4, 16, 64]),
         checkpoint_after: Duration::from_millis(one(rng, &[100, 5_000, 60_000])),
+        io_timeout: None,
     }
 }
 

@@ -180,9 +180,14 @@ impl World {
     /// Serves the volume over NBD; it is ready when this returns.
     #[track_caller]
     pub fn serve(&self, name: &str, args: &[&str]) -> Served {
+        self.serve_by(self.objblk(&["serve", "nbd", name]), name, args)
+    }
+
+    /// As [`World::serve`], by a command that runs it in some way.
+    #[track_caller]
+    pub fn serve_by(&self, mut command: Command, name: &str, args: &[&str]) -> Served {
         let socket = self.path(&format!("{}-{name}.nbd", self.host));
         let log = self.path(&format!("{}-{name}.log", self.host));
-        let mut command = self.objblk(&["serve", "nbd", name]);
         command.arg("--socket").arg(&socket).args(args);
         let begun = Instant::now();
         let err = File::create(&log).unwrap();

@@ -8,6 +8,7 @@ use crate::format::VolumeId;
 use crate::format::codec::{FormatResult, Reader};
 use crate::journal::disk::{BLOCK, Blocks, Disk};
 use crate::journal::entry::{self, Change, Entry};
+use crate::units::Seq;
 use std::collections::{BTreeMap, VecDeque};
 
 /// What entries are a part of, in errors.
@@ -205,6 +206,13 @@ impl Found {
         self.superblock.claims.iter().any(|claim| claim == nonce)
     }
 
+    /// The first slot that the log does not have, where the last term ended at the slot `end` of the
+    /// log. `None`: the log lacks what it had once.
+    pub fn first_lacking(&self, end: Seq) -> Option<SlotIndex> {
+        let first = self.term()?.index(end);
+        (first >= self.committed).then_some(first)
+    }
+
     /// The slots that have entries and may not be in the store, and the bytes of their batches.
     pub fn uncommitted(&self) -> (u64, u64) {
         let places: Vec<&Place> = self.present.places.values().flatten().collect();
@@ -215,8 +223,7 @@ impl Found {
     /// The slot after the last one that has an entry.
     pub fn next_slot(&self) -> SlotIndex {
         let last = self.present.places.last_key_value().map(|(slot, _)| slot.next());
-        let told = self.last.map_or(SlotIndex(0), |batch| batch.slot.next());
-        last.unwrap_or(told).max(self.committed)
+        last.unwrap_or_default().max(self.committed)
     }
 
     /// The number of the batch after the last one.

@@ -79,6 +79,8 @@ pub struct Stage {
     waiting: VecDeque<Batch>,
     /// Number of the next one to be taken.
     next: BatchNumber,
+    /// Batches before this one are wanted durable.
+    wanted: BatchNumber,
     /// Batches before this one are durable.
     durable: BatchNumber,
     /// What becomes durable next.
@@ -121,6 +123,7 @@ impl Stage {
             term,
             waiting: VecDeque::new(),
             next: present.next,
+            wanted: present.next.next(),
             durable: present.next,
             taken: None,
             slot,
@@ -211,10 +214,20 @@ impl Stage {
         self.durable
     }
 
-    /// Whether something waits to be written: entries, or the news that all slots are committed,
-    /// without which a successor elsewhere would be thought to lack something.
+    /// Everything staged so far has to become durable. It is when all batches before the returned
+    /// one are.
+    pub fn want_all(&mut self) -> BatchNumber {
+        self.wanted = self.staged();
+        self.wanted
+    }
+
+    /// Whether something has to be written: entries that somebody wants to be durable or that are
+    /// many, or the news that all slots are committed, without which somebody elsewhere would be
+    /// thought to lack something.
     pub fn is_due(&self) -> bool {
-        !self.waiting.is_empty() || (self.told < self.committed && self.is_all_committed())
+        self.next < self.wanted
+            || self.waiting.len() > 1
+            || (self.told < self.committed && self.is_all_committed())
     }
 
     fn is_all_committed(&self) -> bool {
