@@ -167,9 +167,13 @@ impl Actor {
         let device = self.process.device.as_ref().map(|device| &device.heritage);
         let journal = self.process.journal.as_ref();
         let whole = journal.is_none_or(|journal| journal.was_read_well());
+        let mut claims = self.world.claims();
+        claims.retain(|(claimed, _)| *claimed < epoch);
         let mut state = self.world.state();
         let before = state.model.before(epoch);
-        let left = journal.and_then(|journal| journal.heritage.last_term());
+        let journal = journal.map(|journal| &journal.heritage);
+        let left = journal.and_then(|journal| journal.last_term());
+        let is_heir = left == Some(before) && journal.is_some_and(|j| !j.has_rival(&claims));
         if let Some(last) = device.and_then(|device| device.last_term()) {
             if !state.model.is_newest(last) {
                 drop(state);
@@ -180,16 +184,16 @@ impl Actor {
             }
             state.counts.recovered += 1;
             state.model.resume(last, epoch, &image)?;
-        } else if left == Some(before) {
+        } else if is_heir {
             state.counts.inherited += 1;
             state.model.inherit(epoch, image, whole)?;
         } else {
+            state.model.begin(epoch, image, self.lanes)?;
             if let Some(left) = left.filter(|left| whole && state.model.has_lost(*left)) {
                 return Err(format!("the journal of epoch {left} was dropped without a word"));
             }
-            state.model.begin(epoch, image, self.lanes)?;
         }
-        let things = device.into_iter().chain(journal.map(|journal| &journal.heritage));
+        let things = device.into_iter().chain(journal);
         things.for_each(|thing| thing.served_in(epoch));
         Ok(true)
     }
