@@ -3,7 +3,7 @@
 use crate::clock::Clock;
 use crate::journal::disk::Disk;
 use crate::store::Store;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,6 +120,19 @@ impl Default for VolumeOptions {
     }
 }
 
+/// A journal at work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalStatus {
+    /// Its disk.
+    pub path: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Bytes that hold what is not committed.
+    pub used_bytes: u64,
+    /// Why flushes wait for the store all the same.
+    pub failure: Option<String>,
+}
+
 /// What a flush promises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -150,10 +163,8 @@ pub struct VolumeStatus {
     pub max_lag_ms: u64,
     /// What a flush promises: `object` or `local`.
     pub durability: Durability,
-    /// Why flushes wait for the store although there is a journal.
-    pub journal_failure: Option<String>,
-    /// Bytes of the journal that hold what is not committed.
-    pub journal_used: Option<u64>,
+    /// The journal, if there is one.
+    pub journal: Option<JournalStatus>,
     /// First slot that is not committed.
     pub next_seq: u64,
     /// Why the device fails all I/O (fenced, ...), if it does.

@@ -3,7 +3,7 @@
 use super::checkpoint::{self, Checkpointer};
 use super::items::Items;
 use super::local;
-use super::options::{Durability, Env, Stores, VolumeOptions, VolumeStatus};
+use super::options::{Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus};
 use super::readahead::Readahead;
 use super::state::{Limits, Phase, State};
 use crate::cache::{FrameCache, FrameId};
@@ -14,7 +14,6 @@ use crate::format::chunk::FRAME_SIZE;
 use crate::format::keys::{self, ChunkId};
 use crate::format::volume::VolumeObject;
 use crate::journal::mirror::remove_segments;
-use crate::journal::ring::Stage;
 use crate::log::SealedChunk;
 use crate::log::fetch::{FetchResult, Fetcher};
 use crate::log::upload::UploadSink;
@@ -194,8 +193,7 @@ impl Shared {
                 Some(_) => Durability::Local,
                 None => Durability::Object,
             },
-            journal_failure: state.journal_failure.clone(),
-            journal_used: state.journal.as_ref().map(Stage::used_bytes),
+            journal: self.journal_status(&state),
             next_seq: state.commit.next().0,
             failure: match &state.phase {
                 Phase::Failed(why) => Some(why.to_string()),
@@ -208,6 +206,16 @@ impl Shared {
             cache_bytes,
             map_changes: state.map.changes(),
         }
+    }
+
+    fn journal_status(&self, state: &State) -> Option<JournalStatus> {
+        let (options, stage) = (self.options.journal.as_ref()?, state.journal.as_ref()?);
+        Some(JournalStatus {
+            path: options.disk.name(),
+            size: options.disk.size(),
+            used_bytes: stage.used_bytes(),
+            failure: state.journal_failure.clone(),
+        })
     }
 
     pub(super) fn cache_payload(&self, chunk: &SealedChunk) {

@@ -20,7 +20,9 @@ mod state;
 mod write;
 
 mod options {
-    pub(super) use objblk::volume::{Durability, Env, Stores, VolumeOptions, VolumeStatus};
+    pub(super) use objblk::volume::{
+        Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus,
+    };
 }
 
 /// No owner comes after another one here.
