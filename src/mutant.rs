@@ -86,7 +86,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mistake.
-    pub const ALL: [Mutant; 28] = [
+    pub const ALL: [Mutant; 37] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -115,6 +115,15 @@ impl Mutant {
         Mutant::FrameCrcIgnored,
         Mutant::HeaderCrcIgnored,
         Mutant::ShortFrameZeroed,
+        Mutant::BatchCrcIgnored,
+        Mutant::SegmentReusedEarly,
+        Mutant::SegmentHeaderSkipped,
+        Mutant::FlushBeforeJournal,
+        Mutant::JournalNotReplayed,
+        Mutant::JournalMisplaced,
+        Mutant::JournalRivalIgnored,
+        Mutant::JournalFailureIgnored,
+        Mutant::ClaimNotNoted,
     ];
 }
 

@@ -10,6 +10,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "sim/actor.rs"]
+mod actor;
 #[path = "sim/audit.rs"]
 mod audit;
 #[path = "sim/client.rs"]
@@ -18,6 +20,12 @@ mod client;
 mod device;
 #[path = "sim/director.rs"]
 mod director;
+#[path = "sim/disk.rs"]
+mod disk;
+#[path = "sim/heritage.rs"]
+mod heritage;
+#[path = "sim/host.rs"]
+mod host;
 #[path = "sim/layout.rs"]
 mod layout;
 #[path = "sim/model.rs"]
@@ -26,6 +34,8 @@ mod model;
 mod mutants;
 #[path = "sim/process.rs"]
 mod process;
+#[path = "sim/rings.rs"]
+mod rings;
 #[path = "sim/run.rs"]
 mod run;
 #[path = "sim/sites.rs"]

@@ -52,7 +52,8 @@ pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()
         door: DoorSpec::Ublk {
             queues: attach.queues,
             depth: attach.depth,
-            recovery: !attach.no_recovery,
+            // What was acknowledged and not flushed dies with the process: so must the device.
+            recovery: !attach.no_recovery && attach.open.journal()?.is_none(),
         },
         journal: attach.open.journal()?,
         io_timeout: attach.open.io_timeout()?,

@@ -429,7 +429,8 @@ fn start(
     let items = Arc::new(Items::new(description.id, &stores, map_bytes));
     let epoch = claimed.unwrap_or(Epoch(0));
     if let (Some(root), Some(epoch)) = (&options.mirror, claimed) {
-        let header = Header { volume: description.id, epoch, seq: first };
+        // Behind the slots that a journal had.
+        let header = Header { volume: description.id, epoch, seq: state.open.seq() };
         state.mirror = match Mirror::begin(root, header) {
             Err(e) if options.mode == Mode::Recover => {
                 tracing::error!("this device could not be recovered once more: {e}");

@@ -1,11 +1,11 @@
 //! What the users of a volume do: lanes of random requests, each checked against the model.
 
 use crate::layout;
-use crate::model::{Change, Image, Stamp};
+use crate::model::{Change, Image, Keeper, Stamp};
 use crate::process::Process;
 use crate::world::World;
 use objblk::device::{BlockDevice, DeviceError, WriteFlags, ZeroFlags};
-use objblk::volume::Volume;
+use objblk::volume::{Durability, Volume};
 use rand::Rng;
 use std::ops::Range;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ impl Client {
             return Next::End;
         }
         let status = self.volume.status();
-        let damaged = self.world.state().damaged;
+        let damaged = self.world.state().damaged || self.process.had_disk_trouble();
         let next = if status.failure.is_some() { Next::End } else { Next::GoOn };
         if self.world.is_fenced(self.epoch) {
             return next;
@@ -149,7 +149,7 @@ impl Client {
         let change =
             Change { sectors: sectors.clone(), stamp, resize: None, issued: 0, done: None };
         let index = self.world.state().model.issue(self.epoch, lane, change);
-        let range = self.world.layout.range(&sectors);
+        let (range, by) = (self.world.layout.range(&sectors), self.keeper());
         self.trace(|| format!("change {stamp} kind {kind} {sectors:?} fua {fua}"));
         let outcome = match kind {
             0..7 => {
@@ -168,24 +168,32 @@ impl Client {
         let mut state = self.world.state();
         state.model.complete(self.epoch, lane, index);
         if fua {
-            state.counts.flushes += 1;
-            let outcome = state.model.flushed(self.epoch, 0, Some((lane, index)));
+            state.counts.flushed(by);
+            let outcome = state.model.flushed(self.epoch, by, 0, Some((lane, index)));
             drop(state);
             self.world.check(outcome);
         }
         Next::GoOn
     }
 
+    /// What acknowledges the flushes that are issued now.
+    fn keeper(&self) -> Keeper {
+        match self.volume.status().durability {
+            Durability::Local => Keeper::Journal,
+            Durability::Object => Keeper::Store,
+        }
+    }
+
     async fn flush(&self) -> Next {
-        let issued = self.world.state().model.tick();
+        let (issued, by) = (self.world.state().model.tick(), self.keeper());
         if let Err(error) = self.volume.flush().await {
             return self.judge("a flush", &error);
         }
         self.trace(|| format!("flushed {issued}"));
         let outcome = {
             let mut state = self.world.state();
-            state.counts.flushes += 1;
-            state.model.flushed(self.epoch, issued, None)
+            state.counts.flushed(by);
+            state.model.flushed(self.epoch, by, issued, None)
         };
         self.world.check(outcome);
         if self.world.random(|rng| rng.random_bool(0.15)) {
@@ -235,6 +243,7 @@ impl Client {
         let change = Change { sectors, stamp: 0, resize: Some(size), issued: 0, done: None };
         let index = self.world.state().model.issue(self.epoch, 0, change);
         self.trace(|| format!("resize {old} to {size}"));
+        let by = self.keeper();
         if let Err(error) = self.volume.resize(self.world.layout.size(size)).await {
             let error = DeviceError::Io(error.to_string());
             self.judge("a resize", &error);
@@ -242,7 +251,7 @@ impl Client {
         }
         let mut state = self.world.state();
         state.model.complete(self.epoch, 0, index);
-        let outcome = state.model.flushed(self.epoch, 0, Some((0, index)));
+        let outcome = state.model.flushed(self.epoch, by, 0, Some((0, index)));
         drop(state);
         self.world.check(outcome);
         Next::GoOn

@@ -1,48 +1,40 @@
 //! What happens in a world: processes come, open the volume, are killed, paused and cut off, until
 //! all is well again and a last owner has to find everything in order.
 
-use crate::client::Client;
+use crate::actor::Actor;
 use crate::device::Device;
-use crate::model::Image;
+use crate::host::Host;
 use crate::process::Process;
-use crate::wire::Wire;
 use crate::world::World;
 use bytes::Bytes;
-use objblk::clock::Clock;
-use objblk::error::{Error, ErrorKind};
-use objblk::format::volume::{EpochObject, VolumeObject};
+use objblk::format::volume::VolumeObject;
 use objblk::format::{features::Features, keys, pool};
 use objblk::store::Store;
-use objblk::store::limit::{Bounds, Class, Limiter};
-use objblk::store::retry::{RetryPolicy, RetryStore};
-use objblk::volume::{Env, Mode, Stores, Volume, VolumeOptions};
+use objblk::volume::{Mode, VolumeOptions};
+use rand::Rng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Time after which nothing that was ever sent is still on its way, and every owner that was
 /// deposed has noticed.
 const CALM: Duration = Duration::from_secs(400);
+/// Hosts on which processes run.
+const HOSTS: u32 = 2;
 /// Time in which a healthy world must answer.
 const PATIENCE: Duration = Duration::from_secs(600);
-
-#[derive(Debug)]
-struct SimClock;
-
-impl Clock for SimClock {
-    fn now_ms(&self) -> u64 {
-        0
-    }
-}
 
 pub struct Director {
     world: Arc<World>,
     options: VolumeOptions,
     processes: Vec<Arc<Process>>,
+    hosts: Vec<Arc<Host>>,
     lanes: usize,
     /// Devices outlive the processes that serve them.
     devices: bool,
+    /// Flushes are acknowledged by journals.
+    journals: bool,
+    limits: (Option<u64>, Option<Duration>),
 }
 
 fn options(rng: &mut StdRng) -> VolumeOptions {
@@ -52,6 +44,7 @@ fn options(rng: &mut StdRng) -> VolumeOptions {
     VolumeOptions {
         mode: Mode::ReadOnly,
         mirror: None,
+        journal: None,
         cache_bytes: one(rng, &[0, 64 << 10, 1 << 20]),
         map_bytes: 0,
         dirty_bytes: one(rng, &[64 << 10, 256 << 10, 1 << 20]),
@@ -70,7 +63,15 @@ impl Director {
         let options = world.random(options);
         let lanes = world.random(|rng| [1, 1, 2, 3][rng.random_range(0..4)]);
         let devices = world.random(|rng| rng.random_bool(0.4));
-        Director { world, options, processes: Vec::new(), lanes, devices }
+        let journals = world.random(|rng| rng.random_bool(0.5));
+        let limits = world.random(|rng| {
+            let bytes = [None, None, Some(16 << 10), Some(256 << 10)][rng.random_range(0..4)];
+            let age = [None, None, None, Some(3)][rng.random_range(0..4)];
+            (bytes, age.map(Duration::from_secs))
+        });
+        let host = |number| Arc::new(Host::new(number, world.new_medium()));
+        let hosts = (0..HOSTS).map(host).collect();
+        Director { world, options, processes: Vec::new(), hosts, lanes, devices, journals, limits }
     }
 
     /// The whole story.
@@ -124,26 +125,34 @@ impl Director {
             (rng.random_range(0..100), which, Duration::from_secs_f64(time / 1000.0))
         });
         if let Some(orphan) = self.orphan().filter(|_| what % 2 == 0) {
-            return self.boot(Mode::Recover, Some(orphan));
+            return self.recover(orphan);
         }
         let (polite, takeover) =
             (Mode::ReadWrite { takeover: false }, Mode::ReadWrite { takeover: true });
         let Some(process) = live.get(which).cloned() else {
-            let mode = if what < 80 { takeover } else { polite };
-            return self.boot(mode, None);
+            return self.boot(if what < 70 { takeover } else { polite });
         };
         self.world.trace(|| format!("step {what} for {}", process.pid));
         match what {
-            0..30 if live.len() < 3 => self.boot(takeover, None),
-            30..36 if live.len() < 3 => self.boot(polite, None),
-            36..50 => self.world.kill(&process),
-            50..64 => self.world.pause(&process, time * 10),
+            0..28 if live.len() < 3 => self.boot(takeover),
+            28..34 if live.len() < 3 => self.boot(polite),
+            34..45 => self.world.kill(&process),
+            45..50 => self.world.cut_power(&process.host),
+            50..52 => self.lose(&process.host),
+            52..64 => self.world.pause(&process, time * 10),
             64..68 => process.resume(),
             68..78 => process.close_soon(),
             78..85 => self.during(time, move |world, on| world.cut_off(&process, on)),
-            85..90 => self.during(time, |world, on| world.state().down = on),
+            85..91 => self.during(time, |world, on| world.state().down = on),
             _ => {}
         }
+    }
+
+    /// The host is lost for good, and another one comes in its place.
+    fn lose(&self, host: &Host) {
+        self.world.cut_power(host);
+        self.world.trace(|| format!("host {} is lost with its disk", host.number));
+        host.gets(self.world.new_medium());
     }
 
     fn during(&self, time: Duration, set: impl Fn(&World, bool) + Send + 'static) {
@@ -160,31 +169,66 @@ impl Director {
         let dead = self.processes.iter().filter(|process| process.is_dead());
         let devices = dead.filter_map(|process| process.device.clone());
         devices.into_iter().find(|device| {
-            let served = self
-                .processes
-                .iter()
-                .any(|process| !process.is_ended() && device.is_of(process.pid));
+            let device = &device.heritage;
+            let of = |process: &Arc<Process>| !process.is_ended() && device.is_of(process.pid);
+            let served = self.processes.iter().any(of);
             !served && !device.is_gone() && device.last_term().is_some()
         })
     }
 
-    /// Starts a process that opens the volume and works with it, on a device of its own or on one
-    /// that another process left.
-    fn boot(&mut self, mode: Mode, device: Option<Arc<Device>>) {
-        let pid = self.processes.len() as u32 + 1;
-        let new = || Arc::new(Device::new(&self.world.folder, pid));
-        let device = device.or_else(|| self.devices.then(new));
-        let process = Arc::new(Process::new(pid, device));
+    /// A process on some host opens the volume, with the journal there if nobody has it.
+    fn boot(&mut self, mode: Mode) {
+        let (at, bare) = self.world.random(|rng| {
+            (rng.random_range(0..self.hosts.len()), !self.journals || rng.random_bool(0.1))
+        });
+        let host = self.hosts[at].clone();
+        let journal = if bare { None } else { host.free_medium() };
+        let pid = self.next_pid();
+        let device = self.devices.then(|| Arc::new(Device::new(&self.world.folder, pid)));
+        if let Some(device) = &device {
+            host.has(device);
+        }
+        self.start(mode, Process::new(pid, host, journal, device));
+    }
+
+    /// A process goes on with a device that another one left.
+    fn recover(&mut self, device: Arc<Device>) {
+        let of = |process: &&Arc<Process>| device.heritage.is_of(process.pid);
+        let last = self.processes.iter().rev().find(of).expect("somebody served it");
+        let (host, journaled) = (last.host.clone(), last.journal.is_some());
+        let journal = host.free_medium();
+        if journaled && journal.is_none() {
+            return;
+        }
+        let journal = journal.filter(|_| journaled);
+        self.start(Mode::Recover, Process::new(self.next_pid(), host, journal, Some(device)));
+    }
+
+    fn next_pid(&self) -> u32 {
+        self.processes.len() as u32 + 1
+    }
+
+    fn start(&mut self, mode: Mode, process: Arc<Process>) {
         self.processes.push(process.clone());
-        let host = Host {
-            world: self.world.clone(),
-            process: process.clone(),
-            options: VolumeOptions { mode, ..self.options.clone() },
-            lanes: self.lanes,
-        };
-        self.world.trace(|| format!("{} boots, {mode:?}", process.pid));
-        let task = tokio::spawn(host.live());
+        self.world.trace(|| {
+            let journal = if process.journal.is_some() { "with the" } else { "without a" };
+            let host = process.host.number;
+            format!("{} boots on host {host} {journal} journal, {mode:?}", process.pid)
+        });
+        let actor = self.actor(mode, process.clone());
+        let task = tokio::spawn(actor.live());
         process.owns(task.abort_handle());
+    }
+
+    fn actor(&self, mode: Mode, process: Arc<Process>) -> Actor {
+        let options = VolumeOptions { mode, ..self.options.clone() };
+        Actor {
+            world: self.world.clone(),
+            process,
+            options,
+            lanes: self.lanes,
+            limits: self.limits,
+        }
     }
 
     /// No more faults: whoever lives must come to an end or own the volume, and the last owner
@@ -214,15 +258,14 @@ impl Director {
     }
 
     async fn finish(&mut self, world: Arc<World>) {
+        self.heirs().await;
         let mut found = None;
         for takeover in [true, false] {
-            let process = Arc::new(Process::new(1000 + u32::from(takeover), None));
+            let host = Arc::new(Host::new(HOSTS, world.new_medium()));
+            let process = Process::new(1000 + u32::from(takeover), host, None, None);
             self.processes.push(process.clone());
-            let lanes = self.lanes;
-            let mode = Mode::ReadWrite { takeover };
-            let options = VolumeOptions { mode, ..self.options.clone() };
-            let host = Host { world: world.clone(), process, options, lanes };
-            match tokio::time::timeout(PATIENCE, host.last()).await {
+            let actor = self.actor(Mode::ReadWrite { takeover }, process);
+            match tokio::time::timeout(PATIENCE, actor.last()).await {
                 Err(_) => world.violated("the last owner got stuck"),
                 Ok(Err(what)) => world.violated(format!("the last owner: {what}")),
                 Ok(Ok((before, after))) => {
@@ -238,177 +281,26 @@ impl Director {
         }
         world.audit(true, || "the last owner has closed".to_owned());
     }
-}
 
-/// What one process does.
-struct Host {
-    world: Arc<World>,
-    process: Arc<Process>,
-    options: VolumeOptions,
-    lanes: usize,
-}
-
-impl Host {
-    async fn open(&self) -> Result<Volume, Error> {
-        let wire = Wire { world: self.world.clone(), process: self.process.clone() };
-        let limiter = Arc::new(Limiter::new(Bounds { total: 12, writes: 6 }));
-        let store = |deadline, class| {
-            let policy = RetryPolicy {
-                first_delay: Duration::from_millis(20),
-                max_delay: Duration::from_secs(5),
-                deadline,
-                attempt_timeout: Duration::from_secs(5),
+    /// On every host, somebody goes on from the journal there, or is refused. Every second time,
+    /// those who work now are not asked to stop.
+    async fn heirs(&mut self) {
+        let killed = self.world.random(|rng| rng.random_bool(0.5));
+        for (host, pid) in self.hosts.clone().into_iter().zip(900..) {
+            if killed && self.journals {
+                self.world.cut_power(&host);
+            }
+            let Some(journal) = host.free_medium().filter(|journal| !journal.is_blank()) else {
+                continue;
             };
-            let rng = StdRng::seed_from_u64(self.world.random(|rng| rng.random()));
-            let retry = RetryStore::new(Arc::new(wire.clone()), policy, rng);
-            Arc::new(retry.through(limiter.clone(), class)) as Arc<dyn Store>
-        };
-        let stores = Stores {
-            setup: store(Some(Duration::from_secs(90)), Class::Foreground),
-            live: store(None, Class::Foreground),
-            background: store(None, Class::Background),
-        };
-        let env = Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SimClock) };
-        let pid = self.process.pid;
-        let owner = EpochObject {
-            host: "sim".into(),
-            boot_id: "boot".into(),
-            pid,
-            pid_start: 0,
-            claimed_at_ms: 0,
-            nonce: format!("{pid:x}"),
-            journal: None,
-        };
-        let mirror = self.process.device.as_ref().map(|device| device.mirror.clone());
-        let options = VolumeOptions { mirror, ..self.options.clone() };
-        Volume::open(env, stores, self.world.id, owner, options).await
-    }
-
-    /// Whether an open may end with this error.
-    fn judge(&self, error: &Error, began_calm: bool) {
-        let right = match error.kind() {
-            ErrorKind::Busy => true,
-            ErrorKind::Store => !began_calm,
-            // A description has no checksum: what is wrong in it may be anything.
-            ErrorKind::Corrupt | ErrorKind::Unsupported => self.world.state().damaged,
-            // Refused to recover: somebody else had the volume.
-            ErrorKind::Fenced => self.has_rival(),
-            _ => false,
-        };
-        let pid = self.process.pid;
-        self.world.trace(|| format!("{pid} cannot open: {error}"));
-        if !right {
-            self.world.violated(format!("process {pid} cannot open the volume: {error}"));
-        }
-    }
-
-    /// Whether an epoch was claimed for something else since this device was last served.
-    fn has_rival(&self) -> bool {
-        let Some(device) = &self.process.device else { return false };
-        let since = device.last_term().unwrap_or(0);
-        self.world.claims().iter().any(|(epoch, pid)| *epoch > since && !device.is_of(*pid))
-    }
-
-    async fn live(self) {
-        let calm = self.world.state().calm;
-        match self.open().await {
-            Ok(volume) => {
-                self.process.pass().await;
-                self.use_volume(volume).await;
-            }
-            Err(error) => self.judge(&error, calm),
-        }
-        if let Some(device) = self.process.device.as_ref().filter(|_| self.has_rival()) {
-            device.remove();
-        }
-        self.process.end();
-    }
-
-    async fn use_volume(&self, volume: Volume) {
-        self.process.has(&volume);
-        let epoch = volume.status().epoch;
-        self.world.state().counts.opened += 1;
-        self.world.trace(|| format!("{} has opened, epoch {epoch}", self.process.pid));
-        let (world, process) = (self.world.clone(), self.process.clone());
-        let client = Client { world, process, volume, epoch };
-        let Some(image) = client.survey().await else { return };
-        let lanes = self.lanes;
-        match self.begin(epoch, image) {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(what) => return self.world.violated(what),
-        }
-        if let Some(device) = &self.process.device {
-            device.served_in(epoch);
-        }
-        let mut tasks = tokio::task::JoinSet::new();
-        for lane in 0..lanes {
-            let stripe = self.world.state().model.term(epoch).lanes[lane].stripe.clone();
-            tasks.spawn(client.clone().lane(lane, stripe));
-        }
-        while tasks.join_next().await.is_some() {}
-        self.process.until_closing().await;
-        self.close(&client).await;
-    }
-
-    /// The volume has been read: a new term, or that of the device's last server goes on. False: it
-    /// was superseded meanwhile.
-    fn begin(&self, epoch: u64, image: Image) -> Result<bool, String> {
-        let last = self.process.device.as_ref().and_then(|device| device.last_term());
-        let mut state = self.world.state();
-        let Some(last) = last else {
-            return state.model.begin(epoch, image, self.lanes).map(|()| true);
-        };
-        if state.model.is_newest(last) {
-            state.counts.recovered += 1;
-            return state.model.resume(last, epoch, &image).map(|()| true);
-        }
-        if self.world.is_fenced(epoch) {
-            return Ok(false);
-        }
-        Err(format!("epoch {last} is recovered although somebody had the volume since"))
-    }
-
-    async fn close(&self, client: &Client) {
-        let (pid, calm) = (self.process.pid, self.world.state().calm);
-        let outcome = client.volume.close().await;
-        if let Some(device) = &self.process.device {
-            device.remove();
-        }
-        match outcome {
-            Ok(()) => self.world.trace(|| format!("{pid} has closed")),
-            Err(error) => {
-                self.world.trace(|| format!("{pid} cannot close: {error}"));
-                let right = match error.kind() {
-                    ErrorKind::Fenced => true,
-                    ErrorKind::Store | ErrorKind::Failed => !calm,
-                    ErrorKind::Corrupt => self.world.state().damaged,
-                    _ => false,
-                };
-                let deposed = self.world.is_fenced(client.epoch);
-                if !right && !deposed {
-                    self.world.violated(format!("process {pid} cannot close: {error}"));
-                }
-                client.volume.abandon();
+            let process = Process::new(pid, host, Some(journal), None);
+            self.processes.push(process.clone());
+            process.close_soon();
+            let mode = Mode::ReadWrite { takeover: false };
+            let heir = self.actor(mode, process).live();
+            if tokio::time::timeout(PATIENCE, heir).await.is_err() {
+                self.world.violated(format!("heir {pid} got stuck"));
             }
         }
-    }
-
-    /// A life without faults. Returns what it found, and what it left.
-    async fn last(&self) -> Result<(Image, Image), String> {
-        let volume = self.open().await.map_err(|e| e.to_string())?;
-        let epoch = volume.status().epoch;
-        let (world, process) = (self.world.clone(), self.process.clone());
-        let client = Client { world, process, volume, epoch };
-        let found = client.survey().await.ok_or("the volume cannot be read")?;
-        self.world.state().model.begin(epoch, found.clone(), 1)?;
-        self.world.allow(12);
-        client.clone().lane(0, 0..self.world.layout.sectors()).await;
-        let left = client.survey().await.ok_or("the volume cannot be read in the end")?;
-        if left != self.world.state().model.term(epoch).now {
-            return Err("the volume is not what was written".to_owned());
-        }
-        client.volume.close().await.map_err(|e| e.to_string())?;
-        Ok((found, left))
     }
 }

@@ -10,6 +10,10 @@
 //!    before it was issued;
 //! 2. everything is there that had completed before a flush was issued that was acknowledged.
 //!
+//! A flush is acknowledged by the **store**, and then (2) binds every later owner, or by a
+//! **journal**, and then it binds those who go on from that journal: the *heirs* of the term. Who
+//! comes from elsewhere finds at least what the store was ever seen to hold.
+//!
 //! Solutions of (1) are closed under the lane-wise maximum, so there is a greatest one, found by
 //! taking changes away from the end; (2) holds for some solution if it holds for the greatest.
 
@@ -44,7 +48,15 @@ pub struct Lane {
     pub changes: Vec<Change>,
 }
 
-/// One owner's time with the volume, from the moment it had read what there is.
+/// What a flush was acknowledged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeper {
+    Store,
+    Journal,
+}
+
+/// One owner's time with the volume, from the moment it had read what there is, and that of its
+/// heirs: to them everything it left is their own history.
 #[derive(Debug)]
 pub struct Term {
     pub epoch: u64,
@@ -52,8 +64,10 @@ pub struct Term {
     /// After all changes that completed.
     pub now: Image,
     pub lanes: Vec<Lane>,
-    /// Changes of each lane that acknowledged flushes cover.
-    flushed: Vec<usize>,
+    /// Changes of each lane that the store holds: flushes say so, or it was seen.
+    stored: Vec<usize>,
+    /// Changes of each lane that flushes cover which the journal acknowledged.
+    journaled: Vec<usize>,
     /// Changes of each lane that a later owner found.
     found: Option<Vec<usize>>,
 }
@@ -83,7 +97,8 @@ impl Term {
             now: base.clone(),
             base,
             lanes: (0..lanes).map(lane).collect(),
-            flushed: vec![0; lanes],
+            stored: vec![0; lanes],
+            journaled: vec![0; lanes],
             found: None,
         }
     }
@@ -101,16 +116,17 @@ impl Term {
         let there = &found.stamps[stripe.clone()];
         let mut wrong = now.iter().zip(there).filter(|(a, b)| a != b).count();
         let mut candidates = Vec::new();
-        for whole in 0..=lane.changes.len() {
-            let next = lane.changes.get(whole);
+        for at in 0..=lane.changes.len() {
+            let next = lane.changes.get(at);
             let sized = self.lanes.len() > 1 || size == found.size;
             if sized && wrong == 0 {
-                candidates.push(Candidate { whole, touched: whole });
+                candidates.push(Candidate { whole: at, touched: at });
             } else if let Some(next) = next.filter(|next| sized && next.resize.is_none()) {
                 let inside = next.sectors.start - stripe.start..next.sectors.end - stripe.start;
+                let whole = inside.clone().all(|s| there[s] == next.stamp);
                 let torn = inside.filter(|s| now[*s] != there[*s] && there[*s] == next.stamp);
-                if torn.count() == wrong {
-                    candidates.push(Candidate { whole, touched: whole + 1 });
+                if torn.count() == wrong && !whole {
+                    candidates.push(Candidate { whole: at, touched: at + 1 });
                 }
             }
             let Some(next) = next else { break };
@@ -124,8 +140,28 @@ impl Term {
         candidates
     }
 
-    /// The greatest prefix that explains `found`: whole changes of each lane.
-    fn explain(&self, found: &Image) -> Result<Vec<usize>, String> {
+    /// The greatest prefix that explains what a successor `found`, which had this term's journal
+    /// or only the store: whole changes of each lane.
+    fn explain(&self, found: &Image, from: Keeper) -> Result<Vec<usize>, String> {
+        let mut lanes = self.explanations(found)?;
+        self.settle(&mut lanes)?;
+        let whole: Vec<usize> = lanes.iter().map(|c| c.last().expect("not empty").whole).collect();
+        let promises = [
+            (&self.stored, "the store held it"),
+            (&self.journaled, "a flush was acknowledged by the journal that covers it"),
+        ];
+        let binding = if from == Keeper::Journal { &promises[..] } else { &promises[..1] };
+        for (promised, why) in binding {
+            if let Some(i) = (0..whole.len()).find(|i| whole[*i] < promised[*i]) {
+                let lost = &self.lanes[i].changes[whole[i]];
+                return Err(format!("epoch {}: {lost:?} is not there: {why}", self.epoch));
+            }
+        }
+        Ok(whole)
+    }
+
+    /// All that explains what was found, lane by lane.
+    fn explanations(&self, found: &Image) -> Result<Vec<Vec<Candidate>>, String> {
         let mut lanes = Vec::new();
         for (i, lane) in self.lanes.iter().enumerate() {
             let candidates = self.candidates(lane, found);
@@ -134,6 +170,11 @@ impl Term {
             }
             lanes.push(candidates);
         }
+        Ok(lanes)
+    }
+
+    /// Takes explanations away from the end until the rest is a prefix of the whole history.
+    fn settle(&self, lanes: &mut [Vec<Candidate>]) -> Result<(), String> {
         let mut settled = false;
         while !settled {
             settled = true;
@@ -158,13 +199,31 @@ impl Term {
                 }
             }
         }
-        let whole: Vec<usize> = lanes.iter().map(|c| c.last().expect("not empty").whole).collect();
-        match (0..whole.len()).find(|i| whole[*i] < self.flushed[*i]) {
-            None => Ok(whole),
-            Some(i) => Err(format!(
-                "epoch {}: a flush was acknowledged that covers change {:?}, which is not there",
-                self.epoch, self.lanes[i].changes[whole[i]]
-            )),
+        Ok(())
+    }
+
+    /// The term goes on in epoch `next` with `image`, which has `whole` changes of each lane: what
+    /// was not found has never been, and what was found is complete.
+    fn go_on(&mut self, next: u64, image: &Image, whole: &[usize], now: u64) {
+        self.epoch = next;
+        self.now = image.clone();
+        for (promised, whole) in self.journaled.iter_mut().zip(whole) {
+            *promised = (*promised).min(*whole);
+        }
+        for (lane, whole) in self.lanes.iter_mut().zip(whole) {
+            let torn = lane.changes.get(*whole).cloned();
+            lane.changes.truncate(*whole);
+            for change in &mut lane.changes {
+                change.done.get_or_insert(now);
+            }
+            let Some(mut torn) = torn.filter(|torn| torn.resize.is_none()) else { continue };
+            // It is there as far as it came: pieces go in order.
+            let came = torn.sectors.clone().take_while(|s| image.stamps[*s] == torn.stamp).count();
+            torn.sectors.end = torn.sectors.start + came;
+            torn.done = Some(now);
+            if came > 0 {
+                lane.changes.push(torn);
+            }
         }
     }
 
@@ -175,13 +234,13 @@ impl Term {
             lane.stripe.clone().map(of).filter(|(_, a, b)| a != b).take(8).collect();
         format!(
             "epoch {}: no prefix of the lane {:?} with {} changes explains what is there; size {} \
-             for {}; (sector, newest, found): {differ:?}; flushed {:?}",
+             for {}; (sector, newest, found): {differ:?}; stored and journaled {:?}",
             self.epoch,
             lane.stripe,
             lane.changes.len(),
             found.size,
             self.now.size,
-            self.flushed
+            (&self.stored, &self.journaled)
         )
     }
 
@@ -235,7 +294,7 @@ impl Model {
         if before.epoch == epoch {
             return Err(format!("two owners have epoch {epoch}"));
         }
-        let found = before.explain(&image)?;
+        let found = before.explain(&image, Keeper::Store)?;
         if before.found.is_some() {
             // A later owner was here first: this one has been superseded, and can add nothing.
             let later = &self.terms[at + 1];
@@ -261,7 +320,7 @@ impl Model {
     pub fn resume(&mut self, epoch: u64, next: u64, image: &Image) -> Result<(), String> {
         let now = self.tick();
         let term = self.term(epoch);
-        let whole = term.explain(image)?;
+        let whole = term.explain(image, Keeper::Journal)?;
         let done = term.done_before(now);
         if let Some(i) = (0..done.len()).find(|i| whole[*i] < done[*i]) {
             return Err(format!(
@@ -269,22 +328,43 @@ impl Model {
                 term.lanes[i].changes[whole[i]]
             ));
         }
-        term.epoch = next;
-        term.now = image.clone();
-        for lane in &mut term.lanes {
-            let Some(mut last) = lane.changes.pop_if(|change| change.done.is_none()) else {
-                continue;
-            };
-            // What was under way is there as far as it came: pieces go in order.
-            let came = last.sectors.clone().take_while(|s| image.stamps[*s] == last.stamp).count();
-            last.sectors.end = last.sectors.start + came;
-            let resized = last.resize.is_none_or(|size| size == image.size);
-            if resized && (came > 0 || last.resize.is_some()) {
-                last.done = Some(now);
-                lane.changes.push(last);
-            }
-        }
+        term.go_on(next, image, &whole, now);
         Ok(())
+    }
+
+    /// The owner of epoch `next` found `image` when it came with the journal of the term before
+    /// it, which it continues. `whole_journal`: no part of the journal was lost.
+    pub fn inherit(&mut self, next: u64, image: Image, whole_journal: bool) -> Result<(), String> {
+        let now = self.tick();
+        let at = self.at_most(next);
+        let term = &mut self.terms[at];
+        if term.epoch == next {
+            return Err(format!("two owners have epoch {next}"));
+        }
+        let from = if whole_journal { Keeper::Journal } else { Keeper::Store };
+        let whole = term.explain(&image, from)?;
+        if term.found.is_none() {
+            term.go_on(next, &image, &whole, now);
+            return Ok(());
+        }
+        // A later owner was here first and knew nothing of the journal: this one is superseded.
+        let lanes = term.lanes.len();
+        let mut dead_end = Term::new(next, image, lanes);
+        dead_end.found = Some(vec![0; lanes]);
+        self.terms.insert(at + 1, dead_end);
+        Ok(())
+    }
+
+    /// The epoch of the term that an owner of `epoch` comes after.
+    pub fn before(&self, epoch: u64) -> u64 {
+        self.terms[self.at_most(epoch)].epoch
+    }
+
+    /// Whether the owner after that of `epoch` lacks what the journal acknowledged, if there is one.
+    pub fn has_lost(&self, epoch: u64) -> bool {
+        let term = self.terms.iter().find(|term| term.epoch == epoch);
+        let found = term.and_then(|term| Some((term.found.as_ref()?, &term.journaled)));
+        found.is_some_and(|(found, kept)| found.iter().zip(kept).any(|(f, k)| f < k))
     }
 
     /// Whether no later owner than that of `epoch` has read the volume.
@@ -292,9 +372,17 @@ impl Model {
         self.terms.last().is_some_and(|term| term.epoch == epoch)
     }
 
-    /// Checks what would be recovered now if everybody died: `image`, which ends in `epoch`.
-    pub fn check(&self, epoch: u64, image: &Image) -> Result<(), String> {
-        self.terms[self.at_most(epoch)].explain(image).map(drop)
+    /// Checks what would be recovered now if everybody died and no journal were left: `image`,
+    /// which ends in `epoch`. The store will never hold less.
+    pub fn check(&mut self, epoch: u64, image: &Image) -> Result<(), String> {
+        let at = self.at_most(epoch);
+        let term = &mut self.terms[at];
+        term.explain(image, Keeper::Store)?;
+        let lanes = term.explanations(image)?;
+        for (stored, lane) in term.stored.iter_mut().zip(lanes) {
+            *stored = (*stored).max(lane[0].whole);
+        }
+        Ok(())
     }
 
     /// A change is issued. Returns its index in the lane.
@@ -319,6 +407,7 @@ impl Model {
     pub fn flushed(
         &mut self,
         epoch: u64,
+        by: Keeper,
         issued: u64,
         change: Option<(usize, usize)>,
     ) -> Result<(), String> {
@@ -327,10 +416,15 @@ impl Model {
         if let Some((lane, index)) = change {
             covered[lane] = covered[lane].max(index + 1);
         }
-        for (flushed, covered) in term.flushed.iter_mut().zip(&covered) {
-            *flushed = (*flushed).max(*covered);
+        let promised = match by {
+            Keeper::Store => &mut term.stored,
+            Keeper::Journal => &mut term.journaled,
+        };
+        for (promised, covered) in promised.iter_mut().zip(&covered) {
+            *promised = (*promised).max(*covered);
         }
-        match &term.found {
+        // A journal promises nothing to those who come without it.
+        match term.found.as_ref().filter(|_| by == Keeper::Store) {
             Some(found) if found.iter().zip(&covered).any(|(found, covered)| found < covered) => {
                 Err(format!(
                     "epoch {epoch}: a flush is acknowledged for changes {covered:?} of which the \
@@ -388,16 +482,15 @@ mod tests {
 
     #[test]
     fn model_prefixes() {
-        let model = model();
         for good in
             [[0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [1, 1, 2, 2], [1, 1, 0, 2], [3, 1, 2, 2]]
         {
-            assert_eq!(model.check(1, &image(&good)), Ok(()), "{good:?}");
+            assert_eq!(model().check(1, &image(&good)), Ok(()), "{good:?}");
         }
         for bad in
             [[0, 0, 2, 2], [0, 1, 2, 2], [0, 0, 2, 0], [3, 3, 0, 0], [3, 1, 0, 2], [9, 1, 0, 0]]
         {
-            assert!(model.check(1, &image(&bad)).is_err(), "{bad:?}");
+            assert!(model().check(1, &image(&bad)).is_err(), "{bad:?}");
         }
     }
 
@@ -405,7 +498,7 @@ mod tests {
     fn model_flushes() {
         let mut model = model();
         let now = model.tick();
-        model.flushed(1, now, None).unwrap();
+        model.flushed(1, Keeper::Store, now, None).unwrap();
         assert_eq!(model.check(1, &image(&[1, 1, 2, 2])), Ok(()));
         assert_eq!(model.check(1, &image(&[1, 3, 2, 2])), Ok(()));
         assert!(model.check(1, &image(&[1, 1, 0, 0])).is_err());
@@ -413,21 +506,91 @@ mod tests {
         model.begin(2, image(&[1, 1, 2, 2]), 1).unwrap();
         model.complete(1, 0, 1);
         let now = model.tick();
-        assert!(model.flushed(1, now, None).is_err(), "its last change was not found");
+        assert!(
+            model.flushed(1, Keeper::Store, now, None).is_err(),
+            "its last change was not found"
+        );
         assert!(model.begin(2, image(&[1, 1, 2, 2]), 1).is_err(), "two owners");
     }
 
     #[test]
     fn model_resumes() {
         assert!(model().resume(1, 2, &image(&[1, 1, 0, 0])).is_err(), "2 had completed");
-        let mut model = model();
-        assert!(model.is_newest(1));
-        model.resume(1, 2, &image(&[3, 1, 2, 2])).unwrap();
-        assert!(model.is_newest(2));
+        let resumed = || {
+            let mut model = model();
+            assert!(model.is_newest(1));
+            model.resume(1, 2, &image(&[3, 1, 2, 2])).unwrap();
+            assert!(model.is_newest(2));
+            model
+        };
         for good in [[0, 0, 0, 0], [1, 1, 2, 2], [3, 1, 2, 2]] {
+            let mut model = resumed();
             assert_eq!(model.check(2, &image(&good)), Ok(()), "{good:?}");
         }
-        assert!(model.check(2, &image(&[3, 3, 2, 2])).is_err(), "no more came of it");
+        assert!(resumed().check(2, &image(&[3, 3, 2, 2])).is_err(), "no more came of it");
+    }
+
+    /// As [`model`], and the journal acknowledges a flush of changes 1 and 2.
+    fn journaled() -> Model {
+        let mut model = model();
+        let now = model.tick();
+        model.flushed(1, Keeper::Journal, now, None).unwrap();
+        model
+    }
+
+    #[test]
+    fn model_journals_bind_heirs_only() {
+        assert!(journaled().inherit(2, image(&[1, 1, 0, 0]), true).is_err(), "2 was flushed");
+        journaled().inherit(2, image(&[1, 1, 0, 0]), false).unwrap();
+        journaled().begin(2, image(&[1, 1, 0, 0]), 1).unwrap();
+        let mut model = journaled();
+        model.begin(2, image(&[0; 4]), 1).unwrap();
+        assert!(model.has_lost(1));
+        let now = model.tick();
+        assert_eq!(model.flushed(1, Keeper::Journal, now, None), Ok(()), "it cannot know");
+        assert!(model.flushed(1, Keeper::Store, now, None).is_err(), "the store knows better");
+        let mut model = journaled();
+        model.begin(2, image(&[1, 1, 2, 2]), 1).unwrap();
+        assert!(!model.has_lost(1));
+    }
+
+    #[test]
+    fn model_heirs_continue() {
+        let continued = || {
+            let mut model = journaled();
+            assert_eq!(model.before(2), 1);
+            model.inherit(2, image(&[3, 1, 2, 2]), true).unwrap();
+            let index = model.issue(2, 1, change(3..4, 4));
+            model.complete(2, 1, index);
+            model
+        };
+        for good in [[0, 0, 0, 0], [1, 1, 0, 2], [1, 1, 2, 2], [3, 1, 2, 2], [3, 1, 2, 4]] {
+            assert_eq!(continued().check(2, &image(&good)), Ok(()), "{good:?}");
+        }
+        for bad in [[1, 1, 2, 4], [3, 3, 2, 2]] {
+            assert!(continued().check(2, &image(&bad)).is_err(), "{bad:?}");
+        }
+        assert!(continued().inherit(3, image(&[0, 0, 2, 2]), true).is_err());
+    }
+
+    #[test]
+    fn model_heirs_may_be_late() {
+        let mut model = journaled();
+        model.begin(3, image(&[1, 1, 0, 0]), 1).unwrap();
+        model.inherit(2, image(&[3, 1, 2, 2]), true).unwrap();
+        let index = model.issue(2, 0, change(0..1, 4));
+        model.complete(2, 0, index);
+        let now = model.tick();
+        assert_eq!(model.flushed(2, Keeper::Journal, now, None), Ok(()));
+        assert!(model.flushed(2, Keeper::Store, now, None).is_err(), "it was superseded");
+    }
+
+    #[test]
+    fn model_stores_do_not_forget() {
+        let mut model = model();
+        model.check(1, &image(&[1, 1, 0, 2])).unwrap();
+        model.check(1, &image(&[1, 1, 2, 2])).unwrap();
+        assert!(model.check(1, &image(&[1, 1, 0, 2])).is_err(), "the store held 2");
     }
 
     #[test]

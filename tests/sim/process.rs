@@ -5,6 +5,8 @@
 //! are on the wire are not its own any more.
 
 use crate::device::Device;
+use crate::disk::Medium;
+use crate::host::Host;
 use objblk::volume::Volume;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -21,6 +23,9 @@ pub enum Life {
 #[derive(Debug)]
 pub struct Process {
     pub pid: u32,
+    pub host: Arc<Host>,
+    /// Its journal is here.
+    pub journal: Option<Arc<Medium>>,
     /// What it serves, if that outlives it.
     pub device: Option<Arc<Device>>,
     life: Mutex<Life>,
@@ -28,19 +33,29 @@ pub struct Process {
     /// Its host cannot reach the store.
     pub cut_off: AtomicBool,
     closing: AtomicBool,
+    disk_trouble: AtomicBool,
     volume: Mutex<Option<Volume>>,
     ended: AtomicBool,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
 impl Process {
-    pub fn new(pid: u32, device: Option<Arc<Device>>) -> Process {
-        if let Some(device) = &device {
-            device.served_by(pid);
-        }
-        Process {
+    /// A process on `host`, with a journal or without.
+    pub fn new(
+        pid: u32,
+        host: Arc<Host>,
+        journal: Option<Arc<Medium>>,
+        device: Option<Arc<Device>>,
+    ) -> Arc<Process> {
+        let disk = journal.as_ref().map(|journal| &journal.heritage);
+        let things = disk.into_iter().chain(device.as_ref().map(|device| &device.heritage));
+        things.for_each(|thing| thing.goes_to(pid));
+        let process = Arc::new(Process {
             pid,
+            host: host.clone(),
+            journal,
             device,
+            disk_trouble: AtomicBool::new(false),
             life: Mutex::new(Life::Running),
             changed: Notify::new(),
             cut_off: AtomicBool::new(false),
@@ -48,7 +63,9 @@ impl Process {
             volume: Mutex::default(),
             ended: AtomicBool::new(false),
             tasks: Mutex::default(),
-        }
+        });
+        host.runs(&process);
+        process
     }
 
     pub fn life(&self) -> Life {
@@ -70,6 +87,13 @@ impl Process {
     pub async fn alive(&self) {
         if self.life() == Life::Dead {
             std::future::pending().await
+        }
+    }
+
+    /// Returns when the process is dead.
+    pub async fn dies(&self) {
+        while !self.is_dead() {
+            self.changed.notified().await;
         }
     }
 
@@ -105,9 +129,26 @@ impl Process {
         self.volume.lock().expect("not poisoned").take();
     }
 
+    /// Its disk has failed it, or misled it.
+    pub fn has_disk_trouble(&self) {
+        self.disk_trouble.store(true, Relaxed);
+    }
+
+    pub fn had_disk_trouble(&self) -> bool {
+        self.disk_trouble.load(Relaxed)
+    }
+
+    fn let_go_of_the_disk(&self) {
+        if let Some(medium) = &self.journal {
+            medium.settle(self.pid);
+        }
+    }
+
     /// kill -9.
     pub fn kill(&self) {
         *self.life.lock().expect("not poisoned") = Life::Dead;
+        self.changed.notify_waiters();
+        self.let_go_of_the_disk();
         for task in self.tasks.lock().expect("not poisoned").drain(..) {
             task.abort();
         }
@@ -123,6 +164,7 @@ impl Process {
     /// It has nothing more to do.
     pub fn end(&self) {
         self.ended.store(true, Relaxed);
+        self.let_go_of_the_disk();
     }
 
     pub fn is_ended(&self) -> bool {

@@ -45,23 +45,27 @@ fn watch_panics() {
     });
 }
 
+/// Runs all of it on this thread, in time that passes only while everybody waits.
+pub fn in_virtual_time<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime of one thread needs nothing");
+    runtime.block_on(work)
+}
+
 /// Runs one seed on this thread.
 pub fn seed(seed: u64, traced: bool) -> Outcome {
     watch_panics();
     PANICKED.set(false);
     let folder = device::folder();
     let world = Arc::new(World::new(seed, traced, folder.path()));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .expect("a runtime of one thread needs nothing");
-    let told = AssertUnwindSafe(|| runtime.block_on(Director::new(world.clone()).run()));
+    let told = AssertUnwindSafe(|| in_virtual_time(Director::new(world.clone()).run()));
     if std::panic::catch_unwind(told).is_err() {
         let violation = Some("the simulation itself panicked".to_owned());
         return Outcome { violation, ..Outcome::default() };
     }
-    drop(runtime);
     let panicked = PANICKED.get().then(|| "a task panicked".to_owned());
     let violation = world.violation().or(panicked);
     let trace = world.take_trace();

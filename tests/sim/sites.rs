@@ -10,9 +10,14 @@
 //! store down; the process killed before a request, after its effect, or while it is on the wire;
 //! the process stopped (paused) before a request or before its reply, and resumed later.
 //!
+//! On the local disk: writes and reads that are slow, stuck (until the world is calm) or fail;
+//! after a failure, and when the process is killed or its host loses power meanwhile, a write has
+//! happened to any of its sectors; reads with a bit flipped; the disk gone for good.
+//!
 //! Not in the model: what the contract of `Store` excludes, such as two creators that both win, or
 //! a list of checkpoints that lags: the pool's probe refuses such stores, or the README names the
-//! requirement. Local disks: nothing local holds data yet.
+//! requirement. A local disk does not lose what it said is durable: the control arm shows that
+//! one which does is noticed.
 
 use objblk::format::{VolumeId, fence, keys};
 use objblk::store::{GetRange, Key};
@@ -38,10 +43,14 @@ pub enum What {
     ListEpochs,
     ListCheckpoints,
     Delete,
+    WriteSuperblock,
+    WriteSegment,
+    WriteBatch,
+    DiskRead,
 }
 
 impl What {
-    pub const ALL: [What; 17] = [
+    pub const ALL: [What; 21] = [
         What::GetVolume,
         What::GetEpoch,
         What::GetCheckpoint,
@@ -59,6 +68,10 @@ impl What {
         What::ListEpochs,
         What::ListCheckpoints,
         What::Delete,
+        What::WriteSuperblock,
+        What::WriteSegment,
+        What::WriteBatch,
+        What::DiskRead,
     ];
 
     /// The kind of a get.
@@ -89,6 +102,24 @@ impl What {
     /// The kind of a list.
     pub fn list(id: VolumeId, prefix: &str) -> What {
         if part(id, prefix) == "epochs" { What::ListEpochs } else { What::ListCheckpoints }
+    }
+
+    /// Goes to a local disk.
+    pub fn is_local(self) -> bool {
+        self >= What::WriteSuperblock
+    }
+
+    /// The kind of a write to a journal.
+    pub fn local_write(blocks: &[u8]) -> What {
+        match blocks.get(..8) {
+            Some(b"OBJBLKSG") => What::WriteSegment,
+            Some(b"OBJBLKBA") => What::WriteBatch,
+            _ => What::WriteSuperblock,
+        }
+    }
+
+    fn is_local_write(self) -> bool {
+        self.is_local() && self != What::DiskRead
     }
 
     fn is_get(self) -> bool {
@@ -122,15 +153,19 @@ pub enum Fault {
     Stale,
     CutOff,
     StoreDown,
+    Stuck,
     KilledBefore,
     KilledAfter,
     KilledOnTheWire,
     PausedBefore,
     PausedAfter,
+    DiskFailed,
+    DiskGone,
+    PowerCut,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 19] = [
+    pub const ALL: [Fault; 23] = [
         Fault::SlowRequest,
         Fault::SlowReply,
         Fault::Unavailable,
@@ -145,11 +180,15 @@ impl Fault {
         Fault::Stale,
         Fault::CutOff,
         Fault::StoreDown,
+        Fault::Stuck,
         Fault::KilledBefore,
         Fault::KilledAfter,
         Fault::KilledOnTheWire,
         Fault::PausedBefore,
         Fault::PausedAfter,
+        Fault::DiskFailed,
+        Fault::DiskGone,
+        Fault::PowerCut,
     ];
 
     /// Damages what is returned.
@@ -157,18 +196,27 @@ impl Fault {
         matches!(self, Fault::Truncated | Fault::Flipped)
     }
 
-    /// Ends the process or stops it.
+    /// Ends the process, stops it, or takes its disk away.
     pub fn disturbs(self) -> bool {
         self >= Fault::KilledBefore
     }
 
     fn can_happen_to(self, what: What) -> bool {
+        let read = what.is_get() || what == What::DiskRead;
         match self {
-            Fault::Truncated | Fault::Flipped => what.is_get(),
+            Fault::SlowRequest | Fault::KilledBefore => true,
+            Fault::PausedBefore | Fault::PausedAfter => true,
+            Fault::Flipped => read,
+            Fault::KilledOnTheWire | Fault::KilledAfter => {
+                // To a reader, a request without effect is the same however it was lost.
+                what.changes() || what.is_local_write()
+            }
+            Fault::Stuck | Fault::DiskFailed | Fault::DiskGone => what.is_local(),
+            Fault::PowerCut => what.is_local_write(),
+            _ if what.is_local() => false,
+            Fault::Truncated => what.is_get(),
             Fault::Stale => what == What::ListEpochs,
-            Fault::Late | Fault::Twice | Fault::KilledOnTheWire => what.changes(),
-            // To a reader, a request without effect is the same however it was lost.
-            Fault::LostReply | Fault::KilledAfter => what.changes(),
+            Fault::Late | Fault::Twice | Fault::LostReply => what.changes(),
             _ => true,
         }
     }

@@ -174,6 +174,9 @@ impl Wire {
                 self.world.pause(&self.process, fate.slow);
                 reply
             }
+            Fault::Stuck | Fault::DiskFailed | Fault::DiskGone | Fault::PowerCut => {
+                unreachable!("these happen to disks")
+            }
         }
     }
 

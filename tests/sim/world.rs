@@ -5,8 +5,10 @@
 //! wait. So a seed replays exactly.
 
 use crate::audit::Auditor;
+use crate::disk::Medium;
+use crate::host::Host;
 use crate::layout::Layout;
-use crate::model::Model;
+use crate::model::{Keeper, Model};
 use crate::process::{Life, Process};
 use crate::sites::{self, Fault, Hits, Site, What};
 use crate::wire::{Reply, Request};
@@ -15,6 +17,7 @@ use objblk::device::BlockDevice;
 use objblk::format::fence::Fence;
 use objblk::format::volume::EpochObject;
 use objblk::format::{VolumeId, keys};
+use objblk::journal::ring::SIZE_MIN;
 use objblk::store::memory::MemoryStore;
 use objblk::store::{GetRange, Key, Store, StoreResult, list_all};
 use objblk::units::{Sector, SectorCount, SectorRange};
@@ -68,7 +71,11 @@ pub struct Counts {
     pub killed: u64,
     pub paused: u64,
     pub recovered: u64,
+    pub power_cuts: u64,
+    pub inherited: u64,
+    pub discarded: u64,
     pub flushes: u64,
+    pub journaled: u64,
     pub audits: u64,
     pub deletes: u64,
     pub checkpoints: u64,
@@ -81,7 +88,12 @@ impl Counts {
         }
     }
 
-    fn all_mut(&mut self) -> [(&'static str, &mut u64); 11] {
+    pub fn flushed(&mut self, by: Keeper) {
+        self.flushes += 1;
+        self.journaled += u64::from(by == Keeper::Journal);
+    }
+
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 15] {
         [
             ("operations", &mut self.operations),
             ("requests", &mut self.requests),
@@ -90,7 +102,11 @@ impl Counts {
             ("killed", &mut self.killed),
             ("paused", &mut self.paused),
             ("recovered", &mut self.recovered),
+            ("power cuts", &mut self.power_cuts),
+            ("journals gone on from", &mut self.inherited),
+            ("discarded", &mut self.discarded),
             ("flushes", &mut self.flushes),
+            ("of them by a journal", &mut self.journaled),
             ("audits", &mut self.audits),
             ("objects deleted", &mut self.deletes),
             ("checkpoints", &mut self.checkpoints),
@@ -129,6 +145,8 @@ pub struct World {
     pub memory: MemoryStore,
     /// For the mirrors of its devices.
     pub folder: PathBuf,
+    /// Size of a journal here.
+    journal_bytes: u64,
     state: Mutex<State>,
 }
 
@@ -160,10 +178,13 @@ fn weather(rng: &mut StdRng) -> Weather {
 impl World {
     pub fn new(seed: u64, traced: bool, folder: &Path) -> World {
         let mut rng = StdRng::seed_from_u64(seed);
-        let sectors = [48, 160, 600, 1400][rng.random_range(0..4)];
+        // So much is written in some worlds that a journal's segments are used again.
+        let heavy = rng.random_bool(0.06);
+        let sectors = if heavy { 1400 } else { [48, 160, 600, 1400][rng.random_range(0..4)] };
         let layout = Layout::new(sectors, rng.random_bool(0.4));
         let weather = weather(&mut rng);
-        let operations = rng.random_range(20..400);
+        let operations = rng.random_range(if heavy { 800..2000 } else { 20..400 });
+        let journal_bytes = SIZE_MIN + ([0, 1, 8][rng.random_range(0..3)] << 20);
         let state = State {
             rng,
             weather,
@@ -183,8 +204,24 @@ impl World {
             layout,
             memory: MemoryStore::new(),
             folder: folder.to_owned(),
+            journal_bytes,
             state: Mutex::new(state),
         }
+    }
+
+    /// With faults of disks only, none of which damages what is read: half of the time one that
+    /// happens often.
+    pub fn of_disks(self) -> World {
+        let mut state = self.state();
+        state.weather.targets.retain(|((what, _), _)| what.is_local());
+        let sites: Vec<Site> =
+            sites::all().into_iter().filter(|(what, _)| what.is_local()).collect();
+        let site = sites[state.rng.random_range(0..sites.len())];
+        state.weather.targets.push((site, 0.05));
+        state.weather.targets.retain(|((_, fault), _)| !fault.damages());
+        state.weather.damage = false;
+        drop(state);
+        self
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -293,8 +330,8 @@ impl World {
         }
         let fault = match state.calm {
             true => None,
-            false if state.down => Some(Fault::StoreDown),
-            false if process.is_cut_off() => Some(Fault::CutOff),
+            false if state.down && !what.is_local() => Some(Fault::StoreDown),
+            false if process.is_cut_off() && !what.is_local() => Some(Fault::CutOff),
             false => choose(&mut state.rng, &state.weather, what),
         };
         let fault = fault.filter(|fault| !fault.disturbs() || state.disturbed < DISTURBED_MAX);
@@ -373,11 +410,28 @@ impl World {
         Ok(())
     }
 
+    /// A disk for a journal.
+    pub fn new_medium(&self) -> Medium {
+        Medium::new(self.journal_bytes)
+    }
+
     /// Ends a process.
     pub fn kill(&self, process: &Process) {
         self.trace(|| format!("{} is killed", process.pid));
         self.state().counts.killed += 1;
         process.kill();
+    }
+
+    /// The host is off for a moment: its processes end, and what it has in memory is gone.
+    pub fn cut_power(&self, host: &Host) {
+        self.trace(|| format!("host {} loses power", host.number));
+        self.state().counts.power_cuts += 1;
+        for process in host.processes() {
+            self.kill(&process);
+        }
+        for device in host.take_devices() {
+            device.lose();
+        }
     }
 
     /// Stops a process for a while.

@@ -105,7 +105,12 @@ pub async fn note_claim(
                 let text = format!("the journal {} is too small", disk.name());
                 return Err(Error::usage(text).hint(format!("it needs at least {} MiB", least + 1)));
             };
-            Found::blank(volume, geometry, nonce, other.map_or(0, |f| f.superblock.generation))
+            // The superblocks of a ring that is given up are still there.
+            let before = match other {
+                Some(found) => Some(found.superblock),
+                None => read_superblock(disk).await?,
+            };
+            Found::blank(volume, geometry, nonce, before.map_or(0, |before| before.generation))
         }
     };
     found.superblock.generation += 1;
@@ -152,7 +157,9 @@ impl Found {
         }
         let told = segment.last.map_or(SlotIndex(0), |batch| batch.committed);
         found.committed = told.max(newest.committed);
-        // The first slot that is needed may begin in the segment before the one that goes on with it.
+        // The newest segment may have no batch yet, and be the only one that is needed.
+        found.last = segment.last;
+        // The first slot that is needed may have begun in the segment before the one it is named in.
         let tail = headers.partition_point(|header| header.slot < found.committed).max(1) - 1;
         if headers[tail].number.0 > 0 && headers[tail].slot > found.committed {
             return Err(damaged(disk, "a segment is missing"));

@@ -1,0 +1,251 @@
+//! What one process does: it opens the volume, works with it, and closes it; and whether what it is
+//! told meanwhile is right.
+
+use crate::client::Client;
+use crate::disk::SimDisk;
+use crate::model::{Image, Keeper};
+use crate::process::Process;
+use crate::wire::Wire;
+use crate::world::World;
+use objblk::clock::Clock;
+use objblk::error::{Error, ErrorKind};
+use objblk::format::volume::EpochObject;
+use objblk::store::Store;
+use objblk::store::limit::{Bounds, Class, Limiter};
+use objblk::store::retry::{RetryPolicy, RetryStore};
+use objblk::volume::{Env, JournalOptions, Stores, Volume, VolumeOptions};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Debug)]
+struct SimClock;
+
+impl Clock for SimClock {
+    fn now_ms(&self) -> u64 {
+        0
+    }
+}
+
+/// What one process does.
+pub struct Actor {
+    pub world: Arc<World>,
+    pub process: Arc<Process>,
+    pub options: VolumeOptions,
+    pub lanes: usize,
+    /// Of what the store lacks: bytes, and age.
+    pub limits: (Option<u64>, Option<Duration>),
+}
+
+impl Actor {
+    async fn open(&self) -> Result<Volume, Error> {
+        let wire = Wire { world: self.world.clone(), process: self.process.clone() };
+        let limiter = Arc::new(Limiter::new(Bounds { total: 12, writes: 6 }));
+        let store = |deadline, class| {
+            let policy = RetryPolicy {
+                first_delay: Duration::from_millis(20),
+                max_delay: Duration::from_secs(5),
+                deadline,
+                attempt_timeout: Duration::from_secs(5),
+            };
+            let rng = StdRng::seed_from_u64(self.world.random(|rng| rng.random()));
+            let retry = RetryStore::new(Arc::new(wire.clone()), policy, rng);
+            Arc::new(retry.through(limiter.clone(), class)) as Arc<dyn Store>
+        };
+        let stores = Stores {
+            setup: store(Some(Duration::from_secs(90)), Class::Foreground),
+            live: store(None, Class::Foreground),
+            background: store(None, Class::Background),
+        };
+        let env = Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SimClock) };
+        let pid = self.process.pid;
+        let owner = EpochObject {
+            host: "sim".into(),
+            boot_id: "boot".into(),
+            pid,
+            pid_start: 0,
+            claimed_at_ms: 0,
+            nonce: format!("{pid:x}"),
+            journal: self.process.journal.as_ref().map(|_| "on its disk".into()),
+        };
+        let mirror = self.process.device.as_ref().map(|device| device.mirror.clone());
+        let (max_lag_bytes, max_lag) = self.limits;
+        let journal = self.process.journal.clone().map(|medium| {
+            let disk = SimDisk::new(self.world.clone(), self.process.clone(), medium);
+            JournalOptions { disk: Arc::new(disk), max_lag_bytes, max_lag }
+        });
+        let options = VolumeOptions { mirror, journal, ..self.options.clone() };
+        Volume::open(env, stores, self.world.id, owner, options).await
+    }
+
+    /// Whether an open may end with this error.
+    fn judge(&self, error: &Error, began_calm: bool) {
+        let pid = self.process.pid;
+        self.world.trace(|| format!("{pid} cannot open: {error}"));
+        if !self.is_right(error, began_calm) {
+            self.world.violated(format!("process {pid} cannot open the volume: {error}"));
+        }
+        // What was refused is discarded now and then, as people do.
+        let discards = self.process.journal.is_some() && error.kind() != ErrorKind::Busy;
+        if discards && self.world.random(|rng| rng.random_bool(0.5)) {
+            self.world
+                .trace(|| format!("the journal of {} is discarded", self.process.host.number));
+            self.world.state().counts.discarded += 1;
+            self.process.host.gets(self.world.new_medium());
+        }
+    }
+
+    fn is_right(&self, error: &Error, began_calm: bool) -> bool {
+        match error.kind() {
+            ErrorKind::Busy => true,
+            ErrorKind::Store => !began_calm,
+            // A description has no checksum: what is wrong in it may be anything.
+            ErrorKind::Corrupt | ErrorKind::Unsupported => {
+                self.world.state().damaged || self.process.had_disk_trouble()
+            }
+            // Refused to go on: somebody else had the volume.
+            ErrorKind::Fenced => self.has_rival(),
+            ErrorKind::Failed => self.process.had_disk_trouble(),
+            _ => false,
+        }
+    }
+
+    /// Whether somebody else had the volume since this process's device, or what is in its journal,
+    /// was last served.
+    fn has_rival(&self) -> bool {
+        let device = self.process.device.as_ref().map(|device| &device.heritage);
+        let journal = self.process.journal.as_ref().filter(|disk| !disk.is_blank());
+        let things = device.into_iter().chain(journal.map(|disk| &disk.heritage));
+        let claims = self.world.claims();
+        things.into_iter().any(|thing| thing.has_rival(&claims))
+    }
+
+    pub async fn live(self) {
+        let calm = self.world.state().calm;
+        match self.open().await {
+            Ok(volume) => {
+                self.process.pass().await;
+                self.use_volume(volume).await;
+            }
+            Err(error) => self.judge(&error, calm),
+        }
+        let device = self.process.device.as_ref().map(|device| &device.heritage);
+        if let Some(device) = device.filter(|device| device.has_rival(&self.world.claims())) {
+            device.remove();
+        }
+        self.process.end();
+    }
+
+    async fn use_volume(&self, volume: Volume) {
+        self.process.has(&volume);
+        let epoch = volume.status().epoch;
+        self.world.state().counts.opened += 1;
+        self.world.trace(|| format!("{} has opened, epoch {epoch}", self.process.pid));
+        let (world, process) = (self.world.clone(), self.process.clone());
+        let client = Client { world, process, volume, epoch };
+        let Some(image) = client.survey().await else { return };
+        let lanes = self.lanes;
+        match self.begin(epoch, image) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(what) => return self.world.violated(what),
+        }
+        let mut tasks = tokio::task::JoinSet::new();
+        for lane in 0..lanes {
+            let stripe = self.world.state().model.term(epoch).lanes[lane].stripe.clone();
+            tasks.spawn(client.clone().lane(lane, stripe));
+        }
+        while tasks.join_next().await.is_some() {}
+        self.process.until_closing().await;
+        self.close(&client).await;
+    }
+
+    /// The volume has been read: a new term, or that of the device's last server or of the journal
+    /// goes on. False: it was superseded meanwhile.
+    fn begin(&self, epoch: u64, image: Image) -> Result<bool, String> {
+        let device = self.process.device.as_ref().map(|device| &device.heritage);
+        let journal = self.process.journal.as_ref();
+        let whole = journal.is_none_or(|journal| journal.was_read_well());
+        let mut claims = self.world.claims();
+        claims.retain(|(claimed, _)| *claimed < epoch);
+        let mut state = self.world.state();
+        let before = state.model.before(epoch);
+        let journal = journal.map(|journal| &journal.heritage);
+        let left = journal.and_then(|journal| journal.last_term());
+        let is_heir = left == Some(before) && journal.is_some_and(|j| !j.has_rival(&claims));
+        if let Some(last) = device.and_then(|device| device.last_term()) {
+            if !state.model.is_newest(last) {
+                drop(state);
+                return match self.world.is_fenced(epoch) {
+                    true => Ok(false),
+                    false => Err(format!("epoch {last} is recovered although it was superseded")),
+                };
+            }
+            state.counts.recovered += 1;
+            state.model.resume(last, epoch, &image)?;
+        } else if is_heir {
+            state.counts.inherited += 1;
+            state.model.inherit(epoch, image, whole)?;
+        } else {
+            state.model.begin(epoch, image, self.lanes)?;
+            if let Some(left) = left.filter(|left| whole && state.model.has_lost(*left)) {
+                return Err(format!("the journal of epoch {left} was dropped without a word"));
+            }
+        }
+        let things = device.into_iter().chain(journal);
+        things.for_each(|thing| thing.served_in(epoch));
+        Ok(true)
+    }
+
+    async fn close(&self, client: &Client) {
+        let (pid, calm) = (self.process.pid, self.world.state().calm);
+        let outcome = client.volume.close().await;
+        if let Some(device) = &self.process.device {
+            device.heritage.remove();
+        }
+        match outcome {
+            Ok(()) => {
+                self.world.trace(|| format!("{pid} has closed"));
+                let mut state = self.world.state();
+                let now = state.model.tick();
+                let outcome = state.model.flushed(client.epoch, Keeper::Store, now, None);
+                drop(state);
+                self.world.check(outcome);
+            }
+            Err(error) => {
+                self.world.trace(|| format!("{pid} cannot close: {error}"));
+                let right = match error.kind() {
+                    ErrorKind::Fenced => true,
+                    ErrorKind::Failed if self.process.had_disk_trouble() => true,
+                    ErrorKind::Store | ErrorKind::Failed => !calm,
+                    ErrorKind::Corrupt => self.world.state().damaged,
+                    _ => false,
+                };
+                let deposed = self.world.is_fenced(client.epoch);
+                if !right && !deposed {
+                    self.world.violated(format!("process {pid} cannot close: {error}"));
+                }
+                client.volume.abandon();
+            }
+        }
+    }
+
+    /// A life without faults. Returns what it found, and what it left.
+    pub async fn last(&self) -> Result<(Image, Image), String> {
+        let volume = self.open().await.map_err(|e| e.to_string())?;
+        let epoch = volume.status().epoch;
+        let (world, process) = (self.world.clone(), self.process.clone());
+        let client = Client { world, process, volume, epoch };
+        let found = client.survey().await.ok_or("the volume cannot be read")?;
+        self.world.state().model.begin(epoch, found.clone(), 1)?;
+        self.world.allow(12);
+        client.clone().lane(0, 0..self.world.layout.sectors()).await;
+        let left = client.survey().await.ok_or("the volume cannot be read in the end")?;
+        if left != self.world.state().model.term(epoch).now {
+            return Err("the volume is not what was written".to_owned());
+        }
+        client.volume.close().await.map_err(|e| e.to_string())?;
+        Ok((found, left))
+    }
+}
