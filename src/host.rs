@@ -59,6 +59,7 @@ impl Host {
             pid_start: process_start(pid).unwrap_or(0),
             claimed_at_ms: SystemClock.now_ms(),
             nonce: format!("{:032x}", rand::random::<u128>()),
+            journal: None,
         }
     }
 

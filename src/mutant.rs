@@ -64,6 +64,24 @@ pub enum Mutant {
     HeaderCrcIgnored,
     /// The end of a frame that was cut off reads as zeros.
     ShortFrameZeroed,
+    /// A batch's checksum is not verified.
+    BatchCrcIgnored,
+    /// A segment of the journal is used again before its slots are committed.
+    SegmentReusedEarly,
+    /// The header of a segment is written with its first batch, not before.
+    SegmentHeaderSkipped,
+    /// A flush is acknowledged before the journal has it.
+    FlushBeforeJournal,
+    /// What the journal has and the store has not is not taken over.
+    JournalNotReplayed,
+    /// What the journal has is taken over from one slot too late.
+    JournalMisplaced,
+    /// A journal is taken over although somebody else had the volume meanwhile.
+    JournalRivalIgnored,
+    /// Flushes still count on a journal that could not be written.
+    JournalFailureIgnored,
+    /// An epoch is claimed before the journal has noted the claim.
+    ClaimNotNoted,
 }
 
 impl Mutant {

@@ -10,10 +10,14 @@ mod crash;
 mod damage;
 #[path = "engine/deletion.rs"]
 mod deletion;
+#[path = "engine/disk.rs"]
+mod disk;
 #[path = "engine/durability.rs"]
 mod durability;
 #[path = "engine/file_disk.rs"]
 mod file_disk;
+#[path = "engine/local.rs"]
+mod local;
 #[path = "engine/model.rs"]
 mod model;
 #[path = "engine/recover.rs"]

@@ -56,6 +56,31 @@ pub struct TombstoneObject {
 /// Longest JSON object that is parsed, in bytes.
 pub const JSON_MAX: usize = 64 << 10;
 
+/// The checksum that ends a JSON object, a crc32c of the object without it in eight digits.
+const CRC_FIELD: &str = ",\n  \"crc32c\": \"";
+const CRC_END: &str = "\"\n}\n";
+const CRC_DIGITS: usize = 8;
+/// What a JSON object ends with that has no checksum yet.
+const OPEN_END: &str = "\n}\n";
+
+/// Verifies the checksum and returns the object without it.
+fn check_json<'a>(object: &'static str, bytes: &'a [u8]) -> FormatResult<&'a [u8]> {
+    let error = |offset, problem| FormatError { object, field: "crc32c", offset, problem };
+    let sealed = bytes.strip_suffix(CRC_END.as_bytes());
+    let digits = sealed.and_then(|bytes| bytes.split_last_chunk::<CRC_DIGITS>());
+    let parts = digits.and_then(|(body, crc)| {
+        let body = body.strip_suffix(CRC_FIELD.as_bytes())?;
+        Some((body, u32::from_str_radix(std::str::from_utf8(crc).ok()?, 16).ok()?))
+    });
+    let Some((body, crc)) = parts else {
+        return Err(error(bytes.len(), Problem::Value("no checksum ends the object".into())));
+    };
+    if crc32c::crc32c_append(crc32c::crc32c(body), OPEN_END.as_bytes()) != crc {
+        return Err(error(body.len(), Problem::Checksum));
+    }
+    Ok(body)
+}
+
 /// Parses one of the JSON objects; `object` is its kind for the error.
 pub fn parse_json<T: DeserializeOwned>(object: &'static str, bytes: &[u8]) -> FormatResult<T> {
     let error = |field, offset, problem| FormatError { object, field, offset, problem };
@@ -63,8 +88,10 @@ pub fn parse_json<T: DeserializeOwned>(object: &'static str, bytes: &[u8]) -> Fo
         let problem = Problem::Value(format!("{} bytes are too many", bytes.len()));
         return Err(error("length", JSON_MAX, problem));
     }
-    serde_json::from_slice(bytes)
-        .map_err(|e| error("json", offset_of(bytes, &e), Problem::Value(e.to_string())))
+    let body = check_json(object, bytes)?;
+    let text = [body, OPEN_END.as_bytes()].concat();
+    serde_json::from_slice(&text)
+        .map_err(|e| error("json", offset_of(&text, &e), Problem::Value(e.to_string())))
 }
 
 fn offset_of(bytes: &[u8], e: &serde_json::Error) -> usize {
@@ -72,12 +99,21 @@ fn offset_of(bytes: &[u8], e: &serde_json::Error) -> usize {
     before.map(|line| line.len() + 1).sum::<usize>() + e.column().saturating_sub(1)
 }
 
-/// The bytes of one of the JSON objects, for people to read too.
+/// The bytes of one of the JSON objects, for people to read too: a structure with at least one
+/// field, and its checksum.
 pub fn encode_json<T: Serialize>(object: &T) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec_pretty(object)
+    let mut text = serde_json::to_string_pretty(object)
         .expect("plain structures with string keys always serialise");
-    bytes.push(b'\n');
-    bytes
+    text.push('\n');
+    text.truncate(text.len() - OPEN_END.len());
+    end_json(text.into_bytes())
+}
+
+/// Ends a JSON object, of which `body` lacks only the closing brace, with its checksum.
+pub fn end_json(mut body: Vec<u8>) -> Vec<u8> {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&body), OPEN_END.as_bytes());
+    body.extend_from_slice(format!("{CRC_FIELD}{crc:08x}{CRC_END}").as_bytes());
+    body
 }
 
 impl PoolObject {

@@ -92,6 +92,9 @@ pub struct EpochObject {
     pub claimed_at_ms: u64,
     /// Random bytes in hexadecimal: tells two claims of one process apart.
     pub nonce: String,
+    /// Where on that host the owner keeps what it acknowledged as durable before the store has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<String>,
 }
 
 impl EpochObject {

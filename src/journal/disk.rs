@@ -55,6 +55,24 @@ impl Blocks {
         Blocks { memory, from, len }
     }
 
+    /// Keeps the blocks of the first `bytes` bytes; what is behind them comes back with
+    /// [`Blocks::grow`], as it was.
+    pub fn truncate(&mut self, bytes: usize) {
+        self.len = self.len.min(bytes.next_multiple_of(BLOCK));
+    }
+
+    /// Makes it at least `bytes` bytes long.
+    pub fn grow(&mut self, bytes: usize) {
+        let len = bytes.next_multiple_of(BLOCK);
+        if self.memory.len() - self.from >= len {
+            self.len = self.len.max(len);
+        } else if self.len < len {
+            let mut grown = Blocks::zeroed(len);
+            grown.bytes_mut()[..self.len].copy_from_slice(self.bytes());
+            *self = grown;
+        }
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.memory[self.from..self.from + self.len]

@@ -26,10 +26,12 @@
 
 mod segment;
 
-pub use segment::{Change, Ending, HEADER_LEN, Header, Segment};
+pub use crate::journal::entry::Change;
+pub use segment::{Ending, HEADER_LEN, Header, Segment};
 
 use crate::error::{Error, Result};
 use crate::format::VolumeId;
+use crate::journal::entry;
 use crate::units::{Epoch, Seq};
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -147,7 +149,7 @@ impl Mirror {
         let next = Header { seq: self.header.seq.next(), ..self.header };
         // The next one is there before this one says so.
         let rotated = new_segment(&self.folder, next).and_then(|file| {
-            self.file.write_all(&segment::continued())?;
+            self.file.write_all(&entry::continued())?;
             self.file = file;
             Ok(())
         });

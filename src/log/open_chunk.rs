@@ -77,13 +77,18 @@ impl OpenChunk {
         SectorCount((self.capacity - self.payload.len()) as u64 / SECTOR_SIZE)
     }
 
+    /// Where in the payload the next data goes, in sectors.
+    pub fn next_offset(&self) -> u32 {
+        (self.payload.len() as u64 / SECTOR_SIZE) as u32
+    }
+
     /// Appends `data`, the new contents of `range` (not more than [`OpenChunk::room`]).
     pub fn append(&mut self, range: SectorRange, data: &[u8]) -> Location {
         debug_assert_eq!(range.len().bytes(), data.len() as u64);
         if self.payload.capacity() == 0 {
             self.payload.reserve_exact(self.capacity);
         }
-        let offset = (self.payload.len() as u64 / SECTOR_SIZE) as u32;
+        let offset = self.next_offset();
         self.payload.extend_from_slice(data);
         self.changed = true;
         match self.records.last_mut() {

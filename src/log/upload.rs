@@ -2,7 +2,9 @@
 //!
 //! A chunk is put create-if-absent in its slot, for as long as it takes. The only end but
 //! success is that somebody else's object is in the slot: a fence (a newer owner took over) or a
-//! foreign chunk. Then nothing of this term can be committed any more.
+//! foreign chunk. Then nothing of this term can be committed any more. However many chunks wait,
+//! none is put that lies [`IN_FLIGHT_MAX`](super::IN_FLIGHT_MAX) slots or more behind the commit
+//! point, and only those being put are asked for.
 
 use super::open_chunk::SealedChunk;
 use crate::clock::Clock;
@@ -13,7 +15,8 @@ use crate::format::fence::{self, Fence};
 use crate::format::keys;
 use crate::mutant::{self, Mutant};
 use crate::store::{GetRange, Key, Store, StoreError, StoreErrorKind};
-use crate::units::Epoch;
+use crate::units::{Epoch, Seq};
+use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +28,12 @@ use tokio::task::JoinSet;
 const REFUSED_DELAY: Duration = Duration::from_secs(2);
 
 /// What becomes of sealed chunks.
+#[async_trait]
 pub trait UploadSink: Send + Sync + 'static {
+    /// Slots before this one may be put now. Grows when a PUT is done.
+    fn window(&self) -> Seq;
+    /// The chunk of a sealed slot, or why it is lost.
+    async fn chunk(&self, seq: Seq) -> Result<Arc<SealedChunk>, Error>;
     /// The chunk is in the store.
     fn uploaded(&self, chunk: &Arc<SealedChunk>);
     /// A slot is taken by somebody else: nothing from there on can be committed.
@@ -50,28 +58,27 @@ pub struct Uploader {
 impl Uploader {
     /// Puts what arrives, until the channel is closed and empty or a slot is lost. Each chunk is
     /// encoded and put by a task of its own; dropping the future ends them all.
-    pub async fn run(
-        self,
-        mut sealed: UnboundedReceiver<Arc<SealedChunk>>,
-        sink: Arc<dyn UploadSink>,
-    ) {
+    pub async fn run(self, mut sealed: UnboundedReceiver<Seq>, sink: Arc<dyn UploadSink>) {
         let mut puts = JoinSet::new();
         let mut open = true;
+        let mut next: Option<Seq> = None;
         loop {
+            let room = puts.len() < self.parallel;
+            if let Some(seq) = next.take_if(|seq| room && *seq < sink.window()) {
+                puts.spawn(self.clone().put(seq, sink.clone()));
+            }
             tokio::select! {
                 biased;
                 Some(put) = puts.join_next(), if !puts.is_empty() => match put {
-                    Ok((chunk, Ok(()))) => sink.uploaded(&chunk),
-                    Ok((_, Err(why))) => return sink.lost(why),
+                    Ok(Ok(chunk)) => sink.uploaded(&chunk),
+                    Ok(Err(why)) => return sink.lost(why),
                     Err(why) => {
                         let why = Error::failed("the task of a chunk died").because(why);
                         return sink.lost(why);
                     }
                 },
-                next = sealed.recv(), if open && puts.len() < self.parallel => match next {
-                    Some(chunk) => {
-                        puts.spawn(self.clone().put(chunk));
-                    }
+                received = sealed.recv(), if open && next.is_none() => match received {
+                    Some(seq) => next = Some(seq),
                     None => open = false,
                 },
                 else => return,
@@ -79,7 +86,8 @@ impl Uploader {
         }
     }
 
-    async fn put(self, chunk: Arc<SealedChunk>) -> (Arc<SealedChunk>, Result<(), Error>) {
+    async fn put(self, seq: Seq, sink: Arc<dyn UploadSink>) -> Result<Arc<SealedChunk>, Error> {
+        let chunk = sink.chunk(seq).await?;
         let parts = ChunkParts {
             volume: self.volume,
             epoch: self.epoch,
@@ -91,8 +99,8 @@ impl Uploader {
         };
         let body = Bytes::from(parts.encode());
         let key = keys::slot(self.volume, chunk.seq, self.epoch);
-        let done = put_slot(&*self.store, &key, body).await;
-        (chunk, done)
+        put_slot(&*self.store, &key, body).await?;
+        Ok(chunk)
     }
 }
 

@@ -25,10 +25,12 @@
 //! The hot path takes the state lock once, for a short time, and never waits under it. Whatever
 //! has to wait runs on the given runtime, so the device's futures may be polled by any executor.
 
+mod backlog;
 mod census;
 pub mod checkpoint;
 mod device;
 mod items;
+mod local;
 pub mod open;
 mod options;
 mod read;
@@ -36,14 +38,16 @@ mod readahead;
 mod recover;
 mod shared;
 mod state;
+mod takeover;
 mod tree;
 mod write;
 
 pub use open::{Ownership, ownership};
-pub use options::{Env, Mode, Stores, VolumeOptions, VolumeStatus};
+pub use options::{Durability, Env, JournalOptions, Mode, Stores, VolumeOptions, VolumeStatus};
 
 use crate::error::{Error, Result};
 use crate::units::SectorCount;
+use local::Promise;
 use shared::Shared;
 use std::sync::Arc;
 
@@ -51,6 +55,15 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct Volume {
     shared: Arc<Shared>,
+}
+
+/// What a volume had that the store has not, when it was left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Bytes that are lost.
+    pub lost_bytes: u64,
+    /// Bytes that are in the journal.
+    pub kept_bytes: u64,
 }
 
 impl Volume {
@@ -77,7 +90,7 @@ impl Volume {
     /// be checkpointed (the data is safe in the log; the next attach needs a takeover).
     pub async fn close(&self) -> Result<()> {
         if self.shared.is_read_only() {
-            self.shared.state().close_read_only();
+            self.shared.state().end_service();
             return Ok(());
         }
         let target = self.shared.state().begin_close()?;
@@ -85,6 +98,29 @@ impl Volume {
         let outcome = checkpoint::run(&self.shared, checkpoint::Kind::Close).await;
         self.shared.stop_tasks();
         outcome
+    }
+
+    /// Ends service and all background work without waiting for the store: what the journal can
+    /// keep for the next owner on this host is kept. Waits for the journal's disk only.
+    pub async fn leave(&self) -> Left {
+        let promise = {
+            let mut state = self.shared.state();
+            let promise = state.promise();
+            state.end_service();
+            promise
+        };
+        let kept = match promise {
+            Promise::Journal(batch) => {
+                self.shared.journal_due.notify_one();
+                matches!(self.shared.wait_journaled(batch).await, Ok(true))
+            }
+            Promise::Store(_) => false,
+        };
+        let bytes = self.abandon();
+        match kept {
+            true => Left { lost_bytes: 0, kept_bytes: bytes },
+            false => Left { lost_bytes: bytes, kept_bytes: 0 },
+        }
     }
 
     /// Ends all background work without waiting for the store. All later requests fail. Returns

@@ -17,9 +17,9 @@ use super::options::{Env, Mode, Stores, VolumeOptions};
 use super::recover;
 use super::shared::{Parts, Shared};
 use super::state::State;
+use super::takeover::{self, TakenOver};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checkpoint::Checkpoint;
-use crate::format::chunk::ChunkHeader;
 use crate::format::features::Access;
 use crate::format::page::Location;
 use crate::format::record::Record;
@@ -28,11 +28,11 @@ use crate::format::{VolumeId, keys, pool};
 use crate::journal::mirror::{self, Header, Mirror};
 use crate::log::replay::{LogEnd, Replay};
 use crate::log::upload::Uploader;
-use crate::log::{OpenChunk, Terms};
+use crate::log::{OpenChunk, SealedChunk, Terms};
 use crate::map::{Base, Map, Target};
 use crate::mutant::{self, Mutant};
 use crate::store::{GetRange, Key, Store, StoreErrorKind, list_all};
-use crate::units::{Epoch, Sector, SectorCount, SectorRange};
+use crate::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
 use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -101,6 +101,7 @@ impl Volume {
         let store = &*stores.setup;
         let mut ownership = ownership(store, id).await?;
         let recorded = recover::prepare(store, id, &mut ownership, &options).await?;
+        let prepared = takeover::prepare(store, id, &mut ownership, &options, &owner.nonce).await?;
         if let Some(mirror) = options.mirror.as_deref().filter(|_| options.mode != Mode::ReadOnly) {
             mirror::note_claim(mirror, &owner.nonce)?;
         }
@@ -108,12 +109,15 @@ impl Volume {
             true => Some(newest_checkpoint(store, &description).await?),
             false => None,
         };
-        let claimed = claim(store, id, &ownership, &owner, options.mode).await?;
+        // Who goes on from a journal takes nothing from anybody.
+        let succeeds = prepared.as_ref().is_some_and(|prepared| prepared.is_succession);
+        let mode = if succeeds { Mode::Recover } else { options.mode };
+        let claimed = claim(store, id, &ownership, &owner, mode).await?;
         let found = match early {
             Some(found) => found,
             None => newest_checkpoint(store, &description).await?,
         };
-        let loaded = match load(store, id, found, claimed, &owner).await {
+        let mut loaded = match load(store, id, found, claimed, &owner).await {
             // What looks like damage may be the work of an owner who came meanwhile.
             Err(e) if e.kind() == ErrorKind::Corrupt => {
                 give_way(store, id, claimed.unwrap_or(ownership.epoch)).await?;
@@ -128,7 +132,17 @@ impl Volume {
             }
             None => None,
         };
-        let volume = start(env, stores, options, description, claimed, loaded)?;
+        let taken = match (prepared, claimed) {
+            (Some(prepared), Some(epoch)) => {
+                let term = (epoch, loaded.first(), &*owner.nonce);
+                let Loaded { map, size, terms, .. } = &mut loaded;
+                let apply = |chunk: &SealedChunk| apply(chunk.seq, &chunk.records, map, size);
+                let chunk_size = description.chunk_size;
+                prepared.take_over(&options, term, (terms, chunk_size), apply).await?
+            }
+            _ => None,
+        };
+        let volume = start(env, stores, options, description, claimed, (loaded, taken))?;
         match redo {
             None => Ok(volume),
             Some((recorded, first)) => {
@@ -276,6 +290,16 @@ struct Loaded {
     end: LogEnd,
 }
 
+impl Loaded {
+    /// The first slot of the new term.
+    fn first(&self) -> Seq {
+        match mutant::on(Mutant::SlotReused) {
+            true => self.end.slot,
+            false => self.end.slot.next(),
+        }
+    }
+}
+
 async fn load(
     store: &dyn Store,
     id: VolumeId,
@@ -292,7 +316,7 @@ async fn load(
         while let Some(chunk) =
             replay.next_chunk(&mut |first, epoch| terms.begin(first, epoch)).await?
         {
-            apply(&chunk, &mut map, &mut size)?;
+            apply(chunk.seq, &chunk.records, &mut map, &mut size)?;
             if let Some(claimed) = claimed.filter(|_| replay.is_long()) {
                 replay.bar(claimed, &owner.owner()).await?;
             }
@@ -355,16 +379,16 @@ async fn delete_strays(store: &dyn Store, id: VolumeId, end: &LogEnd, mut keys: 
     }
 }
 
-fn apply(chunk: &ChunkHeader, map: &mut Map, size: &mut SectorCount) -> Result<()> {
-    let missed = usize::from(mutant::on(Mutant::RecordNotReplayed) && chunk.records.len() > 1);
-    for record in &chunk.records[..chunk.records.len() - missed] {
+fn apply(seq: Seq, records: &[Record], map: &mut Map, size: &mut SectorCount) -> Result<()> {
+    let missed = usize::from(mutant::on(Mutant::RecordNotReplayed) && records.len() > 1);
+    for record in &records[..records.len() - missed] {
         match *record {
             Record::Data { range, offset } => {
-                check_inside(chunk, range, *size)?;
-                map.insert(range, Target::Data(Location { seq: chunk.seq, offset }));
+                check_inside(seq, range, *size)?;
+                map.insert(range, Target::Data(Location { seq, offset }));
             }
             Record::Zero(range) | Record::Trim(range) => {
-                check_inside(chunk, range, *size)?;
+                check_inside(seq, range, *size)?;
                 map.insert(range, Target::Zero);
             }
             Record::Resize(new) => {
@@ -377,11 +401,10 @@ fn apply(chunk: &ChunkHeader, map: &mut Map, size: &mut SectorCount) -> Result<(
     Ok(())
 }
 
-fn check_inside(chunk: &ChunkHeader, range: SectorRange, size: SectorCount) -> Result<()> {
+fn check_inside(slot: Seq, range: SectorRange, size: SectorCount) -> Result<()> {
     if range.end().0 <= size.0 {
         return Ok(());
     }
-    let slot = chunk.seq;
     Err(Error::corrupt(format!("log slot {slot} writes {range} of a volume of {size} sectors")))
 }
 
@@ -391,16 +414,16 @@ fn start(
     options: VolumeOptions,
     description: VolumeObject,
     claimed: Option<Epoch>,
-    loaded: Loaded,
+    (loaded, taken): (Loaded, Option<TakenOver>),
 ) -> Result<Volume> {
-    let first = match mutant::on(Mutant::SlotReused) {
-        true => loaded.end.slot,
-        false => loaded.end.slot.next(),
-    };
+    let first = loaded.first();
     let open = OpenChunk::first_of_term(first, description.chunk_size);
     let (sender, sealed) = mpsc::unbounded_channel();
     let uploads = claimed.map(|_| sender);
     let mut state = State::new(loaded.size, loaded.map, open, loaded.terms, uploads);
+    if let Some(taken) = taken {
+        state.go_on(taken, description.chunk_size);
+    }
     state.slots_since_checkpoint = loaded.replayed;
     let map_bytes = options.map_bytes.max(8 << 20);
     let items = Arc::new(Items::new(description.id, stores.live.clone(), map_bytes));

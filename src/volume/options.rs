@@ -1,6 +1,7 @@
 //! What a volume is opened with, and what it tells of itself.
 
 use crate::clock::Clock;
+use crate::journal::disk::Disk;
 use crate::store::Store;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -40,6 +41,20 @@ pub enum Mode {
     ReadOnly,
 }
 
+/// A journal on a local disk: a flush is durable there, the store follows. It survives the loss of
+/// the process and of power, not that of the host: then the volume is as it was a moment before,
+/// at most as long ago, or as many bytes, as the limits say.
+#[derive(Clone, Debug)]
+pub struct JournalOptions {
+    /// The disk. A blank one becomes a journal; one that holds what the store lacks is gone on
+    /// from, if nobody else has had the volume since.
+    pub disk: Arc<dyn Disk>,
+    /// Bytes that the store lacks at which writers wait.
+    pub max_lag_bytes: Option<u64>,
+    /// Age of the oldest of them at which writers wait.
+    pub max_lag: Option<Duration>,
+}
+
 /// Settings of an open volume.
 #[derive(Clone, Debug)]
 pub struct VolumeOptions {
@@ -48,6 +63,9 @@ pub struct VolumeOptions {
     /// Where what is acknowledged and not committed is kept beside the memory of this process, so
     /// that a successor can [`Mode::Recover`]; nowhere by default.
     pub mirror: Option<PathBuf>,
+    /// Makes flushes durable before the store has what they cover; without it a flush waits for the
+    /// store.
+    pub journal: Option<JournalOptions>,
     /// Memory for cached frames, in bytes.
     pub cache_bytes: u64,
     /// Memory for cached leaves and pages of the map, in bytes (at least 8 MiB).
@@ -73,6 +91,7 @@ impl Default for VolumeOptions {
         VolumeOptions {
             mode: Mode::ReadWrite { takeover: false },
             mirror: None,
+            journal: None,
             cache_bytes: 64 << 20,
             map_bytes: 32 << 20,
             dirty_bytes: 64 << 20,
@@ -86,6 +105,17 @@ impl Default for VolumeOptions {
     }
 }
 
+/// What a flush promises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Durability {
+    /// The store has it: it survives the loss of the host.
+    #[default]
+    Object,
+    /// A journal on a local disk has it: it survives the loss of process and power.
+    Local,
+}
+
 /// Live figures of an open volume.
 #[derive(Clone, Debug, Serialize)]
 pub struct VolumeStatus {
@@ -95,8 +125,20 @@ pub struct VolumeStatus {
     pub epoch: u64,
     /// Access is read-only.
     pub read_only: bool,
-    /// Bytes written and not yet committed in the store.
+    /// Bytes written and not yet committed in the store: what would be lost with this host.
     pub dirty_bytes: u64,
+    /// Age of the oldest of them, in milliseconds.
+    pub lag_ms: u64,
+    /// The most that `dirty_bytes` and `lag_ms` were, as far as they were looked at.
+    pub max_dirty_bytes: u64,
+    /// See `max_dirty_bytes`.
+    pub max_lag_ms: u64,
+    /// What a flush promises: `object` or `local`.
+    pub durability: Durability,
+    /// Why flushes wait for the store although there is a journal.
+    pub journal_failure: Option<String>,
+    /// Bytes of the journal that hold what is not committed.
+    pub journal_used: Option<u64>,
     /// First slot that is not committed.
     pub next_seq: u64,
     /// Why the device fails all I/O (fenced, ...), if it does.

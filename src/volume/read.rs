@@ -1,5 +1,6 @@
-//! Reads: open and sealed chunks in memory, then cached frames, then ranged GETs.
+//! Reads: open and sealed chunks in memory, then cached frames, then the journal, then ranged GETs.
 
+use super::backlog::Held;
 use super::items::ItemError;
 use super::shared::Shared;
 use crate::cache::FrameId;
@@ -88,12 +89,12 @@ impl Shared {
                             let from = state.open.payload_at(place.offset);
                             out.copy_from_slice(&from[..out.len()]);
                         }
-                        Source::Data(place) => match state.sealed.get(&place.seq) {
-                            Some(chunk) => {
+                        Source::Data(place) => match state.sealed.get(place.seq) {
+                            Some(Held::Memory(chunk)) => {
                                 let from = place.offset as usize * 512;
                                 out.copy_from_slice(&chunk.payload[from..from + out.len()]);
                             }
-                            None => {
+                            Some(Held::Journal) | None => {
                                 let chunk = self.chunk_id(&state, place.seq);
                                 split(chunk, place, to, out.len(), &mut parts);
                             }
@@ -236,6 +237,14 @@ impl Shared {
         range: Range<u32>,
     ) -> FetchResult<Vec<FetchResult<Bytes>>> {
         loop {
+            match self.journaled_frames(chunk, &range).await {
+                Some(Ok(frames)) => return Ok(frames.into_iter().map(Ok).collect()),
+                Some(Err(why)) => {
+                    tracing::error!(volume = %self.id, "{why}");
+                    return Err(FetchError::Missing(chunk.key()));
+                }
+                None => {}
+            }
             match self.fetcher.frames(chunk, range.clone()).await {
                 Err(FetchError::Store(e)) if self.state().check().is_ok() => {
                     tracing::error!(volume = %self.id, "cannot read now, trying on: {e}");

@@ -39,7 +39,8 @@ pub(super) async fn prepare(
         (Mode::Recover, Some(root)) => {
             let recorded = Recorded::read(root, id)?;
             if !mutant::on(Mutant::RivalIgnored) {
-                ownership.epoch = check_succession(store, id, &recorded).await?;
+                let is_own = |nonce: &str| recorded.is_own_claim(nonce);
+                ownership.epoch = check_succession(store, id, recorded.epoch(), is_own).await?;
             }
             if mutant::on(Mutant::MirrorRetiredEarly) {
                 mirror::retire_before(root, Epoch(u64::MAX))?;
@@ -51,14 +52,22 @@ pub(super) async fn prepare(
     }
 }
 
-/// Checks that every epoch since the mirror's own was claimed for this device. Returns the newest:
-/// looked up one by one, because a list may lag.
-async fn check_succession(store: &dyn Store, id: VolumeId, recorded: &Recorded) -> Result<Epoch> {
+/// Checks that every epoch from `first` on was claimed for the same mirror or journal. Returns the
+/// newest: looked up one by one, because a list may lag.
+///
+/// # Errors
+/// Fenced: one was claimed by somebody else. Failed: `first` was not claimed. Corrupt, Store.
+pub(super) async fn check_succession(
+    store: &dyn Store,
+    id: VolumeId,
+    first: Epoch,
+    is_own_claim: impl Fn(&str) -> bool,
+) -> Result<Epoch> {
     let mut newest = None;
     loop {
-        let epoch = newest.map_or(recorded.epoch(), Epoch::next);
+        let epoch = newest.map_or(first, Epoch::next);
         let Some(owner) = read_claim(store, id, epoch).await? else { break };
-        if !recorded.is_own_claim(&owner.nonce) {
+        if !is_own_claim(&owner.nonce) {
             let owner = owner.owner();
             let message = format!("volume {id} was taken over by {owner} (epoch {epoch})");
             return Err(Error::new(ErrorKind::Fenced, message)
@@ -67,8 +76,7 @@ async fn check_succession(store: &dyn Store, id: VolumeId, recorded: &Recorded) 
         newest = Some(epoch);
     }
     newest.ok_or_else(|| {
-        let epoch = recorded.epoch();
-        Error::failed(format!("the mirror is of epoch {epoch}, which nobody claimed"))
+        Error::failed(format!("what was left here is of epoch {first}, which nobody claimed"))
     })
 }
 
@@ -109,7 +117,7 @@ pub(super) async fn redo(shared: &Shared, recorded: &Recorded, first: Seq) -> Re
         // What lies beyond the end was cut off by a later change of size, which the log has.
         let all = SectorRange::between(Sector(0), Sector(shared.state().size.0));
         let done = match change {
-            Change::Data { start, data } => {
+            Change::Data { start, data, .. } => {
                 let end = Sector(start.0 + SectorCount(data.len() as u64 / 512).0);
                 let inside = SectorRange::between(start, end).intersect(all);
                 shared.write(start, &data[..inside.len().bytes() as usize]).await

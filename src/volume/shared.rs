@@ -2,11 +2,11 @@
 
 use super::checkpoint::{self, Checkpointer};
 use super::items::Items;
-use super::options::{Env, Stores, VolumeOptions, VolumeStatus};
+use super::local;
+use super::options::{Durability, Env, Stores, VolumeOptions, VolumeStatus};
 use super::readahead::Readahead;
-use super::state::{Phase, State};
+use super::state::{Limits, Phase, State};
 use crate::cache::{FrameCache, FrameId};
-use crate::device::DeviceError;
 use crate::error::{Error, ErrorKind, Result};
 use crate::flight::Flights;
 use crate::format::VolumeId;
@@ -14,6 +14,7 @@ use crate::format::chunk::FRAME_SIZE;
 use crate::format::keys::{self, ChunkId};
 use crate::format::volume::VolumeObject;
 use crate::journal::mirror::remove_segments;
+use crate::journal::ring::Stage;
 use crate::log::SealedChunk;
 use crate::log::fetch::{FetchResult, Fetcher};
 use crate::log::upload::UploadSink;
@@ -21,8 +22,10 @@ use crate::mutant::{self, Mutant};
 use crate::store::StoreErrorKind;
 use crate::sync::{Mutex, MutexGuard, Notified, Notify};
 use crate::units::{Epoch, Seq};
+use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::task::AbortHandle;
 
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub(super) struct Shared {
     pub env: Env,
     pub stores: Stores,
     pub options: VolumeOptions,
+    /// Of the options.
+    pub limits: Limits,
     state: Mutex<State>,
     /// The commit point moved, or the volume failed. Wakes in the order of asking, so that a
     /// simulated world replays exactly.
@@ -43,6 +48,8 @@ pub(super) struct Shared {
     pub fetcher: Fetcher,
     pub items: Arc<Items>,
     pub readahead: Mutex<Readahead>,
+    /// The journal has something to write, or may have room for it.
+    pub journal_due: Notify,
     /// The open chunk has its first change.
     pub changed: Notify,
     /// A checkpoint should begin.
@@ -65,6 +72,7 @@ pub(super) struct Parts {
 
 impl Shared {
     pub fn new(parts: Parts) -> Shared {
+        let chunk_size = parts.description.chunk_size;
         Shared {
             id: parts.description.id,
             epoch: parts.epoch,
@@ -75,10 +83,12 @@ impl Shared {
             items: parts.items,
             env: parts.env,
             stores: parts.stores,
+            limits: Limits::of(&parts.options, chunk_size),
             options: parts.options,
             state: Mutex::new(parts.state),
             progress: Notify::new(),
             readahead: Mutex::new(Readahead::default()),
+            journal_due: Notify::new(),
             changed: Notify::new(),
             checkpoint_due: Notify::new(),
             checkpointer: tokio::sync::Mutex::new(parts.checkpointer),
@@ -131,19 +141,6 @@ impl Shared {
         self.progress.notified()
     }
 
-    /// See [`crate::device::BlockDevice::flush`].
-    pub async fn flush(&self) -> std::result::Result<(), DeviceError> {
-        let target = {
-            let mut state = self.state();
-            state.check()?;
-            state.flush_target()
-        };
-        if mutant::on(Mutant::FlushBeforeCommit) {
-            return Ok(());
-        }
-        self.wait_committed(target).await.map_err(|why| DeviceError::Io(why.to_string()))
-    }
-
     /// Fails all requests, now and later.
     pub fn fail(&self, why: Error) {
         tracing::error!(volume = %self.id, "the device fails all I/O: {why}");
@@ -162,6 +159,7 @@ impl Shared {
         let runtime = &self.env.runtime;
         let tasks = [
             runtime.spawn(uploader).abort_handle(),
+            runtime.spawn(local::write_journal(self.clone())).abort_handle(),
             runtime.spawn(seal_by_age(self.clone())).abort_handle(),
             runtime.spawn(watch_owner(self.clone())).abort_handle(),
             runtime.spawn(checkpoint::task(self.clone())).abort_handle(),
@@ -189,6 +187,15 @@ impl Shared {
             epoch: self.epoch.0,
             read_only: self.is_read_only(),
             dirty_bytes: state.dirty(),
+            lag_ms: millis(state.lag()),
+            max_dirty_bytes: state.most.0.max(state.dirty()),
+            max_lag_ms: millis(state.most.1.max(state.lag())),
+            durability: match state.working_journal() {
+                Some(_) => Durability::Local,
+                None => Durability::Object,
+            },
+            journal_failure: state.journal_failure.clone(),
+            journal_used: state.journal.as_ref().map(Stage::used_bytes),
             next_seq: state.commit.next().0,
             failure: match &state.phase {
                 Phase::Failed(why) => Some(why.to_string()),
@@ -203,7 +210,7 @@ impl Shared {
         }
     }
 
-    fn cache_payload(&self, chunk: &SealedChunk) {
+    pub(super) fn cache_payload(&self, chunk: &SealedChunk) {
         let id = ChunkId { volume: self.id, epoch: self.epoch, seq: chunk.seq };
         for (index, frame) in chunk.payload.chunks(FRAME_SIZE).enumerate() {
             // A copy, so that one cached frame does not keep the whole chunk in memory.
@@ -214,7 +221,21 @@ impl Shared {
     }
 }
 
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[async_trait]
 impl UploadSink for Shared {
+    fn window(&self) -> Seq {
+        let state = self.state();
+        Seq(state.commit.next().0 + self.limits.window(&state, self.description.chunk_size))
+    }
+
+    async fn chunk(&self, seq: Seq) -> Result<Arc<SealedChunk>> {
+        self.sealed_chunk(seq).await
+    }
+
     fn uploaded(&self, chunk: &Arc<SealedChunk>) {
         self.cache_payload(chunk);
         let (due, obsolete) = {
@@ -230,6 +251,7 @@ impl UploadSink for Shared {
             (due, obsolete)
         };
         self.wake();
+        self.journal_due.notify_one();
         remove_segments(&obsolete.unwrap_or_default());
         if due {
             self.checkpoint_due.notify_one();

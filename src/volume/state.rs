@@ -1,16 +1,20 @@
 //! What is behind the volume's one lock.
 
+use super::backlog::Backlog;
+use super::options::VolumeOptions;
 use crate::device::{DeviceError, DeviceResult};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
 use crate::journal::mirror::{Change, Mirror};
-use crate::log::{CommitPoint, IN_FLIGHT_MAX, OpenChunk, SealedChunk, Terms};
+use crate::journal::ring::{PIECE_MAX, Stage};
+use crate::log::{CommitPoint, IN_FLIGHT_MAX, OpenChunk, Terms};
 use crate::map::{Map, Overlay, Target};
 use crate::mutant::{self, Mutant};
 use crate::units::{Sector, SectorCount, SectorRange, Seq};
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
 
 /// Chunks on their way at which a flush waits for its turn instead of sealing at once, so that
 /// flushes that come together share a chunk.
@@ -27,26 +31,70 @@ pub(super) enum Phase {
     Failed(Arc<Error>),
 }
 
+/// Largest change, in bytes.
+pub(super) const PIECE: usize = PIECE_MAX;
+
+/// At what writers wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Bytes in memory that wait for the store, or in the mirror, where what was overwritten still
+    /// counts.
+    pub dirty_bytes: u64,
+    /// Bytes that would be lost with this host; `None` is no limit.
+    pub lag_bytes: Option<u64>,
+    /// Age of the oldest of them.
+    pub lag: Option<Duration>,
+}
+
+impl Limits {
+    pub fn of(options: &VolumeOptions, chunk_size: u64) -> Limits {
+        let journal = options.journal.as_ref();
+        // One chunk is being filled, one goes to the journal, and one to the store.
+        let least = if journal.is_some() { 4 * chunk_size } else { 0 };
+        Limits {
+            dirty_bytes: options.dirty_bytes.max(least),
+            lag_bytes: journal.and_then(|journal| journal.max_lag_bytes),
+            lag: journal.and_then(|journal| journal.max_lag),
+        }
+    }
+
+    /// How many slots from the commit point on may be put at once: with a journal, half of the
+    /// memory is for those, so that writers can go on with the rest while the store takes nothing.
+    pub fn window(&self, state: &State, chunk_size: u64) -> u64 {
+        match state.working_journal() {
+            Some(_) => (self.dirty_bytes / 2 / chunk_size).clamp(1, IN_FLIGHT_MAX as u64),
+            None => IN_FLIGHT_MAX as u64,
+        }
+    }
+}
+
 /// Engine state. Every method is short and waits for nothing.
 #[derive(Debug)]
 pub(super) struct State {
     pub size: SectorCount,
     pub map: Map,
     pub open: OpenChunk,
-    /// Sealed and not committed, by slot.
-    pub sealed: BTreeMap<Seq, Arc<SealedChunk>>,
-    sealed_weight: u64,
+    /// When the first change of the open chunk was made.
+    open_since: Option<Instant>,
+    /// Sealed and not committed.
+    pub sealed: Backlog,
     pub commit: CommitPoint,
     pub terms: Terms,
     pub phase: Phase,
     /// Takes every change before it is made.
     pub mirror: Option<Mirror>,
+    /// Takes every change as well, and makes it durable when somebody flushes.
+    pub journal: Option<Stage>,
+    /// Why the journal takes no more: flushes wait for the store since.
+    pub journal_failure: Option<String>,
+    /// The most bytes that waited for the store, and the longest time.
+    pub most: (u64, Duration),
     /// A flush waits for a chunk to be sealed as soon as one of those on their way is done.
     seal_wanted: bool,
     /// Slots since the last checkpoint began.
     pub slots_since_checkpoint: u64,
-    /// Takes sealed chunks; `None` for read-only volumes and after the end.
-    pub uploads: Option<UnboundedSender<Arc<SealedChunk>>>,
+    /// Takes the slots of sealed chunks; `None` for read-only volumes and after the end.
+    pub uploads: Option<UnboundedSender<Seq>>,
 }
 
 /// What a checkpoint begins with.
@@ -70,18 +118,21 @@ impl State {
         map: Map,
         open: OpenChunk,
         terms: Terms,
-        uploads: Option<UnboundedSender<Arc<SealedChunk>>>,
+        uploads: Option<UnboundedSender<Seq>>,
     ) -> State {
         State {
             size,
             map,
             commit: CommitPoint::new(open.seq()),
             open,
-            sealed: BTreeMap::new(),
-            sealed_weight: 0,
+            open_since: None,
+            sealed: Backlog::default(),
             terms,
             phase: Phase::Live,
             mirror: None,
+            journal: None,
+            journal_failure: None,
+            most: (0, Duration::ZERO),
             seal_wanted: false,
             slots_since_checkpoint: 0,
             uploads,
@@ -90,8 +141,17 @@ impl State {
 
     /// Bytes that wait for the store.
     pub fn dirty(&self) -> u64 {
-        let open = if self.open.is_changed() { self.open.weight() } else { 0 };
-        self.sealed_weight + open
+        self.sealed.bytes() + self.open_weight()
+    }
+
+    fn open_weight(&self) -> u64 {
+        if self.open.is_changed() { self.open.weight() } else { 0 }
+    }
+
+    /// How long the oldest change has waited for the store.
+    pub fn lag(&self) -> Duration {
+        let since = self.sealed.since().or(self.open_since);
+        since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Whether a request may go on.
@@ -103,16 +163,42 @@ impl State {
         }
     }
 
-    /// Whether as much waits for the store as `budget` allows, in memory or in the mirror (where
-    /// what was overwritten still counts).
-    pub fn is_full(&self, budget: u64) -> bool {
+    /// Whether writers have to wait.
+    pub fn is_full(&self, limits: &Limits) -> bool {
         let mirror = self.mirror.as_ref().map_or(0, Mirror::bytes);
-        self.dirty().max(mirror) >= budget || self.sealed.len() >= IN_FLIGHT_MAX
+        let memory = self.sealed.memory() + self.open_weight();
+        if memory.max(mirror) >= limits.dirty_bytes {
+            return true;
+        }
+        match self.working_journal() {
+            None => self.sealed.len() >= IN_FLIGHT_MAX,
+            Some(journal) => {
+                !journal.has_room(PIECE)
+                    || limits.lag_bytes.is_some_and(|most| self.dirty() >= most)
+                    || limits.lag.is_some_and(|most| self.lag() >= most)
+            }
+        }
     }
 
-    /// Puts a change into the mirror, where there is one. A mirror that cannot be written is
+    /// The journal, if flushes count on it.
+    pub fn working_journal(&self) -> Option<&Stage> {
+        self.journal.as_ref().filter(|_| self.journal_failure.is_none())
+    }
+
+    /// Puts a change into mirror and journal, where there are such. A mirror that cannot be written is
     /// given up: the device works on, and could not be recovered.
     fn record(&mut self, change: Change<'_>) -> DeviceResult<()> {
+        self.mirror(change)?;
+        if self.journal_failure.is_none()
+            && let Some(journal) = &mut self.journal
+        {
+            journal.push(change);
+        }
+        self.open_since.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    fn mirror(&mut self, change: Change<'_>) -> DeviceResult<()> {
         let Some(mirror) = &mut self.mirror else { return Ok(()) };
         let Err(why) = mirror.append(change) else { return Ok(()) };
         tracing::error!(
@@ -127,6 +213,14 @@ impl State {
                 self.fail(Error::failed(why).because(e));
                 Err(DeviceError::Io(why.into()))
             }
+        }
+    }
+
+    /// Whether everything is lost.
+    pub fn check_failure(&self) -> Result<()> {
+        match &self.phase {
+            Phase::Failed(why) => Err(Error::new(why.kind(), why.to_string())),
+            _ => Ok(()),
         }
     }
 
@@ -145,14 +239,14 @@ impl State {
         if let Some(location) = self.map.covering(whole)
             && location.seq == self.open.seq()
         {
-            self.record(Change::Data { start, data })?;
+            self.record(Change::Data { start, offset: location.offset, data })?;
             self.open.overwrite(location.offset, data);
             return Ok(whole.len());
         }
         let len = whole.len().min(self.open.room());
         let range = SectorRange::between(start, Sector(start.0 + len.0));
         let data = &data[..len.bytes() as usize];
-        self.record(Change::Data { start, data })?;
+        self.record(Change::Data { start, offset: self.open.next_offset(), data })?;
         let location = self.open.append(range, data);
         self.map.insert(range, Target::Data(location));
         if self.open.room().0 == 0 {
@@ -204,13 +298,19 @@ impl State {
         if let Some(mirror) = &mut self.mirror {
             mirror.rotate();
         }
+        if self.journal_failure.is_none()
+            && let Some(journal) = &mut self.journal
+        {
+            journal.end_slot();
+            journal.want_all();
+        }
         self.seal_wanted = false;
         self.slots_since_checkpoint += 1;
-        self.sealed_weight += chunk.weight();
-        self.sealed.insert(chunk.seq, chunk.clone());
+        let (seq, since) = (chunk.seq, self.open_since.take());
+        self.sealed.push(chunk, since.unwrap_or_else(Instant::now));
         if let Some(uploads) = &self.uploads {
             // The receiver ends only after a loss, which fails the volume.
-            let _ = uploads.send(chunk);
+            let _ = uploads.send(seq);
         }
     }
 
@@ -230,10 +330,11 @@ impl State {
 
     /// The chunk is in the store. Returns the commit point.
     pub fn uploaded(&mut self, seq: Seq) -> Seq {
+        self.most = (self.most.0.max(self.dirty()), self.most.1.max(self.lag()));
         let committed = self.commit.complete(seq);
-        while let Some(first) = self.sealed.first_entry().filter(|first| *first.key() < committed) {
-            self.sealed_weight -= first.get().weight();
-            first.remove();
+        self.sealed.commit(committed);
+        if let Some(journal) = &mut self.journal {
+            journal.commit(committed);
         }
         if self.seal_wanted && self.sealed.len() < FLUSH_PARALLEL {
             self.seal();
@@ -258,9 +359,11 @@ impl State {
         Ok(self.open.seq())
     }
 
-    /// Ends service of a read-only volume.
-    pub fn close_read_only(&mut self) {
-        self.phase = Phase::Closed;
+    /// Ends service: of a read-only volume, or without a close record.
+    pub fn end_service(&mut self) {
+        if matches!(self.phase, Phase::Live) {
+            self.phase = Phase::Closed;
+        }
     }
 
     /// Ends everything. Returns the bytes that were never committed.

@@ -1,14 +1,12 @@
 //! Writes and trims: into the open chunk, as long as the dirty budget lasts.
 
 use super::shared::Shared;
-use super::state::State;
+use super::state::{PIECE, State};
 use crate::device::DeviceResult;
 use crate::format::record::Record;
+use crate::journal::ring::Stage;
 use crate::sync::Notified;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
-
-/// Sectors that are copied in one critical section: bounds how long others wait for the lock.
-const PIECE: usize = 256 << 10;
 
 impl Shared {
     /// Puts `data` into the open chunk.
@@ -16,6 +14,7 @@ impl Shared {
         let mut done = 0;
         while done < data.len() {
             let at = Sector(start.0 + done as u64 / SECTOR_SIZE);
+            // A piece is copied in one critical section: bounds how long others wait for the lock.
             let piece = &data[done..(done + PIECE).min(data.len())];
             match self.change(|state| state.write(at, piece))? {
                 Ok(written) => done += written.bytes() as usize,
@@ -42,17 +41,22 @@ impl Shared {
     ) -> DeviceResult<Result<T, Notified<'_>>> {
         let mut state = self.state();
         state.check()?;
-        if state.is_full(self.options.dirty_bytes) {
+        if state.is_full(&self.limits) {
             // Nothing but the open chunk may be what fills the budget.
             if state.sealed.is_empty() {
                 state.seal();
             }
+            self.journal_due.notify_one();
             // Asked for under the lock: every commit from here on is seen.
             return Ok(Err(self.next_progress()));
         }
         let was_quiet = !state.open.is_changed();
         let done = change(&mut state);
+        let journal_due = state.working_journal().is_some_and(Stage::is_due);
         drop(state);
+        if journal_due {
+            self.journal_due.notify_one();
+        }
         if was_quiet {
             self.changed.notify_one();
         }

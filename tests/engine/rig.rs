@@ -39,6 +39,7 @@ pub fn owner(pid: u32) -> EpochObject {
         pid_start: 0,
         claimed_at_ms: 0,
         nonce: format!("{pid:x}"),
+        journal: None,
     }
 }
 
@@ -91,6 +92,13 @@ impl Rig {
 
     pub async fn take_over(&self, pid: u32) -> Volume {
         self.open_as(pid, Mode::ReadWrite { takeover: true }).await.unwrap()
+    }
+
+    /// The same pool on a host without journal and mirror.
+    pub fn memory_only(&self) -> Rig {
+        let options = VolumeOptions { journal: None, mirror: None, ..self.options.clone() };
+        let (memory, faults) = (self.memory.clone(), self.faults.clone());
+        Rig { memory, faults, store: self.store.clone(), id: self.id, options }
     }
 
     /// Names of the objects below `part` of the volume.

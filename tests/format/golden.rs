@@ -10,7 +10,7 @@ use objblk::format::fence::Fence;
 use objblk::format::keys::MapObjectId;
 use objblk::format::map_object::{ItemKind, parse_directory};
 use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
-use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, parse_json};
+use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, end_json, parse_json};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::Epoch;
 use std::path::PathBuf;
@@ -118,10 +118,31 @@ fn a_newer_version_is_refused_as_such() {
         let text = error.unwrap_err().to_string();
         assert!(text.contains("needs a newer objblk: `version` at byte 8 is 2"), "{name}: {text}");
     }
-    let json = std::fs::read_to_string(path("volume.json")).unwrap();
-    let text = json.replace("\"version\": 1", "\"version\": 2");
-    let error = VolumeObject::parse(text.as_bytes()).unwrap_err();
+    let (_, json) = samples::json().into_iter().find(|(name, _)| *name == "volume.json").unwrap();
+    let text = String::from_utf8(json).unwrap().replace("\"version\": 1", "\"version\": 2");
+    let (body, _) = text.split_once(",\n  \"crc32c\"").unwrap();
+    let error = VolumeObject::parse(&end_json(body.into())).unwrap_err();
     assert!(error.to_string().contains("needs a newer objblk"), "{error}");
+}
+
+#[test]
+fn every_flipped_bit_of_a_description_is_noticed() {
+    for (name, bytes) in samples::json() {
+        for at in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[at / 8] ^= 1 << (at % 8);
+            let parsed = match name {
+                "pool.json" => PoolObject::parse(&damaged).map(drop),
+                "volume.json" => VolumeObject::parse(&damaged).map(drop),
+                "epoch.json" => EpochObject::parse(&damaged).map(drop),
+                "name.json" => parse_json::<NameObject>("name", &damaged).map(drop),
+                _ => parse_json::<TombstoneObject>("tombstone", &damaged).map(drop),
+            };
+            // The digits of the checksum may be capital letters.
+            let same = damaged.eq_ignore_ascii_case(&bytes);
+            assert!(parsed.is_err() || same, "{name}: bit {at}");
+        }
+    }
 }
 
 /// Right checksums do not make absurd numbers true.

@@ -135,6 +135,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         pid_start: 99,
         claimed_at_ms: created_at_ms,
         nonce: "00ff".into(),
+        journal: None,
     };
     let tombstone = TombstoneObject { name: "data".into(), deleted_at_ms: created_at_ms };
     vec![

@@ -6,6 +6,10 @@
 
 #![allow(dead_code)]
 
+#[path = "../../src/volume/backlog.rs"]
+mod backlog;
+#[path = "../../src/volume/local.rs"]
+mod local;
 #[path = "../../src/volume/readahead.rs"]
 mod readahead;
 #[path = "../../src/volume/shared.rs"]
@@ -16,7 +20,19 @@ mod state;
 mod write;
 
 mod options {
-    pub(super) use objblk::volume::{Env, Stores, VolumeOptions, VolumeStatus};
+    pub(super) use objblk::volume::{Durability, Env, Stores, VolumeOptions, VolumeStatus};
+}
+
+/// No owner comes after another one here.
+mod takeover {
+    use crate::journal::ring::Stage;
+    use crate::units::Seq;
+
+    #[derive(Debug)]
+    pub(super) struct TakenOver {
+        pub stage: Stage,
+        pub slots: Vec<(Seq, u64)>,
+    }
 }
 
 /// No checkpoints are made here.
@@ -43,7 +59,7 @@ use crate::format::checkpoint::Term;
 use crate::format::features::Features;
 use crate::format::volume::VolumeObject;
 use crate::log::upload::UploadSink;
-use crate::log::{OpenChunk, SealedChunk, Terms};
+use crate::log::{OpenChunk, Terms};
 use crate::map::{Base, Map};
 use crate::store::memory::MemoryStore;
 use crate::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
@@ -74,7 +90,7 @@ struct World {
 }
 
 impl World {
-    fn new(dirty_bytes: u64) -> (World, UnboundedReceiver<Arc<SealedChunk>>) {
+    fn new(dirty_bytes: u64) -> (World, UnboundedReceiver<Seq>) {
         let store = Arc::new(MemoryStore::new());
         let env = options::Env { runtime: RUNTIME.handle().clone(), clock: Arc::new(SystemClock) };
         let description = VolumeObject {
@@ -106,11 +122,12 @@ impl World {
     }
 
     /// A store that takes every chunk, each by a thread of its own. Ends with the volume.
-    fn serve(&self, mut sealed: UnboundedReceiver<Arc<SealedChunk>>) -> thread::JoinHandle<usize> {
+    fn serve(&self, mut sealed: UnboundedReceiver<Seq>) -> thread::JoinHandle<usize> {
         let world = self.clone();
         thread::spawn(move || {
             let mut puts = Vec::new();
-            while let Some(chunk) = block_on(sealed.recv()) {
+            while let Some(seq) = block_on(sealed.recv()) {
+                let chunk = block_on(world.shared.sealed_chunk(seq)).unwrap();
                 let world = world.clone();
                 puts.push(thread::spawn(move || {
                     // Long enough now and then that as many are in flight as there may be.

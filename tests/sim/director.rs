@@ -269,6 +269,7 @@ impl Host {
             pid_start: 0,
             claimed_at_ms: 0,
             nonce: format!("{pid:x}"),
+            journal: None,
         };
         let mirror = self.process.device.as_ref().map(|device| device.mirror.clone());
         let options = VolumeOptions { mirror, ..self.options.clone() };

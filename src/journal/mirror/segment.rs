@@ -7,31 +7,22 @@
 //! 16 16 volume id             60  4 crc32c of all before;  64 entries
 //! ```
 //!
-//! An entry is a head of 32 bytes, and behind the head of a data entry its payload:
-//!
-//! ```text
-//!  0  1 tag: 1 data, 2 zero, 3 trim, 4 resize, 5 continued in the next slot's segment
-//!  1  7 zero                  24  4 crc32c of the payload
-//!  8  8 first sector, or size 28  4 crc32c of all before
-//! 16  8 sectors
-//! ```
+//! Entries as in [`crate::journal::entry`] follow.
 //!
 //! Bytes that end inside an entry are a write that was cut off ([`Ending::Torn`]). Everything else
 //! that is not as a writer writes it is damage.
 
-use crate::format::codec::{FormatResult, Problem, Reader, Writer, check_trailing_crc};
-use crate::format::{FormatError, VolumeId};
-use crate::units::{Epoch, SECTOR_SIZE, Sector, SectorCount, SectorRange, Seq};
+use crate::format::VolumeId;
+use crate::format::codec::{FormatResult, Reader, Writer, check_trailing_crc};
+use crate::journal::entry::{self, Change, Entry};
+use crate::units::{Epoch, Seq};
 
 const MAGIC: &[u8; 8] = b"OBJBLKMS";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const OBJECT: &str = "mirror segment";
 
 /// Bytes of a segment's header.
 pub const HEADER_LEN: usize = 64;
-/// Bytes of an entry's head.
-pub const HEAD_LEN: usize = 32;
-
 /// Whose changes a segment holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -41,24 +32,6 @@ pub struct Header {
     pub epoch: Epoch,
     /// The slot of the log that they go to.
     pub seq: Seq,
-}
-
-/// One change of a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change<'a> {
-    /// These sectors were written.
-    Data {
-        /// The first one.
-        start: Sector,
-        /// What they hold now: whole sectors, at least one.
-        data: &'a [u8],
-    },
-    /// Write-zeroes.
-    Zero(SectorRange),
-    /// Discard.
-    Trim(SectorRange),
-    /// The volume has a new size.
-    Resize(SectorCount),
 }
 
 /// How a segment ends.
@@ -108,44 +81,6 @@ impl Header {
     }
 }
 
-impl<'a> Change<'a> {
-    /// The head of its entry and the payload behind that.
-    pub fn encode(&self) -> ([u8; HEAD_LEN], &'a [u8]) {
-        match *self {
-            Change::Data { start, data } => {
-                let sectors = data.len() as u64 / SECTOR_SIZE;
-                (head(1, start.0, sectors, crc32c::crc32c(data)), data)
-            }
-            Change::Zero(range) => (head(2, range.start().0, range.len().0, 0), &[]),
-            Change::Trim(range) => (head(3, range.start().0, range.len().0, 0), &[]),
-            Change::Resize(size) => (head(4, size.0, 0, 0), &[]),
-        }
-    }
-}
-
-/// The entry that ends a complete segment.
-pub fn continued() -> [u8; HEAD_LEN] {
-    head(5, 0, 0, 0)
-}
-
-fn head(tag: u8, first: u64, second: u64, payload_crc: u32) -> [u8; HEAD_LEN] {
-    let mut head = [0; HEAD_LEN];
-    head[0] = tag;
-    head[8..16].copy_from_slice(&first.to_le_bytes());
-    head[16..24].copy_from_slice(&second.to_le_bytes());
-    head[24..28].copy_from_slice(&payload_crc.to_le_bytes());
-    let crc = crc32c::crc32c(&head[..28]);
-    head[28..].copy_from_slice(&crc.to_le_bytes());
-    head
-}
-
-/// What stands at an entry's place.
-enum Entry<'a> {
-    Change(Change<'a>),
-    Continued,
-    Torn,
-}
-
 impl<'a> Segment<'a> {
     /// Parses a whole segment.
     pub fn parse(bytes: &'a [u8]) -> FormatResult<Segment<'a>> {
@@ -154,8 +89,9 @@ impl<'a> Segment<'a> {
         r.take("header", HEADER_LEN)?;
         let mut changes = Vec::new();
         while r.remaining() > 0 {
-            match entry(&mut r)? {
+            match entry::read(OBJECT, &mut r)? {
                 Entry::Change(change) => changes.push(change),
+                Entry::SlotEnd => return Err(r.bad("tag", "an end of a slot")),
                 Entry::Torn => return Ok(Segment { header, changes, ending: Ending::Torn }),
                 Entry::Continued => {
                     r.end()?;
@@ -167,49 +103,11 @@ impl<'a> Segment<'a> {
     }
 }
 
-fn entry<'a>(r: &mut Reader<'a>) -> FormatResult<Entry<'a>> {
-    if r.remaining() < HEAD_LEN {
-        return Ok(Entry::Torn);
-    }
-    let at = r.offset();
-    let bytes = r.take("entry", HEAD_LEN)?;
-    // Offsets in errors are those of the segment.
-    let here = |e: FormatError| FormatError { offset: at + e.offset, ..e };
-    let mut h = Reader::new(OBJECT, check_trailing_crc(OBJECT, bytes).map_err(here)?);
-    let tag = h.u8("tag").map_err(here)?;
-    h.reserved("reserved", 7).map_err(here)?;
-    let (first, second) = (h.u64("first").map_err(here)?, h.u64("length").map_err(here)?);
-    let payload_crc = h.u32("payload crc").map_err(here)?;
-    let range = || {
-        let range = SectorRange::new(Sector(first), SectorCount(second));
-        let range = range.filter(|range| !range.is_empty());
-        range.ok_or_else(|| here(h.bad("range", format!("{second} sectors at {first}"))))
-    };
-    Ok(Entry::Change(match tag {
-        1 => {
-            let range = range()?;
-            match usize::try_from(range.len().bytes()) {
-                Ok(len) if len <= r.remaining() => {
-                    let data = r.take("payload", len)?;
-                    if crc32c::crc32c(data) != payload_crc {
-                        return Err(r.error("payload crc", Problem::Checksum));
-                    }
-                    Change::Data { start: range.start(), data }
-                }
-                _ => return Ok(Entry::Torn),
-            }
-        }
-        2 => Change::Zero(range()?),
-        3 => Change::Trim(range()?),
-        4 => Change::Resize(SectorCount(first)),
-        5 => return Ok(Entry::Continued),
-        _ => return Err(here(h.error("tag", Problem::Unsupported(tag.to_string())))),
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::entry::continued;
+    use crate::units::{Sector, SectorCount, SectorRange};
     use proptest::prelude::*;
 
     fn header() -> Header {
@@ -225,7 +123,7 @@ mod tests {
         let mut bytes = header().encode();
         let mut ends = vec![bytes.len()];
         for change in [
-            Change::Data { start: Sector(5), data },
+            Change::Data { start: Sector(5), offset: 3, data },
             Change::Zero(range(1, 2)),
             Change::Trim(range(3, 4)),
             Change::Resize(SectorCount(4096)),
@@ -254,7 +152,7 @@ mod tests {
             assert!(Segment::parse(&bytes[..cut]).is_err(), "cut at {cut}");
         }
         let first = Segment::parse(&bytes).unwrap().changes[0];
-        assert_eq!(first, Change::Data { start: Sector(5), data: &data });
+        assert_eq!(first, Change::Data { start: Sector(5), offset: 3, data: &data });
     }
 
     #[test]

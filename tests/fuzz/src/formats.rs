@@ -16,7 +16,9 @@ use objblk::format::page::{
     ItemRef, encode_chunk_page, encode_leaf, encode_map_page, parse_chunk_page, parse_leaf,
     parse_map_page,
 };
-use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, encode_json, parse_json};
+use objblk::format::pool::{
+    NameObject, PoolObject, TombstoneObject, encode_json, end_json, parse_json,
+};
 use objblk::format::record::Record;
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{FormatResult, VolumeId};
@@ -200,8 +202,13 @@ fn check_chunk_page(bytes: &[u8]) {
     }
 }
 
-/// Every object that is JSON.
+/// Every object that is JSON, as it is and with the checksum that it should have.
 pub fn json(data: &[u8]) {
+    json_as_it_is(data);
+    json_as_it_is(&end_json(data.to_vec()));
+}
+
+fn json_as_it_is(data: &[u8]) {
     check_json(data, PoolObject::parse, encode_json);
     check_json(data, VolumeObject::parse, encode_json);
     check_json(data, EpochObject::parse, encode_json);

@@ -1,0 +1,369 @@
+//! What is in a ring whose writer is gone.
+
+use super::format::{BATCH_HEADER_LEN, BatchHeader, RingId, SegmentHeader, Superblock};
+use super::stage::{Present, Used};
+use super::{BatchNumber, DATA, Geometry, Place, SUPERBLOCK_LEN, SlotIndex, Stage, Term};
+use crate::error::{Error, Result};
+use crate::format::VolumeId;
+use crate::format::codec::{FormatResult, Reader};
+use crate::journal::disk::{BLOCK, Blocks, Disk};
+use crate::journal::entry::{self, Change, Entry};
+use crate::units::Seq;
+use std::collections::{BTreeMap, VecDeque};
+
+/// What entries are a part of, in errors.
+const OBJECT: &str = "journal batch";
+
+/// A ring as its last writer left it.
+#[derive(Debug)]
+pub struct Found {
+    superblock: Superblock,
+    geometry: Geometry,
+    /// The last batch.
+    last: Option<BatchHeader>,
+    /// Slots before this one are known to be in the store.
+    committed: SlotIndex,
+    present: Present,
+}
+
+/// A segment, read.
+#[derive(Debug, Default)]
+struct Segment {
+    last: Option<BatchHeader>,
+    batches: Vec<(Place, SlotIndex, SlotIndex)>,
+    next: BatchNumber,
+    filled: u64,
+}
+
+fn damaged(disk: &dyn Disk, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    let error = Error::corrupt(format!("the journal {} is damaged", disk.name())).because(why);
+    error.hint(
+        "it is kept; without it, attach with --takeover: writes that only it has are lost then",
+    )
+}
+
+fn unreadable(disk: &dyn Disk, why: std::io::Error) -> Error {
+    Error::failed(format!("cannot read the journal {}", disk.name())).because(why)
+}
+
+fn unwritable(disk: &dyn Disk, why: std::io::Error) -> Error {
+    let error = Error::failed(format!("cannot write the journal {}", disk.name())).because(why);
+    error.hint("use a journal on another disk, or attach with --durability object")
+}
+
+async fn read_superblock(disk: &dyn Disk) -> Result<Option<Superblock>> {
+    let mut found: Option<Superblock> = None;
+    let mut wrong = Vec::new();
+    for copy in [0, 1] {
+        let place = copy * SUPERBLOCK_LEN as u64;
+        let blocks = disk.read(place, SUPERBLOCK_LEN).await.map_err(|e| unreadable(disk, e))?;
+        match Superblock::parse(blocks.bytes()) {
+            Ok(superblock)
+                if found.as_ref().is_none_or(|f| f.generation < superblock.generation) =>
+            {
+                found = Some(superblock);
+            }
+            Ok(_) => {}
+            Err(e) => wrong.push((e, blocks.bytes().iter().all(|byte| *byte == 0))),
+        }
+    }
+    match (found, wrong.pop()) {
+        (Some(found), _) => Ok(Some(found)),
+        // The first superblock of all was cut off: nothing else was written yet.
+        (None, Some((_, true))) | (None, None) => Ok(None),
+        (None, Some((e, false))) => Err(damaged(disk, e)),
+    }
+}
+
+async fn write_superblock(disk: &dyn Disk, superblock: &Superblock) -> Result<()> {
+    let Some(bytes) = superblock.encode() else {
+        let text = format!("the journal {} has no room for one more claim", disk.name());
+        return Err(Error::failed(text).hint("attach once when the store answers"));
+    };
+    let mut blocks = Blocks::zeroed(SUPERBLOCK_LEN);
+    blocks.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
+    let place = (superblock.generation + 1) % 2 * SUPERBLOCK_LEN as u64;
+    disk.write(place, blocks).await.map(drop).map_err(|e| unwritable(disk, e))
+}
+
+/// Notes that an epoch is going to be claimed with `nonce` for this ring; makes a new ring where
+/// `found` has none, or where it is `None`.
+///
+/// # Errors
+/// Usage: the disk is too small. Failed: it cannot be written.
+pub async fn note_claim(
+    disk: &dyn Disk,
+    volume: VolumeId,
+    found: Option<Found>,
+    nonce: &str,
+) -> Result<Found> {
+    let mut found = match found {
+        Some(found) if found.last.is_some() => found,
+        other => {
+            let Some(geometry) = Geometry::for_size(disk.size()) else {
+                let least = super::SIZE_MIN >> 20;
+                let text = format!("the journal {} is too small", disk.name());
+                return Err(Error::usage(text).hint(format!("it needs at least {} MiB", least + 1)));
+            };
+            Found::blank(volume, geometry, nonce, other.map_or(0, |f| f.superblock.generation))
+        }
+    };
+    found.superblock.generation += 1;
+    found.superblock.claims.push(nonce.into());
+    write_superblock(disk, &found.superblock).await?;
+    Ok(found)
+}
+
+impl Found {
+    fn blank(volume: VolumeId, geometry: Geometry, nonce: &str, generation: u64) -> Found {
+        let Geometry { segment, segments } = geometry;
+        let ring = RingId::of_claim(nonce);
+        let claims = Vec::new();
+        let superblock = Superblock { volume, ring, generation, segment, segments, claims };
+        let present = Present {
+            next: BatchNumber(0),
+            filled: 0,
+            used: VecDeque::new(),
+            places: BTreeMap::new(),
+        };
+        Found { superblock, geometry, last: None, committed: SlotIndex(0), present }
+    }
+
+    /// Reads a ring. `None` where there is none on the disk.
+    ///
+    /// # Errors
+    /// Corrupt: it is damaged, other than at its tail. Failed: it cannot be read.
+    pub async fn read(disk: &dyn Disk) -> Result<Option<Found>> {
+        let Some(superblock) = read_superblock(disk).await? else { return Ok(None) };
+        let geometry = Geometry { segment: superblock.segment, segments: superblock.segments };
+        let Some(geometry) = geometry.checked(disk.size()) else {
+            return Err(damaged(disk, format!("{geometry:?} on {} bytes", disk.size())));
+        };
+        let ring = superblock.ring;
+        let headers = read_headers(disk, ring, geometry).await?;
+        let mut found =
+            Found { superblock, ..Found::blank(VolumeId::from_bytes([0; 16]), geometry, "", 0) };
+        let Some(newest) = headers.last() else { return Ok(Some(found)) };
+        let mut segment = read_segment(disk, geometry, newest).await?;
+        if segment.last.is_none()
+            && let [.., before, _] = &headers[..]
+        {
+            segment = read_segment(disk, geometry, before).await?;
+        }
+        let told = segment.last.map_or(SlotIndex(0), |batch| batch.committed);
+        found.committed = told.max(newest.committed);
+        let tail = headers.partition_point(|header| header.slot <= found.committed).max(1) - 1;
+        if headers[tail].number.0 > 0 && headers[tail].slot > found.committed {
+            return Err(damaged(disk, "a segment is missing"));
+        }
+        found.take_in(disk, &headers[tail..]).await?;
+        Ok(Some(found))
+    }
+
+    async fn take_in(&mut self, disk: &dyn Disk, headers: &[SegmentHeader]) -> Result<()> {
+        for (at, header) in headers.iter().enumerate() {
+            let segment = read_segment(disk, self.geometry, header).await?;
+            if let Some(following) = headers.get(at + 1)
+                && segment.next != following.batch
+            {
+                let (has, needs) = (segment.next.0, following.batch.0);
+                return Err(damaged(disk, format!("batch {has} of {needs} is lost")));
+            }
+            let last = segment.batches.iter().map(|(_, _, last)| *last).max();
+            let last = last.unwrap_or(header.slot).max(header.slot);
+            self.present.used.push_back(Used { number: header.number, last });
+            for (place, first, last) in segment.batches {
+                for slot in first.max(self.committed).0..=last.0 {
+                    self.present.places.entry(SlotIndex(slot)).or_default().push(place);
+                }
+            }
+            self.last = segment.last.or(self.last);
+            (self.present.next, self.present.filled) = (segment.next, segment.filled);
+        }
+        Ok(())
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> VolumeId {
+        self.superblock.volume
+    }
+
+    /// The term of its last writer, if anything was written.
+    pub fn term(&self) -> Option<Term> {
+        self.last.map(|batch| batch.term)
+    }
+
+    /// Whether an epoch was claimed with `nonce` for this ring.
+    pub fn is_own_claim(&self, nonce: &str) -> bool {
+        self.superblock.claims.iter().any(|claim| claim == nonce)
+    }
+
+    /// The first slot that the log does not have, where the last term ended at the slot `end` of the
+    /// log. `None`: the log lacks what it had once.
+    pub fn first_lacking(&self, end: Seq) -> Option<SlotIndex> {
+        let first = self.term()?.index(end);
+        (first >= self.committed).then_some(first)
+    }
+
+    /// The slots that have entries and may not be in the store, and the bytes of their batches.
+    pub fn uncommitted(&self) -> (u64, u64) {
+        let places: Vec<&Place> = self.present.places.values().flatten().collect();
+        let bytes = places.iter().map(|place| u64::from(place.len)).sum();
+        (self.present.places.len() as u64, bytes)
+    }
+
+    /// The slot after the last one that has an entry.
+    pub fn next_slot(&self) -> SlotIndex {
+        let last = self.present.places.last_key_value().map(|(slot, _)| slot.next());
+        last.unwrap_or_default().max(self.committed)
+    }
+
+    /// The number of the batch after the last one.
+    pub fn next_batch(&self) -> BatchNumber {
+        self.present.next
+    }
+
+    /// Goes on writing it, in a term whose first slots of the log are the slots from `term.base`
+    /// on. The first batch taken makes that known.
+    pub fn resume(self, term: Term) -> Stage {
+        Stage::new(self.superblock.ring, self.geometry, term, self.present)
+    }
+
+    /// The superblock of a term that has begun: its claim is the only one that counts.
+    ///
+    /// # Errors
+    /// Failed: it cannot be written.
+    pub async fn settle(disk: &dyn Disk, nonce: &str) -> Result<()> {
+        let Some(mut superblock) = read_superblock(disk).await? else {
+            return Err(damaged(disk, "it has no superblock any more"));
+        };
+        superblock.generation += 1;
+        superblock.claims = vec![nonce.to_owned()];
+        write_superblock(disk, &superblock).await
+    }
+}
+
+/// The headers of the segments, from the oldest of an unbroken run to the newest.
+async fn read_headers(
+    disk: &dyn Disk,
+    ring: RingId,
+    geometry: Geometry,
+) -> Result<Vec<SegmentHeader>> {
+    let mut headers = Vec::new();
+    for at in 0..u64::from(geometry.segments) {
+        let place = DATA + at * geometry.segment;
+        let block = disk.read(place, BLOCK).await.map_err(|e| unreadable(disk, e))?;
+        let header = SegmentHeader::parse(block.bytes()).ok();
+        headers.extend(header.filter(|h| h.ring == ring && geometry.place(h.number) == place));
+    }
+    headers.sort_by_key(|header| header.number);
+    let gap = headers.windows(2).rposition(|pair| pair[0].number.0 + 1 != pair[1].number.0);
+    headers.drain(..gap.map_or(0, |gap| gap + 1));
+    Ok(headers)
+}
+
+async fn read_segment(
+    disk: &dyn Disk,
+    geometry: Geometry,
+    header: &SegmentHeader,
+) -> Result<Segment> {
+    let start = geometry.place(header.number);
+    let len = geometry.segment as usize;
+    let blocks = disk.read(start, len).await.map_err(|e| unreadable(disk, e))?;
+    let bytes = blocks.bytes();
+    let mut segment = Segment { next: header.batch, ..Segment::default() };
+    let mut at = BLOCK;
+    while let Some((batch, entries)) = batch_at(bytes, at, header.ring) {
+        if batch.number != segment.next {
+            break;
+        }
+        let last = last_slot(batch.slot, entries).map_err(|e| damaged(disk, e))?;
+        let padded = (BATCH_HEADER_LEN + entries.len()).next_multiple_of(BLOCK);
+        let place = Place { offset: start + at as u64, len: padded as u32 };
+        if let Some(last) = last {
+            segment.batches.push((place, batch.slot, last));
+        }
+        (segment.last, segment.next) = (Some(batch), batch.number.next());
+        at += padded;
+    }
+    segment.filled = at as u64;
+    // One is written when the one before is durable: a later one shows that this one was.
+    let later = (at..len).step_by(BLOCK).filter_map(|at| batch_at(bytes, at, header.ring));
+    match later.map(|(batch, _)| batch.number).find(|number| *number > segment.next) {
+        Some(later) => {
+            let why = format!("batch {} is lost, and {} is there", segment.next.0, later.0);
+            Err(damaged(disk, why))
+        }
+        None => Ok(segment),
+    }
+}
+
+fn batch_at(segment: &[u8], at: usize, ring: RingId) -> Option<(BatchHeader, &[u8])> {
+    let parsed = BatchHeader::parse(segment.get(at..)?).ok();
+    parsed.filter(|(batch, _)| batch.ring == ring)
+}
+
+/// The slot of the last entry.
+fn last_slot(first: SlotIndex, entries: &[u8]) -> FormatResult<Option<SlotIndex>> {
+    let (mut slot, mut last) = (first, None);
+    walk(entries, |entry| {
+        last = Some(slot);
+        if entry == Entry::SlotEnd {
+            slot = slot.next();
+        }
+    })?;
+    Ok(last)
+}
+
+fn walk<'a>(entries: &'a [u8], mut visit: impl FnMut(Entry<'a>)) -> FormatResult<()> {
+    let mut r = Reader::new(OBJECT, entries);
+    while r.remaining() > 0 {
+        match entry::read(OBJECT, &mut r)? {
+            Entry::Torn | Entry::Continued => return Err(r.bad("entry", "it is not whole")),
+            entry => visit(entry),
+        }
+    }
+    Ok(())
+}
+
+/// The batches that have the entries of one slot.
+#[derive(Debug)]
+pub struct Slots {
+    index: SlotIndex,
+    batches: Vec<Blocks>,
+}
+
+/// Reads the batches of the slot `index`.
+///
+/// # Errors
+/// They cannot be read.
+pub async fn read_slot(
+    disk: &dyn Disk,
+    (index, places): (SlotIndex, Vec<Place>),
+) -> std::io::Result<Slots> {
+    let mut batches = Vec::with_capacity(places.len());
+    for place in places {
+        batches.push(disk.read(place.offset, place.len as usize).await?);
+    }
+    Ok(Slots { index, batches })
+}
+
+impl Slots {
+    /// The changes of the slot, in order.
+    ///
+    /// # Errors
+    /// The place was used again, or is damaged.
+    pub fn changes(&self) -> FormatResult<Vec<Change<'_>>> {
+        let mut changes = Vec::new();
+        for batch in &self.batches {
+            let (header, entries) = BatchHeader::parse(batch.bytes())?;
+            let mut slot = header.slot;
+            walk(entries, |entry| match entry {
+                Entry::Change(change) if slot == self.index => changes.push(change),
+                Entry::SlotEnd => slot = slot.next(),
+                _ => {}
+            })?;
+        }
+        Ok(changes)
+    }
+}
