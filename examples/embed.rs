@@ -21,7 +21,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     let id = pool.create(&"data".parse()?, new).await?;
 
     let env = Env { runtime: Handle::current(), clock: Arc::new(SystemClock) };
-    let stores = Stores { setup: store.clone(), live: store };
+    let stores = Stores::one(store);
     let (owner, options) = (Host::local()?.owner(), VolumeOptions::default());
     let volume = Volume::open(env, stores, id, owner, options).await?;
 

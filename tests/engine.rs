@@ -16,10 +16,14 @@ mod disk;
 mod durability;
 #[path = "engine/file_disk.rs"]
 mod file_disk;
+#[path = "engine/idle.rs"]
+mod idle;
 #[path = "engine/local.rs"]
 mod local;
 #[path = "engine/model.rs"]
 mod model;
+#[path = "engine/patience.rs"]
+mod patience;
 #[path = "engine/recover.rs"]
 mod recover;
 #[path = "engine/rig.rs"]

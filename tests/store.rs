@@ -18,6 +18,8 @@ mod fault_proxy;
 mod http;
 #[path = "store/layers.rs"]
 mod layers;
+#[path = "store/limit.rs"]
+mod limit;
 #[path = "store/probe.rs"]
 mod probe;
 #[path = "support/proxy.rs"]
@@ -33,7 +35,7 @@ mod storm;
 
 use objblk::store::Store;
 use objblk::store::dir::DirStore;
-use objblk::store::limit::LimitStore;
+use objblk::store::limit::{Bounds, Class, Limiter};
 use objblk::store::memory::MemoryStore;
 use objblk::store::metrics::MetricsStore;
 use objblk::store::retry::{RetryPolicy, RetryStore};
@@ -71,8 +73,9 @@ impl Fixture {
         let mut fixture = Fixture::s3().await;
         fixture.store = Arc::new(MetricsStore::new(fixture.store));
         let rng = StdRng::seed_from_u64(1);
-        fixture.store = Arc::new(RetryStore::new(fixture.store, RetryPolicy::default(), rng));
-        fixture.store = Arc::new(LimitStore::new(fixture.store, 8, 6));
+        let limiter = Arc::new(Limiter::new(Bounds { total: 8, writes: 6 }));
+        let retry = RetryStore::new(fixture.store, RetryPolicy::default(), rng);
+        fixture.store = Arc::new(retry.through(limiter, Class::Foreground));
         fixture
     }
 

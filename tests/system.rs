@@ -51,6 +51,8 @@ mod local_kill;
 mod local_lost;
 #[path = "system/local_outage.rs"]
 mod local_outage;
+#[path = "system/long_outage.rs"]
+mod long_outage;
 #[path = "support/nbd.rs"]
 mod nbd;
 #[path = "system/outage.rs"]

@@ -1,8 +1,12 @@
 //! What was typed. What it means is for the verbs' own files.
 
+use super::{duration, size};
+use crate::daemon::JournalSpec;
+use crate::error::{Error, Result};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Linux block devices whose bytes live in an object store.
 #[derive(Debug, Parser)]
@@ -76,6 +80,9 @@ pub(super) enum Verb {
     /// Serve volumes over a network protocol until told to end
     #[command(subcommand)]
     Serve(Serve),
+    /// Journals that are left on this host
+    #[command(subcommand)]
+    Journal(Journal),
     /// Show what is attached on this host
     Status { name: Option<String> },
     /// Change the size of a volume that is not attached
@@ -151,6 +158,9 @@ pub(super) struct Attach {
     pub(super) foreground: bool,
 }
 
+/// The smallest journal, in bytes.
+const JOURNAL_MIN: u64 = 16 << 20;
+
 /// How volumes are opened.
 #[derive(Args, Debug)]
 pub(super) struct Open {
@@ -163,6 +173,83 @@ pub(super) struct Open {
     /// Take the volume from an owner that has not closed it: that one is fenced
     #[arg(long)]
     pub(super) takeover: bool,
+    /// What a flush promises: object, the store has it; local, a journal on this host has it, and
+    /// the store follows within seconds
+    #[arg(long, value_name = "CLASS", default_value = "object", value_parser = ["object", "local"])]
+    pub(super) durability: String,
+    /// The directory of the journals, on a local disk (with --durability local)
+    #[arg(long, value_name = "DIR")]
+    pub(super) journal: Option<PathBuf>,
+    /// Size of the journal of each volume: how much an outage of the store may keep waiting
+    #[arg(long, value_name = "S", default_value = "1G")]
+    pub(super) journal_size: String,
+    /// The most that may be lost with this host, a time (30s) or a size (1G): writers wait rather
+    /// than exceed it; may be given twice
+    #[arg(long, value_name = "LAG", value_delimiter = '|')]
+    pub(super) max_lag: Vec<String>,
+    /// Fail a request with EIO that takes longer (500ms, 30s, 2m); otherwise it waits for as long as
+    /// the store takes. The device goes on, and a write that failed so may still happen
+    #[arg(long, value_name = "T")]
+    pub(super) io_timeout: Option<String>,
+    /// Time between two looks whether somebody took the volume over, the only requests of an idle
+    /// volume; 0 or off: none, the next write finds out
+    #[arg(long, value_name = "T", default_value = "10s")]
+    pub(super) heartbeat: String,
+}
+
+impl Open {
+    /// What `--durability` and the flags of the journal say.
+    pub(super) fn journal(&self) -> Result<Option<JournalSpec>> {
+        let folder = match (self.durability.as_str(), &self.journal) {
+            ("local", Some(folder)) => folder,
+            ("local", None) => {
+                return Err(Error::usage("--durability local needs a journal")
+                    .hint("name a directory on a local disk with --journal"));
+            }
+            (_, Some(_)) => {
+                return Err(Error::usage("--journal is of no use with --durability object")
+                    .hint("add --durability local"));
+            }
+            (_, None) if !self.max_lag.is_empty() => {
+                return Err(Error::usage("--max-lag is of no use with --durability object"));
+            }
+            (_, None) => return Ok(None),
+        };
+        if self.read_only {
+            return Err(Error::usage("a volume that is only read has no journal"));
+        }
+        let absolute = std::path::absolute(folder)
+            .map_err(|e| Error::usage("--journal is no path").because(e))?;
+        let size = size::parse("--journal-size", &self.journal_size)?;
+        if size < JOURNAL_MIN {
+            let least = size::show(JOURNAL_MIN);
+            return Err(Error::usage(format!("a journal has at least {least}")));
+        }
+        let mut spec = JournalSpec {
+            folder: absolute,
+            size: size.next_multiple_of(4096),
+            max_lag_bytes: None,
+            max_lag: None,
+        };
+        for lag in &self.max_lag {
+            match duration::parse_some("--max-lag", lag) {
+                Ok(time) => spec.max_lag = Some(time),
+                Err(_) => spec.max_lag_bytes = Some(size::parse("--max-lag", lag)?),
+            }
+        }
+        Ok(Some(spec))
+    }
+
+    /// What `--io-timeout` says.
+    pub(super) fn io_timeout(&self) -> Result<Option<Duration>> {
+        let text = self.io_timeout.as_deref();
+        text.map(|text| duration::parse_some("--io-timeout", text)).transpose()
+    }
+
+    /// What `--heartbeat` says.
+    pub(super) fn heartbeat(&self) -> Result<Option<Duration>> {
+        duration::parse_or_off("--heartbeat", &self.heartbeat)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -186,6 +273,26 @@ pub(super) struct ServeNbd {
     pub(super) listen: Option<String>,
     #[command(flatten)]
     pub(super) open: Open,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Journal {
+    /// Show the journals in a directory, and what they hold that the store may lack
+    List {
+        /// The directory
+        #[arg(long, value_name = "DIR")]
+        journal: PathBuf,
+    },
+    /// Give up the journal of a volume, with all that only it has
+    Discard {
+        name: String,
+        /// The directory
+        #[arg(long, value_name = "DIR")]
+        journal: PathBuf,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

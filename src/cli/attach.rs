@@ -3,7 +3,8 @@
 use super::{Context, args, render, size};
 use crate::daemon::client::{detach as end, find};
 use crate::daemon::{
-    DoorSpec, KnownTarget, Outcome, Phase, Ready, RunDir, TargetSpec, run_foreground, spawn,
+    DoorSpec, KnownTarget, Outcome, Phase, Ready, RunDir, TargetSpec, default_heartbeat,
+    run_foreground, spawn,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::VolumeName;
@@ -24,6 +25,9 @@ pub(super) fn plain(location: Location, name: VolumeName) -> TargetSpec {
         recover: None,
         cache_bytes: CACHE_BYTES,
         door: DoorSpec::Ublk { queues: 1, depth: 128, recovery: true },
+        journal: None,
+        io_timeout: None,
+        heartbeat: default_heartbeat(),
     }
 }
 
@@ -50,6 +54,9 @@ pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()
             depth: attach.depth,
             recovery: !attach.no_recovery,
         },
+        journal: attach.open.journal()?,
+        io_timeout: attach.open.io_timeout()?,
+        heartbeat: attach.open.heartbeat()?,
         ..plain(context.location()?, attach.name.parse()?)
     };
     let show = |ready: &Ready| {
@@ -101,7 +108,8 @@ pub(super) async fn detach(context: &Context, what: &str, force: bool) -> Result
     let documents = target.state.volumes.iter().map(|volume| {
         json!({
             "name": volume.name, "id": volume.id, "device": volume.device,
-            "lost_bytes": outcome.lost_bytes, "failure": outcome.failure,
+            "lost_bytes": outcome.lost_bytes, "kept_bytes": outcome.kept_bytes,
+            "failure": outcome.failure,
             "trouble": outcome.trouble, "was_dead": !target.alive,
         })
     });
@@ -127,6 +135,12 @@ fn warn(target: &KnownTarget, what: &str, outcome: &Outcome) {
     }
     if let Some(trouble) = &outcome.trouble {
         eprintln!("objblk: not ended in order: {trouble}");
+    }
+    if outcome.kept_bytes > 0 {
+        eprintln!(
+            "objblk: the journal keeps {} for the next attach on this host",
+            size::show(outcome.kept_bytes)
+        );
     }
     if outcome.lost_bytes > 0 {
         eprintln!("objblk: {} were never stored and are lost", size::show(outcome.lost_bytes));

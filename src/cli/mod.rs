@@ -7,6 +7,8 @@ mod args;
 mod attach;
 mod catalogue;
 mod confirm;
+pub mod duration;
+mod journal;
 mod logging;
 mod pool;
 mod recover;
@@ -20,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pool::VolumeName;
 use crate::pool::backend::Backend;
 use crate::settings::{Location, Named};
-use args::{Cli, Global, Pool, Serve, Verb};
+use args::{Cli, Global, Journal, Pool, Serve, Verb};
 use clap::{CommandFactory, Parser};
 use logging::Logging;
 use std::ffi::OsString;
@@ -84,6 +86,10 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Detach { what, force } => attach::detach(context, &what, force).await,
         Verb::Recover { what } => recover::recover(context, what.as_deref()).await,
         Verb::Serve(Serve::Nbd(serve)) => serve::nbd(context, serve).await,
+        Verb::Journal(Journal::List { journal }) => journal::list(context, &journal).await,
+        Verb::Journal(Journal::Discard { name, journal, yes }) => {
+            journal::discard(context, &name, &journal, yes).await
+        }
         Verb::Status { name } => status::status(context, name.as_deref()).await,
         Verb::Resize { name, size, shrink } => {
             volume::resize(context, &name.parse()?, &size, shrink).await

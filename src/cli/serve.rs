@@ -34,6 +34,9 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
         cache_bytes: size::parse("--mem-cache", &serve.open.mem_cache)?,
         door: DoorSpec::Nbd { listen },
         volumes,
+        journal: serve.open.journal()?,
+        io_timeout: serve.open.io_timeout()?,
+        heartbeat: serve.open.heartbeat()?,
     };
     let show = |ready: &Ready| {
         let exports = ready.volumes.iter().map(|volume| {

@@ -4,6 +4,7 @@ use super::{Context, render, size};
 use crate::daemon::client;
 use crate::daemon::{Attached, KnownTarget, RunDir, TargetStatus, VolumeReport};
 use crate::error::Result;
+use crate::volume::JournalStatus;
 use serde::Serialize;
 
 /// An attached volume.
@@ -20,11 +21,24 @@ struct Line {
     size: Option<u64>,
     epoch: Option<u64>,
     dirty_bytes: Option<u64>,
+    /// What a flush promises.
+    durability: Option<String>,
+    commit_lag: Option<Lag>,
+    journal: Option<JournalStatus>,
     recoverable: Option<bool>,
     failure: Option<String>,
     cache: Option<Cache>,
     requests: serde_json::Value,
     store_requests: serde_json::Value,
+}
+
+/// What would be lost if this host vanished now, and the most that it was.
+#[derive(Debug, Serialize)]
+struct Lag {
+    bytes: u64,
+    ms: u64,
+    max_bytes: u64,
+    max_ms: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -97,6 +111,14 @@ fn line(target: &KnownTarget, volume: &Attached, told: &Result<Option<TargetStat
         size: report.map(|r| r.size),
         epoch: report.map(|r| r.epoch),
         dirty_bytes: report.map(|r| r.dirty_bytes),
+        durability: report.map(durability),
+        commit_lag: report.map(|r| Lag {
+            bytes: r.dirty_bytes,
+            ms: r.lag_ms,
+            max_bytes: r.max_dirty_bytes,
+            max_ms: r.max_lag_ms,
+        }),
+        journal: report.and_then(|r| r.journal.clone()),
         recoverable: report.map(|r| r.recoverable),
         failure: match told {
             Err(e) => Some(e.to_string()),
@@ -108,6 +130,15 @@ fn line(target: &KnownTarget, volume: &Attached, told: &Result<Option<TargetStat
             Ok(Some(status)) => status.store.clone(),
             _ => serde_json::Value::Null,
         },
+    }
+}
+
+fn durability(report: &VolumeReport) -> String {
+    let failure = report.journal.as_ref().and_then(|journal| journal.failure.as_ref());
+    match (report.durable_locally, failure) {
+        (true, _) => "local".into(),
+        (false, Some(why)) => format!("object ({why})"),
+        (false, None) => "object".into(),
     }
 }
 
@@ -164,6 +195,16 @@ fn details(line: &Line) -> String {
         ("cache hits", hit_rate(line)),
         ("cached", or_dash(line.cache.as_ref(), |cache| size::show(cache.bytes))),
     ];
+    if let Some(lag) = &line.commit_lag {
+        let show = |bytes, ms: u64| format!("{}, {:.1} s", size::show(bytes), ms as f64 / 1000.0);
+        fields.push(("durability", or_dash(line.durability.clone(), |class| class)));
+        fields.push(("commit lag", show(lag.bytes, lag.ms)));
+        fields.push(("at most", show(lag.max_bytes, lag.max_ms)));
+    }
+    if let Some(journal) = &line.journal {
+        let (used, size) = (size::show(journal.used_bytes), size::show(journal.size));
+        fields.push(("journal", format!("{}, {used} of {size} used", journal.path)));
+    }
     if let Some(failure) = &line.failure {
         fields.push(("failure", failure.clone()));
     }

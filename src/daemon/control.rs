@@ -7,6 +7,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::pool::VolumeName;
+use crate::volume::JournalStatus;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
@@ -107,6 +108,16 @@ pub struct VolumeReport {
     pub read_only: bool,
     /// Bytes written that the store does not have yet.
     pub dirty_bytes: u64,
+    /// How long the oldest of them has waited, in milliseconds.
+    pub lag_ms: u64,
+    /// The most that `dirty_bytes` was.
+    pub max_dirty_bytes: u64,
+    /// The most that `lag_ms` was.
+    pub max_lag_ms: u64,
+    /// Flushes count on its journal.
+    pub durable_locally: bool,
+    /// Its journal, if it has one.
+    pub journal: Option<JournalStatus>,
     /// Its device would outlive the death of its process.
     #[serde(default)]
     pub recoverable: bool,
@@ -127,6 +138,8 @@ pub struct VolumeReport {
 pub struct Outcome {
     /// Bytes that were written and never stored.
     pub lost_bytes: u64,
+    /// Bytes that the store lacks and the journal keeps for the next owner on this host.
+    pub kept_bytes: u64,
     /// Why a volume had failed before, if one had.
     pub failure: Option<String>,
     /// Another owner has the volume.

@@ -143,6 +143,8 @@ async fn open(
         mode: Mode::Recover,
         mirror: Some(run_dir.mirror(id)),
         cache_bytes: spec.cache_bytes,
+        io_timeout: spec.io_timeout,
+        watch_every: spec.heartbeat,
         ..VolumeOptions::default()
     };
     let (stores, owner) = (backend.stores.clone(), Host::local()?.owner());

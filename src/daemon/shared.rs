@@ -4,7 +4,7 @@ use super::spec::TargetSpec;
 use super::state::{Attached, Serving};
 use crate::format::VolumeId;
 use crate::pool::backend::Backend;
-use crate::volume::Volume;
+use crate::volume::{Durability, Volume};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::RwLock;
@@ -125,6 +125,11 @@ impl Shared {
                 epoch: now.epoch,
                 read_only: now.read_only,
                 dirty_bytes: now.dirty_bytes,
+                lag_ms: now.lag_ms,
+                max_dirty_bytes: now.max_dirty_bytes,
+                max_lag_ms: now.max_lag_ms,
+                durable_locally: now.durability == Durability::Local,
+                journal: now.journal,
                 recoverable: now.recoverable,
                 failure: now.failure,
                 cache_hits: now.cache_hits,

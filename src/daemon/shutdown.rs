@@ -149,13 +149,13 @@ impl End<'_> {
         let mut open = self.shared.sound();
         outcome.lost_bytes = self.shared.failed().iter().map(Volume::abandon).sum();
         if self.callers.deadline().is_some_and(|at| at <= Instant::now()) {
-            outcome.lost_bytes += open.drain(..).map(|volume| volume.abandon()).sum::<u64>();
+            leave(open.drain(..), &mut outcome).await;
         }
         if let Some(door) = self.shared.take_door().await {
             self.stop(door, &mut open, &mut outcome).await;
         }
         for volume in open {
-            outcome.lost_bytes += self.close(&volume, &mut outcome).await;
+            self.close(&volume, &mut outcome).await;
         }
         if outcome.lost_bytes > 0 {
             tracing::error!("{} bytes were never stored", outcome.lost_bytes);
@@ -169,7 +169,7 @@ impl End<'_> {
             Waited::Done(stopped) => stopped,
             Waited::Forced | Waited::CalledOff => {
                 // Its requests wait for the store: they fail now, and it can end.
-                outcome.lost_bytes += open.drain(..).map(|volume| volume.abandon()).sum::<u64>();
+                leave(open.drain(..), outcome).await;
                 work.await
             }
         };
@@ -182,11 +182,11 @@ impl End<'_> {
         }
     }
 
-    /// Closes the volume, however long the store takes. Returns the bytes that were given up.
-    async fn close(&mut self, volume: &Volume, outcome: &mut Outcome) -> u64 {
+    /// Closes the volume, however long the store takes.
+    async fn close(&mut self, volume: &Volume, outcome: &mut Outcome) {
         let mut work = pin!(volume.close());
         match self.attend(Phase::Closing, work.as_mut()).await {
-            Waited::Done(Ok(())) => return 0,
+            Waited::Done(Ok(())) => return,
             Waited::Done(Err(e)) if e.kind() == ErrorKind::Fenced => {
                 outcome.failure.get_or_insert(e.to_string());
                 outcome.fenced = true;
@@ -197,7 +197,16 @@ impl End<'_> {
             }
             Waited::Forced | Waited::CalledOff => {}
         }
-        volume.abandon()
+        leave(std::iter::once(volume.clone()), outcome).await;
+    }
+}
+
+/// Gives the volumes up: their journals keep what the store lacks, where they have such.
+async fn leave(volumes: impl Iterator<Item = Volume>, outcome: &mut Outcome) {
+    for volume in volumes {
+        let left = volume.leave().await;
+        outcome.lost_bytes += left.lost_bytes;
+        outcome.kept_bytes += left.kept_bytes;
     }
 }
 

@@ -1,7 +1,10 @@
 use crate::format::VolumeId;
 use crate::pool::VolumeName;
 use crate::settings::Location;
+use crate::volume::VolumeOptions;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// What a target is to do; goes to a background target as one line of JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +25,33 @@ pub struct TargetSpec {
     pub cache_bytes: u64,
     /// The frontend.
     pub door: DoorSpec,
+    /// Flushes count on a journal; without it they wait for the store.
+    #[serde(default)]
+    pub journal: Option<JournalSpec>,
+    /// Requests that take longer fail with EIO.
+    pub io_timeout: Option<Duration>,
+    /// How often an idle volume looks whether it was taken over.
+    #[serde(default = "default_heartbeat")]
+    pub heartbeat: Option<Duration>,
+}
+
+/// That of a volume nobody said otherwise for.
+pub fn default_heartbeat() -> Option<Duration> {
+    VolumeOptions::default().watch_every
+}
+
+/// The journals of a target's volumes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JournalSpec {
+    /// Where they are.
+    pub folder: PathBuf,
+    /// Size of one that is made, in bytes.
+    pub size: u64,
+    /// Bytes that the store lacks at which writers wait.
+    pub max_lag_bytes: Option<u64>,
+    /// Age of the oldest of them at which writers wait.
+    pub max_lag: Option<Duration>,
 }
 
 /// The frontend of a target.

@@ -2,6 +2,7 @@
 
 use super::control::Outcome;
 use super::door::{Door, Served};
+use super::journals;
 use super::orders::Order;
 use super::rundir::{Held, RunDir};
 use super::server;
@@ -15,7 +16,7 @@ use crate::format::VolumeId;
 use crate::host::Host;
 use crate::pool::backend::Backend;
 use crate::pool::{Standing, VolumeName, standing};
-use crate::volume::{Env, Mode, Volume, VolumeOptions, ownership};
+use crate::volume::{Env, Mode, Ownership, Volume, VolumeOptions, ownership};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -269,23 +270,61 @@ async fn open(
     mirror: Option<PathBuf>,
 ) -> Result<Volume> {
     let host = Host::local()?;
-    let standing = standing(&ownership(&*backend.stores.setup, id).await?, &host);
-    let mode = match (spec.read_only, &standing) {
+    let ownership = ownership(&*backend.stores.setup, id).await?;
+    let spec_of_journal = spec.journal.as_ref().filter(|_| !spec.read_only);
+    let journal = spec_of_journal.map(|spec| journals::open(spec, id)).transpose()?;
+    let opened = async {
+        let mode = mode(spec, name, &ownership, &host, journal.as_ref())?;
+        let options = VolumeOptions {
+            mode,
+            mirror,
+            journal: journal.as_ref().zip(spec.journal.as_ref()).map(|(j, spec)| j.options(spec)),
+            cache_bytes: spec.cache_bytes,
+            io_timeout: spec.io_timeout,
+            watch_every: spec.heartbeat,
+            ..VolumeOptions::default()
+        };
+        let owner = match &journal {
+            Some(journal) => journal.named_by(host.owner()),
+            None => host.owner(),
+        };
+        let stores = backend.stores.clone();
+        let opened = Volume::open(environment(), stores, id, owner, options).await;
+        opened.map_err(|e| e.context(format!("cannot open {name}")))
+    };
+    let opened = opened.await;
+    if let (Err(_), Some(journal)) = (&opened, journal) {
+        journal.undo();
+    }
+    opened
+}
+
+fn mode(
+    spec: &TargetSpec,
+    name: &VolumeName,
+    ownership: &Ownership,
+    host: &Host,
+    journal: Option<&journals::Opened>,
+) -> Result<Mode> {
+    let standing = standing(ownership, host);
+    let taking = Mode::ReadWrite { takeover: true };
+    Ok(match (spec.read_only, &standing) {
         (true, Standing::Free) => Mode::ReadOnly,
         (true, _) => {
             return Err(standing.refusal(name, "attach it without --read-only once"));
         }
         (false, Standing::Free) => Mode::ReadWrite { takeover: spec.takeover },
-        (false, Standing::Orphaned(dead)) => {
-            eprintln!("objblk: taking over {name} from process {}, which is dead", dead.pid);
-            Mode::ReadWrite { takeover: true }
-        }
-        (false, _) if spec.takeover => Mode::ReadWrite { takeover: true },
-        (false, _) => return Err(standing.refusal(name, "take it over with --takeover")),
-    };
-    let cache_bytes = spec.cache_bytes;
-    let options = VolumeOptions { mode, mirror, cache_bytes, ..VolumeOptions::default() };
-    let stores = backend.stores.clone();
-    let opened = Volume::open(environment(), stores, id, host.owner(), options).await;
-    opened.map_err(|e| e.context(format!("cannot open {name}")))
+        (false, _) if spec.takeover => taking,
+        (false, _) => match journals::succession(name, ownership, &standing, journal)? {
+            Some(mode) => mode,
+            None => match &standing {
+                Standing::Orphaned(dead) => {
+                    let pid = dead.pid;
+                    eprintln!("objblk: taking over {name} from process {pid}, which is dead");
+                    taking
+                }
+                _ => return Err(standing.refusal(name, "take it over with --takeover")),
+            },
+        },
+    })
 }

@@ -30,6 +30,14 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// The place lies outside, or the disk failed: then nothing more may be written to it.
     async fn write(&self, offset: u64, blocks: Blocks) -> io::Result<Blocks>;
 
+    /// Everything on it is in the store: nobody needs it any more.
+    ///
+    /// # Errors
+    /// It cannot be given back, and stays.
+    async fn retire(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Reads `len` bytes from `offset`, both multiples of [`BLOCK`].
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //!   whose server is replaced must not notice.
 //! * [`ring`]: a journal on a local disk, for flushes that are durable before the store has them. It
 //!   outlives a crash of the host.
-//! * [`disk`]: what that disk has to promise; [`uring`] is a real one.
+//! * [`disk`]: what that disk has to promise; [`uring`] is the real one.
 //! * [`entry`]: a change of a volume as both write it.
 
 pub mod disk;

@@ -121,6 +121,10 @@ impl Disk for FileDisk {
         self.ask(Job::Write, offset, blocks).await
     }
 
+    async fn retire(&self) -> io::Result<()> {
+        self.remove().map_err(io::Error::other)
+    }
+
     async fn read(&self, offset: u64, len: usize) -> io::Result<Blocks> {
         check_place(self.size, offset, len)?;
         self.ask(Job::Read, offset, Blocks::zeroed(len)).await

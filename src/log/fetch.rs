@@ -54,20 +54,19 @@ pub struct FrameTable {
 /// Fetches frames of committed chunks.
 #[derive(Debug)]
 pub struct Fetcher {
-    store: Arc<dyn Store>,
     tables: Mutex<LruCache<ChunkId, Arc<FrameTable>>>,
     flights: Flights<ChunkId, FetchResult<Arc<FrameTable>>>,
 }
 
-impl Fetcher {
-    /// A fetcher from `store`.
-    pub fn new(store: Arc<dyn Store>) -> Fetcher {
-        let tables = Mutex::new(LruCache::new(TABLES));
-        Fetcher { store, tables, flights: Flights::default() }
+impl Default for Fetcher {
+    fn default() -> Fetcher {
+        Fetcher { tables: Mutex::new(LruCache::new(TABLES)), flights: Flights::default() }
     }
+}
 
+impl Fetcher {
     /// The frame table of a chunk: from memory, or by one GET that concurrent callers share.
-    async fn table(&self, id: ChunkId) -> FetchResult<Arc<FrameTable>> {
+    async fn table(&self, store: &dyn Store, id: ChunkId) -> FetchResult<Arc<FrameTable>> {
         let known = |id| self.tables.lock().ok()?.get(&id).cloned();
         if let Some(table) = known(id) {
             return Ok(table);
@@ -77,7 +76,7 @@ impl Fetcher {
             Turn::Lead(lead) => {
                 let table = match known(id) {
                     Some(table) => Ok(table),
-                    None => self.fetch_table(id).await,
+                    None => fetch_table(store, id).await,
                 };
                 if let (Ok(table), Ok(mut tables)) = (&table, self.tables.lock()) {
                     tables.put(id, table.clone());
@@ -88,36 +87,33 @@ impl Fetcher {
         }
     }
 
-    async fn fetch_table(&self, id: ChunkId) -> FetchResult<Arc<FrameTable>> {
-        let header = fetch_header(&*self.store, id).await?;
-        Ok(Arc::new(FrameTable { frames: header.frames, header_len: header.header_len }))
-    }
-
-    /// The payloads of frames `range` of a chunk, by one ranged GET: one result a frame, since
+    /// The payloads of frames `range` of a chunk in `store`, by one ranged GET: one result a frame, since
     /// damage to one is none to the others.
     ///
     /// # Errors
     /// As a whole: the object is missing, its header is damaged, the store refuses.
     pub async fn frames(
         &self,
+        store: &dyn Store,
         id: ChunkId,
         range: Range<u32>,
     ) -> FetchResult<Vec<FetchResult<Bytes>>> {
-        let first = self.frames_once(id, &range).await?;
+        let first = self.frames_once(store, id, &range).await?;
         if first.iter().all(Result::is_ok) {
             return Ok(first);
         }
         // Damage in transit and damage in the store look the same once: only the second is final.
-        let second = self.frames_once(id, &range).await?;
+        let second = self.frames_once(store, id, &range).await?;
         Ok(first.into_iter().zip(second).map(|(a, b)| a.or(b)).collect())
     }
 
     async fn frames_once(
         &self,
+        store: &dyn Store,
         id: ChunkId,
         range: &Range<u32>,
     ) -> FetchResult<Vec<FetchResult<Bytes>>> {
-        let table = self.table(id).await?;
+        let table = self.table(store, id).await?;
         let damaged = |why| FetchError::Damaged { key: id.key(), why };
         let wanted = table.frames.get(range.start as usize..range.end as usize);
         let wanted = wanted.ok_or_else(|| damaged(no_such_frame(range)))?;
@@ -125,7 +121,7 @@ impl Fetcher {
             table.frames[..range.start as usize].iter().map(|f| u64::from(f.encoded_len)).sum();
         let len: u64 = wanted.iter().map(|f| u64::from(f.encoded_len)).sum();
         let offset = u64::from(table.header_len) + before;
-        let bytes = match self.store.get(&id.key(), GetRange::Part { offset, len }).await {
+        let bytes = match store.get(&id.key(), GetRange::Part { offset, len }).await {
             Ok(bytes) => bytes,
             // The object ends before these frames.
             Err(e) if e.kind == StoreErrorKind::Range => Bytes::new(),
@@ -146,6 +142,11 @@ impl Fetcher {
         });
         Ok(frames.collect())
     }
+}
+
+async fn fetch_table(store: &dyn Store, id: ChunkId) -> FetchResult<Arc<FrameTable>> {
+    let header = fetch_header(store, id).await?;
+    Ok(Arc::new(FrameTable { frames: header.frames, header_len: header.header_len }))
 }
 
 fn no_such_frame(range: &Range<u32>) -> FormatError {

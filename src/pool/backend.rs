@@ -1,14 +1,16 @@
 //! From a store's address to a pool that is ready for use.
 //!
 //! ```text
-//! base store -> (unfenced) -> limit -> metrics -> retry with a deadline    setup: answers a user
-//!                                             \-> retry for ever           live: serves a device
+//! base store -> (unfenced) -> metrics -> retry with a deadline          setup: answers a user
+//!                                    \-> retry for ever                 live: serves a device
+//!                                    \-> retry for ever, others first   background
 //! ```
+//! All three take turns by one limiter.
 
 use super::Pool;
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
-use crate::store::limit::LimitStore;
+use crate::store::limit::{Bounds, Class, Limiter};
 use crate::store::metrics::{MetricsSnapshot, MetricsStore};
 use crate::store::retry::{RetryPolicy, RetryStore};
 use crate::store::s3::S3Options;
@@ -23,9 +25,9 @@ use std::time::Duration;
 /// How long a user waits for an answer of the store before an error.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Requests under way at once, and those of them that write: enough to fill a 10 Gbit/s link
-/// with chunks of 4 MiB at 100 ms each.
-const REQUESTS: (usize, usize) = (64, 32);
+/// The most requests under way at once: enough to fill a 10 Gbit/s link with chunks of 4 MiB at
+/// 100 ms each.
+const REQUESTS: Bounds = Bounds { total: 64, writes: 32 };
 
 /// An open pool with the stores its volumes use.
 #[derive(Clone, Debug)]
@@ -104,11 +106,17 @@ impl Backend {
 }
 
 fn stack(base: Arc<dyn Store>) -> (Stores, Arc<MetricsStore>) {
-    let limited = Arc::new(LimitStore::new(base, REQUESTS.0, REQUESTS.1));
-    let metrics = Arc::new(MetricsStore::new(limited));
-    let retry = |deadline| -> Arc<dyn Store> {
+    let limiter = Arc::new(Limiter::new(REQUESTS));
+    let metrics = Arc::new(MetricsStore::new(base));
+    let retry = |deadline, class| -> Arc<dyn Store> {
         let policy = RetryPolicy { deadline, ..RetryPolicy::default() };
-        Arc::new(RetryStore::new(metrics.clone(), policy, StdRng::from_os_rng()))
+        let retry = RetryStore::new(metrics.clone(), policy, StdRng::from_os_rng());
+        Arc::new(retry.through(limiter.clone(), class))
     };
-    (Stores { setup: retry(Some(PATIENCE)), live: retry(None) }, metrics.clone())
+    let stores = Stores {
+        setup: retry(Some(PATIENCE), Class::Foreground),
+        live: retry(None, Class::Foreground),
+        background: retry(None, Class::Background),
+    };
+    (stores, metrics.clone())
 }

@@ -1,79 +1,165 @@
-//! A bound on the requests that are under way at once, with room kept for reads.
+//! Turns: a bound on the requests to a store that are under way at once, which adapts to what the
+//! store can take, with the important ones first.
 //!
-//! Every request takes one of `total` places; a write (put, delete) first takes one of `writes`
-//! places, so writes can never fill all of them and a read waits behind at most `writes` writers.
-//! Both queues are first come, first served: nothing starves. Dropping a future gives its place
-//! back.
+//! All that reach one store share one [`Limiter`]. It is no layer of its own: `retry` asks it for
+//! a turn before each attempt and tells it how the attempt ended. So it sees every refusal, an
+//! attempt's time limit does not run while it waits, nobody holds a turn while it pauses (but those
+//! that probe a dead store), and a request keeps its age over all its attempts. What it decides is
+//! in [`policy`].
+//!
+//! Dropping a future gives its turn, or its place in the line, back.
 
-use super::{GetRange, Key, ListPage, ObjectInfo, Store, StoreResult};
-use async_trait::async_trait;
-use bytes::Bytes;
-use std::sync::Arc;
-use tokio::sync::{Semaphore, SemaphorePermit};
+pub mod policy;
 
-/// Lets a bounded number of requests through at once.
+use super::{StoreError, StoreErrorKind};
+use policy::{Admission, Meaning, Outcome};
+pub use policy::{Bounds, Class, Kind, Ticket, Turn};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+use tokio::sync::{oneshot, watch};
+
+/// Gives turns; see the module.
 #[derive(Debug)]
-pub struct LimitStore {
-    inner: Arc<dyn Store>,
-    total: Semaphore,
-    writes: Semaphore,
+pub struct Limiter {
+    state: Mutex<State>,
+    /// Outages that are over.
+    heals: watch::Sender<u64>,
 }
 
-impl LimitStore {
-    /// Wraps `inner`: at most `total` requests at once, at most `writes` of them writes. Either is
-    /// at least one; more writes than `total` is the same as `total`.
-    pub fn new(inner: Arc<dyn Store>, total: usize, writes: usize) -> LimitStore {
-        let total = total.clamp(1, Semaphore::MAX_PERMITS);
-        LimitStore {
-            inner,
-            total: Semaphore::new(total),
-            writes: Semaphore::new(writes.clamp(1, total)),
+#[derive(Debug)]
+struct State {
+    admission: Admission,
+    waiting: BTreeMap<Ticket, oneshot::Sender<Turn>>,
+    /// Why the last request had no answer.
+    trouble: Option<String>,
+}
+
+/// The right to make an attempt, until it is dropped.
+#[derive(Debug)]
+pub struct Place<'a> {
+    limiter: &'a Limiter,
+    turn: Turn,
+}
+
+/// A place in the line.
+struct Waiting<'a> {
+    limiter: &'a Limiter,
+    ticket: Ticket,
+    kind: Kind,
+    class: Class,
+    turn: oneshot::Receiver<Turn>,
+}
+
+impl Limiter {
+    /// A limiter within these bounds.
+    pub fn new(bounds: Bounds) -> Limiter {
+        let admission = Admission::new(bounds);
+        let state = State { admission, waiting: BTreeMap::new(), trouble: None };
+        Limiter { state: Mutex::new(state), heals: watch::Sender::new(0) }
+    }
+
+    /// A ticket for a new request.
+    pub fn draw(&self) -> Ticket {
+        self.state().admission.draw()
+    }
+
+    /// Waits for the turn of `ticket`, which is used by one request only.
+    pub async fn turn(&self, ticket: Ticket, kind: Kind, class: Class) -> Place<'_> {
+        let (sender, turn) = oneshot::channel();
+        let mut waiting = Waiting { limiter: self, ticket, kind, class, turn };
+        {
+            let mut state = self.state();
+            state.admission.wait(ticket, kind, class);
+            state.waiting.insert(ticket, sender);
+            state.call();
+        }
+        let turn = (&mut waiting.turn).await.expect("who waits is called, never dropped");
+        Place { limiter: self, turn }
+    }
+
+    /// The width of a window: how many of a kind may be under way.
+    pub fn window(&self, kind: Kind) -> usize {
+        self.state().admission.window(kind)
+    }
+
+    /// The store counts as unreachable.
+    pub fn is_out(&self) -> bool {
+        self.state().admission.is_out()
+    }
+
+    /// Why requests have no answer at present, where the store is out.
+    pub fn trouble(&self) -> Option<String> {
+        let state = self.state();
+        state.trouble.clone().filter(|_| state.admission.is_out())
+    }
+
+    /// Outages that have ended so far.
+    pub fn heals(&self) -> u64 {
+        *self.heals.borrow()
+    }
+
+    /// Waits until more outages have ended than `seen`.
+    pub async fn healed(&self, seen: u64) {
+        // Fails only once the limiter is gone, which is borrowed.
+        let _ = self.heals.subscribe().wait_for(|heals| *heals > seen).await;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl State {
+    /// Calls everybody whose turn it is.
+    fn call(&mut self) {
+        while let Some((ticket, turn)) = self.admission.admit() {
+            let waiting = self.waiting.remove(&ticket);
+            if waiting.is_none_or(|waiting| waiting.send(turn).is_err()) {
+                self.admission.end(turn);
+            }
         }
     }
+}
 
-    async fn read_place(&self) -> SemaphorePermit<'_> {
-        self.total.acquire().await.expect("the semaphore is never closed")
-    }
-
-    async fn write_place(&self) -> (SemaphorePermit<'_>, SemaphorePermit<'_>) {
-        let write = self.writes.acquire().await.expect("the semaphore is never closed");
-        (write, self.read_place().await)
+impl<'a> Place<'a> {
+    /// Says how the attempt ended. The place is returned to who shall keep it over its pause.
+    pub fn report(self, error: Option<&StoreError>) -> Option<Place<'a>> {
+        let outcome = match error.map(|e| e.kind) {
+            Some(StoreErrorKind::Throttled) => Outcome::Throttled,
+            Some(StoreErrorKind::Unavailable) => Outcome::Silent,
+            _ => Outcome::Answered,
+        };
+        let meaning = {
+            let mut state = self.limiter.state();
+            if outcome == Outcome::Silent {
+                state.trouble = error.map(|e| e.detail.clone());
+            }
+            state.admission.report(self.turn, outcome)
+        };
+        if meaning == Meaning::Healed {
+            self.limiter.heals.send_modify(|heals| *heals += 1);
+        }
+        (meaning == Meaning::Probe).then_some(self)
     }
 }
 
-#[async_trait]
-impl Store for LimitStore {
-    fn url(&self) -> String {
-        self.inner.url()
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = self.limiter.state();
+        state.admission.end(self.turn);
+        state.call();
     }
+}
 
-    async fn get(&self, key: &Key, range: GetRange) -> StoreResult<Bytes> {
-        let _place = self.read_place().await;
-        self.inner.get(key, range).await
-    }
-
-    async fn put_if_absent(&self, key: &Key, body: Bytes) -> StoreResult<()> {
-        let _place = self.write_place().await;
-        self.inner.put_if_absent(key, body).await
-    }
-
-    async fn put(&self, key: &Key, body: Bytes) -> StoreResult<()> {
-        let _place = self.write_place().await;
-        self.inner.put(key, body).await
-    }
-
-    async fn delete(&self, keys: &[Key]) -> StoreResult<()> {
-        let _place = self.write_place().await;
-        self.inner.delete(keys).await
-    }
-
-    async fn head(&self, key: &Key) -> StoreResult<ObjectInfo> {
-        let _place = self.read_place().await;
-        self.inner.head(key).await
-    }
-
-    async fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> StoreResult<ListPage> {
-        let _place = self.read_place().await;
-        self.inner.list(prefix, after, limit).await
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.limiter.state();
+        if state.waiting.remove(&self.ticket).is_some() {
+            state.admission.give_up(self.ticket, self.kind, self.class);
+        } else if let Ok(turn) = self.turn.try_recv() {
+            // Called, and gone before it heard of it.
+            state.admission.end(turn);
+            state.call();
+        }
     }
 }

@@ -16,9 +16,9 @@
 //!   The `retry` layer settles that for creates by reading the object back.
 //! * **Cancellation**: dropping a future abandons the request; it may still take effect.
 //!
-//! Layers wrap a store and are stores themselves: `retry`, `limit`, `metrics`, `fault`. From the
-//! outside in, the order is limit, retry, metrics, store: an attempt's time limit must not run
-//! while it waits for its turn, and metrics count attempts.
+//! Layers wrap a store and are stores themselves: `retry`, `metrics`, `fault`. From the outside in,
+//! the order is retry, metrics, store: metrics count attempts. All that reach one store share a
+//! [`limit::Limiter`], which gives each attempt its turn.
 
 pub mod dir;
 pub mod fault;

@@ -14,6 +14,10 @@
 //! The same holds when a later attempt fails for good. Where nothing can be read back then, the
 //! error is `Unavailable`: `AlreadyExists`, `Denied` and `Invalid` promise that nothing happened.
 //!
+//! **Turns.** Where many requests reach one store, each attempt waits for its turn
+//! ([`RetryStore::through`]); its time limit runs from then on. A request that had no answer is tried
+//! at once when an outage is over, however long its pause would be.
+//!
 //! **Deadline.** No attempt begins or lasts beyond it; the error that ends a request keeps its
 //! kind and says how long was tried. Without a deadline a request ends with an answer or with
 //! its caller.
@@ -21,6 +25,7 @@
 //! Of an outage the first failure and the recovery are logged (`warn`, `info`), repeats within a
 //! minute and single attempts at `debug`.
 
+use super::limit::{Class, Kind, Limiter, Place, Ticket};
 use super::{
     GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
     address,
@@ -76,6 +81,7 @@ pub struct RetryStore {
     policy: RetryPolicy,
     rng: Mutex<StdRng>,
     outages: Outages,
+    turns: Option<(Arc<Limiter>, Class)>,
 }
 
 /// One request over all its attempts.
@@ -87,19 +93,42 @@ struct Attempts<'a> {
     payload: u64,
     begun: Instant,
     failures: u32,
+    /// Pauses since the beginning, or since the store was back.
+    pauses: u32,
     outage: Option<outage::Sufferer<'a>>,
+    ticket: Option<Ticket>,
+    /// Kept from the last attempt.
+    place: Option<Place<'a>>,
+    /// Outages that had ended when the last attempt began.
+    heals: u64,
 }
 
 impl RetryStore {
     /// Wraps `inner`; `rng` draws the pauses.
     pub fn new(inner: Arc<dyn Store>, policy: RetryPolicy, rng: StdRng) -> RetryStore {
         let outages = Outages::new(inner.url());
-        RetryStore { inner, policy, rng: Mutex::new(rng), outages }
+        RetryStore { inner, policy, rng: Mutex::new(rng), outages, turns: None }
+    }
+
+    /// Has each attempt wait for its turn.
+    pub fn through(self, limiter: Arc<Limiter>, class: Class) -> RetryStore {
+        RetryStore { turns: Some((limiter, class)), ..self }
     }
 
     fn attempts<'a>(&'a self, op: Op, name: &'a str, payload: u64) -> Attempts<'a> {
-        let begun = Instant::now();
-        Attempts { store: self, op, name, payload, begun, failures: 0, outage: None }
+        Attempts {
+            store: self,
+            op,
+            name,
+            payload,
+            begun: Instant::now(),
+            failures: 0,
+            pauses: 0,
+            outage: None,
+            ticket: self.turns.as_ref().map(|(limiter, _)| limiter.draw()),
+            place: None,
+            heals: 0,
+        }
     }
 
     async fn retry<T, F>(
@@ -114,7 +143,7 @@ impl RetryStore {
     {
         let mut attempts = self.attempts(op, name, payload);
         loop {
-            match attempts.attempt(request()).await {
+            match attempts.attempt(op, request()).await {
                 Err(e) if e.kind.is_transient() => attempts.pause(e).await?,
                 result => return result,
             }
@@ -131,7 +160,7 @@ impl RetryStore {
         mut error: StoreError,
     ) -> StoreResult<()> {
         let found = loop {
-            match attempts.attempt(self.inner.get(key, GetRange::All)).await {
+            match attempts.attempt(Op::Get, self.inner.get(key, GetRange::All)).await {
                 Err(e) if e.kind.is_transient() => {
                     if attempts.pause(e).await.is_err() {
                         break None;
@@ -158,43 +187,99 @@ impl RetryStore {
 }
 
 impl Attempts<'_> {
-    /// One attempt, cut off at its time limit.
-    async fn attempt<T>(&self, request: impl Future<Output = StoreResult<T>>) -> StoreResult<T> {
+    /// One attempt, in its turn, cut off at its time limit.
+    async fn attempt<T>(
+        &mut self,
+        op: Op,
+        request: impl Future<Output = StoreResult<T>>,
+    ) -> StoreResult<T> {
+        self.wait_for_turn(op).await?;
         let policy = &self.store.policy;
-        let mut limit =
-            policy.attempt_timeout + Duration::from_secs(self.payload / SLOWEST_TRANSFER);
-        if let Some(deadline) = policy.deadline {
-            limit = limit.min(deadline.saturating_sub(self.begun.elapsed()));
-        }
-        match tokio::time::timeout(limit, request).await {
+        let limit = policy.attempt_timeout + Duration::from_secs(self.payload / SLOWEST_TRANSFER);
+        let limit = self.left().map_or(limit, |left| limit.min(left));
+        let result = match tokio::time::timeout(limit, request).await {
             Ok(result) => result,
-            Err(_) => Err(StoreError::new(
-                StoreErrorKind::Unavailable,
-                self.op,
-                address(&self.store.url(), self.name),
-                format!("no answer within {limit:?}"),
-            )),
+            Err(_) => Err(self.unavailable(format!("no answer within {limit:?}"))),
+        };
+        if let Some(place) = self.place.take() {
+            self.place = place.report(result.as_ref().err());
         }
+        result
+    }
+
+    /// Waits until an attempt may begin.
+    async fn wait_for_turn(&mut self, op: Op) -> StoreResult<()> {
+        let (Some((limiter, class)), Some(ticket)) = (&self.store.turns, self.ticket) else {
+            return Ok(());
+        };
+        if self.place.is_none() {
+            let kind = match op {
+                Op::Put | Op::Delete => Kind::Write,
+                Op::Get | Op::Head | Op::List => Kind::Read,
+            };
+            let turn = limiter.turn(ticket, kind, *class);
+            let place = match self.left() {
+                None => turn.await,
+                Some(left) => match tokio::time::timeout(left, turn).await {
+                    Ok(place) => place,
+                    Err(_) => {
+                        let why = limiter.trouble().unwrap_or_else(|| "too much to do".to_owned());
+                        return Err(self.unavailable(why));
+                    }
+                },
+            };
+            self.place = Some(place);
+        }
+        self.heals = limiter.heals();
+        Ok(())
+    }
+
+    /// The time until the deadline.
+    fn left(&self) -> Option<Duration> {
+        self.store.policy.deadline.map(|deadline| deadline.saturating_sub(self.begun.elapsed()))
+    }
+
+    fn unavailable(&self, detail: String) -> StoreError {
+        let object = address(&self.store.url(), self.name);
+        StoreError::new(StoreErrorKind::Unavailable, self.op, object, detail)
+    }
+
+    fn next_pause(&mut self) -> Duration {
+        let policy = &self.store.policy;
+        let factor = 1_u32.checked_shl(self.pauses).unwrap_or(u32::MAX);
+        self.pauses += 1;
+        let bound = policy.first_delay.saturating_mul(factor).min(policy.max_delay);
+        let mut rng = self.store.rng.lock().expect("no holder of this lock panics");
+        bound.mul_f64(rng.random::<f64>())
     }
 
     /// Waits before the next attempt; fails where the deadline leaves no time for one.
     async fn pause(&mut self, mut error: StoreError) -> StoreResult<()> {
-        let policy = &self.store.policy;
         match &self.outage {
             None => self.outage = Some(self.store.outages.begin(&error)),
             Some(_) => tracing::debug!("attempt {}: {error}", self.failures + 1),
         }
-        let factor = 1_u32.checked_shl(self.failures).unwrap_or(u32::MAX);
-        let bound = policy.first_delay.saturating_mul(factor).min(policy.max_delay);
         self.failures += 1;
-        let share = self.store.rng.lock().expect("no holder of this lock panics").random::<f64>();
-        let delay = bound.mul_f64(share);
-        let tried = self.begun.elapsed();
-        if policy.deadline.is_some_and(|deadline| tried + delay >= deadline) {
-            error.detail = format!("{} (tried for {tried:.1?})", error.detail);
+        let silent = error.kind == StoreErrorKind::Unavailable;
+        let limiter = self.store.turns.as_ref().map(|(limiter, _)| limiter).filter(|_| silent);
+        // Others find out when the store is back: this one waits for its turn, in line.
+        let in_line = limiter.is_some_and(|limiter| limiter.is_out()) && self.place.is_none();
+        let delay = if in_line { Duration::ZERO } else { self.next_pause() };
+        if self.left().is_some_and(|left| left <= delay) {
+            error.detail = format!("{} (tried for {:.1?})", error.detail, self.begun.elapsed());
             return Err(error);
         }
-        tokio::time::sleep(delay).await;
+        if in_line {
+            return Ok(());
+        }
+        match limiter {
+            None => tokio::time::sleep(delay).await,
+            Some(limiter) => tokio::select! {
+                biased;
+                () = limiter.healed(self.heals) => self.pauses = 0,
+                () = tokio::time::sleep(delay) => {}
+            },
+        }
         Ok(())
     }
 }
@@ -213,7 +298,7 @@ impl Store for RetryStore {
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> StoreResult<()> {
         let mut attempts = self.attempts(Op::Put, key.as_str(), body.len() as u64);
         loop {
-            match attempts.attempt(self.inner.put_if_absent(key, body.clone())).await {
+            match attempts.attempt(Op::Put, self.inner.put_if_absent(key, body.clone())).await {
                 Err(e) if e.kind.is_transient() => attempts.pause(e).await?,
                 Err(_) if attempts.failures > 0 && mutant::on(Mutant::LostReplyTrusted) => {
                     return Ok(());

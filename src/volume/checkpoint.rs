@@ -145,7 +145,7 @@ async fn write(
     if !mutant::on(Mutant::CheckpointBeforeCommit) {
         shared.wait_committed(frozen.next).await?;
     }
-    let store = &*shared.stores.live;
+    let store = &*shared.stores.background;
     let last = &checkpointer.last;
     let who = (shared.id, shared.epoch);
     let number = &mut checkpointer.number;
@@ -227,7 +227,7 @@ async fn delete_garbage(
     if !checkpointer.has_garbage() {
         return Ok(());
     }
-    let store = &*shared.stores.live;
+    let store = &*shared.stores.background;
     match store.head(&keys::epoch(shared.id, shared.epoch.next())).await {
         Err(e) if e.kind == StoreErrorKind::NotFound => {}
         Ok(_) if mutant::on(Mutant::DeleteWithoutLook) => {}

@@ -8,6 +8,10 @@ use crate::format::record::Record;
 use crate::map::Source;
 use crate::units::{Sector, SectorRange};
 
+/// What requests wait for.
+const ANSWER: &str = "the store to answer";
+const ROOM: &str = "the store to make room";
+
 impl BlockDevice for Volume {
     fn geometry(&self) -> Geometry {
         Geometry {
@@ -19,25 +23,29 @@ impl BlockDevice for Volume {
     }
 
     async fn read(&self, start: Sector, buf: &mut [u8]) -> DeviceResult<()> {
-        self.shared.read(start, buf).await
+        let read = self.shared.read(start, buf);
+        self.shared.patiently("a read", ANSWER, read).await
     }
 
     async fn write(&self, start: Sector, data: &[u8], flags: WriteFlags) -> DeviceResult<()> {
-        self.shared.write(start, data).await?;
-        if flags.fua { self.shared.flush().await } else { Ok(()) }
+        let shared = &self.shared;
+        shared.patiently("a write", ROOM, shared.write(start, data)).await?;
+        if flags.fua { self.flush().await } else { Ok(()) }
     }
 
     async fn flush(&self) -> DeviceResult<()> {
-        self.shared.flush().await
+        self.shared.patiently("a flush", "what was written to be stored", self.shared.flush()).await
     }
 
     async fn discard(&self, range: SectorRange) -> DeviceResult<()> {
-        self.shared.clear(range, Record::Trim(range)).await
+        let discard = self.shared.clear(range, Record::Trim(range));
+        self.shared.patiently("a discard", ROOM, discard).await
     }
 
     async fn write_zeroes(&self, range: SectorRange, flags: ZeroFlags) -> DeviceResult<()> {
-        self.shared.clear(range, Record::Zero(range)).await?;
-        if flags.fua { self.shared.flush().await } else { Ok(()) }
+        let zero = self.shared.clear(range, Record::Zero(range));
+        self.shared.patiently("a write of zeros", ROOM, zero).await?;
+        if flags.fua { self.flush().await } else { Ok(()) }
     }
 
     async fn block_status(
@@ -45,7 +53,8 @@ impl BlockDevice for Volume {
         range: SectorRange,
         max_extents: usize,
     ) -> DeviceResult<Vec<StatusExtent>> {
-        let pieces = self.shared.lookup(range, max_extents.max(1) * 4).await?;
+        let lookup = self.shared.lookup(range, max_extents.max(1) * 4);
+        let pieces = self.shared.patiently("a status request", ANSWER, lookup).await?;
         let mut extents: Vec<StatusExtent> = Vec::new();
         for piece in pieces {
             let state = match piece.source {

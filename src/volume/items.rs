@@ -1,5 +1,6 @@
 //! Decoded items of map objects: cached, loaded once for all who wait.
 
+use super::options::Stores;
 use crate::cache::WeightedCache;
 use crate::error::{Error, Result};
 use crate::flight::{Flights, Turn};
@@ -65,28 +66,30 @@ impl From<ItemError> for Error {
 #[derive(Debug)]
 pub struct Items {
     volume: VolumeId,
-    store: Arc<dyn Store>,
+    stores: Stores,
     cache: WeightedCache<ItemRef, Item>,
     flights: Flights<ItemRef, std::result::Result<Item, ItemError>>,
 }
 
 impl Items {
-    /// Items of `volume` in `store`, of which at most `capacity` bytes are kept.
-    pub fn new(volume: VolumeId, store: Arc<dyn Store>, capacity: u64) -> Items {
-        Items { volume, store, cache: WeightedCache::new(capacity), flights: Flights::default() }
+    /// Items of `volume`, of which at most `capacity` bytes are kept.
+    pub fn new(volume: VolumeId, stores: &Stores, capacity: u64) -> Items {
+        let (stores, cache) = (stores.clone(), WeightedCache::new(capacity));
+        Items { volume, stores, cache, flights: Flights::default() }
     }
 
-    /// Loads what a lookup missed.
+    /// Loads what the lookup of a user missed.
     pub async fn load(&self, missing: Missing) -> std::result::Result<(), ItemError> {
-        match missing {
-            Missing::MapPage(item) => self.get(ItemKind::MapPage, item).await.map(drop),
-            Missing::Leaf(item) => self.get(ItemKind::Leaf, item).await.map(drop),
-        }
+        let (kind, item) = match missing {
+            Missing::MapPage(item) => (ItemKind::MapPage, item),
+            Missing::Leaf(item) => (ItemKind::Leaf, item),
+        };
+        self.get(&*self.stores.live, kind, item).await.map(drop)
     }
 
-    /// A leaf.
+    /// A leaf, for a checkpoint, as are those that follow.
     pub async fn leaf(&self, item: ItemRef) -> Result<Arc<Vec<Extent>>> {
-        match self.get(ItemKind::Leaf, item).await? {
+        match self.get(&*self.stores.background, ItemKind::Leaf, item).await? {
             Item::Leaf(leaf) => Ok(leaf),
             other => Err(wrong_kind(other)),
         }
@@ -94,7 +97,7 @@ impl Items {
 
     /// A map page.
     pub async fn map_page(&self, item: ItemRef) -> Result<Arc<MapPage>> {
-        match self.get(ItemKind::MapPage, item).await? {
+        match self.get(&*self.stores.background, ItemKind::MapPage, item).await? {
             Item::MapPage(page) => Ok(page),
             other => Err(wrong_kind(other)),
         }
@@ -102,7 +105,7 @@ impl Items {
 
     /// A chunk page.
     pub async fn chunk_page(&self, item: ItemRef) -> Result<Arc<ChunkPage>> {
-        match self.get(ItemKind::ChunkPage, item).await? {
+        match self.get(&*self.stores.background, ItemKind::ChunkPage, item).await? {
             Item::ChunkPage(page) => Ok(page),
             other => Err(wrong_kind(other)),
         }
@@ -114,14 +117,19 @@ impl Items {
         self.cache.insert(item, value, weight);
     }
 
-    async fn get(&self, kind: ItemKind, item: ItemRef) -> std::result::Result<Item, ItemError> {
+    async fn get(
+        &self,
+        store: &dyn Store,
+        kind: ItemKind,
+        item: ItemRef,
+    ) -> std::result::Result<Item, ItemError> {
         if let Some(found) = self.cache.get(&item) {
             return Ok(found);
         }
         match self.flights.join(item) {
             Turn::Follow(wait) => wait.await.unwrap_or(Err(ItemError::Abandoned)),
             Turn::Lead(lead) => {
-                let loaded = self.fetch(kind, item).await;
+                let loaded = self.fetch(store, kind, item).await;
                 if let Ok(value) = &loaded {
                     self.keep(item, value.clone());
                 }
@@ -131,10 +139,15 @@ impl Items {
         }
     }
 
-    async fn fetch(&self, kind: ItemKind, item: ItemRef) -> std::result::Result<Item, ItemError> {
+    async fn fetch(
+        &self,
+        store: &dyn Store,
+        kind: ItemKind,
+        item: ItemRef,
+    ) -> std::result::Result<Item, ItemError> {
         let key = keys::map_object(self.volume, item.object);
         let range = GetRange::Part { offset: item.offset.into(), len: item.len.into() };
-        let bytes = match self.store.get(&key, range).await {
+        let bytes = match store.get(&key, range).await {
             Ok(bytes) => bytes,
             Err(e) if e.kind == StoreErrorKind::NotFound => return Err(ItemError::Missing(key)),
             // The object ends before the item.

@@ -19,6 +19,7 @@
 //! | `state` | what is behind the one lock: open chunk, map, commit point |
 //! | `write` | writes, trims, flushes |
 //! | `read`, `readahead` | reads |
+//! | `patience` | the time limit of requests |
 //! | `items` | leaves and pages on demand |
 //! | [`checkpoint`], `tree`, `census` | checkpoints, live counts, garbage |
 //!
@@ -33,6 +34,7 @@ mod items;
 mod local;
 pub mod open;
 mod options;
+mod patience;
 mod read;
 mod readahead;
 mod recover;
@@ -43,7 +45,9 @@ mod tree;
 mod write;
 
 pub use open::{Ownership, ownership};
-pub use options::{Durability, Env, JournalOptions, Mode, Stores, VolumeOptions, VolumeStatus};
+pub use options::{
+    Durability, Env, JournalOptions, JournalStatus, Mode, Stores, VolumeOptions, VolumeStatus,
+};
 
 use crate::error::{Error, Result};
 use crate::units::SectorCount;
@@ -97,6 +101,11 @@ impl Volume {
         self.shared.wait_committed(target).await?;
         let outcome = checkpoint::run(&self.shared, checkpoint::Kind::Close).await;
         self.shared.stop_tasks();
+        if let (Ok(()), Some(journal)) = (&outcome, &self.shared.options.journal)
+            && let Err(e) = journal.disk.retire().await
+        {
+            tracing::warn!("the journal {} is left: {e}", journal.disk.name());
+        }
         outcome
     }
 

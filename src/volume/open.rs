@@ -426,7 +426,7 @@ fn start(
     }
     state.slots_since_checkpoint = loaded.replayed;
     let map_bytes = options.map_bytes.max(8 << 20);
-    let items = Arc::new(Items::new(description.id, stores.live.clone(), map_bytes));
+    let items = Arc::new(Items::new(description.id, &stores, map_bytes));
     let epoch = claimed.unwrap_or(Epoch(0));
     if let (Some(root), Some(epoch)) = (&options.mirror, claimed) {
         let header = Header { volume: description.id, epoch, seq: first };

@@ -3,7 +3,7 @@
 use crate::clock::Clock;
 use crate::journal::disk::Disk;
 use crate::store::Store;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +17,22 @@ pub struct Env {
     pub clock: Arc<dyn Clock>,
 }
 
-/// The store, as seen with two patiences.
+/// The store, as seen with several patiences.
 #[derive(Clone, Debug)]
 pub struct Stores {
     /// For opening: gives up with an error after a while.
     pub setup: Arc<dyn Store>,
     /// For the life of the device: retries transient errors for ever.
     pub live: Arc<dyn Store>,
+    /// As `live`, for what no user waits for (checkpoints, deletion, read-ahead): others go first.
+    pub background: Arc<dyn Store>,
+}
+
+impl Stores {
+    /// One store for all.
+    pub fn one(store: Arc<dyn Store>) -> Stores {
+        Stores { setup: store.clone(), live: store.clone(), background: store }
+    }
 }
 
 /// How a volume is opened.
@@ -76,14 +85,19 @@ pub struct VolumeOptions {
     pub uploads: usize,
     /// Age at which a chunk that is not full is sealed.
     pub seal_after: Duration,
-    /// How often a quiet owner looks whether it was fenced.
-    pub watch_every: Duration,
+    /// How often a quiet owner looks whether it was fenced (the heartbeat): the only requests of an
+    /// idle volume. Without, it learns that it was fenced from its next chunk.
+    pub watch_every: Option<Duration>,
     /// Changed extents in memory at which a checkpoint begins.
     pub checkpoint_extents: usize,
     /// Slots of the log since the last checkpoint at which the next one begins: bounds replay.
     pub checkpoint_slots: u64,
     /// Age of changes at which a checkpoint begins, so that garbage of a quiet volume is freed.
     pub checkpoint_after: Duration,
+    /// A request to the device that takes longer fails with EIO; `None`: it waits for as long as
+    /// the store takes. The device itself goes on: what was written is stored whenever that is
+    /// possible again, a write that timed out perhaps included.
+    pub io_timeout: Option<Duration>,
 }
 
 impl Default for VolumeOptions {
@@ -97,12 +111,26 @@ impl Default for VolumeOptions {
             dirty_bytes: 64 << 20,
             uploads: 8,
             seal_after: Duration::from_secs(2),
-            watch_every: Duration::from_secs(10),
+            watch_every: Some(Duration::from_secs(10)),
             checkpoint_extents: 256 << 10,
             checkpoint_slots: 1024,
             checkpoint_after: Duration::from_secs(60),
+            io_timeout: None,
         }
     }
+}
+
+/// A journal at work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalStatus {
+    /// Its disk.
+    pub path: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Bytes that hold what is not committed.
+    pub used_bytes: u64,
+    /// Why flushes wait for the store all the same.
+    pub failure: Option<String>,
 }
 
 /// What a flush promises.
@@ -135,10 +163,8 @@ pub struct VolumeStatus {
     pub max_lag_ms: u64,
     /// What a flush promises: `object` or `local`.
     pub durability: Durability,
-    /// Why flushes wait for the store although there is a journal.
-    pub journal_failure: Option<String>,
-    /// Bytes of the journal that hold what is not committed.
-    pub journal_used: Option<u64>,
+    /// The journal, if there is one.
+    pub journal: Option<JournalStatus>,
     /// First slot that is not committed.
     pub next_seq: u64,
     /// Why the device fails all I/O (fenced, ...), if it does.

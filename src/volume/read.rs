@@ -11,6 +11,7 @@ use crate::format::keys::ChunkId;
 use crate::format::page::Location;
 use crate::log::fetch::{FetchError, FetchResult};
 use crate::map::{Missing, Piece, Source};
+use crate::store::Store;
 use crate::sync::oneshot;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
 use bytes::Bytes;
@@ -140,7 +141,8 @@ impl Shared {
             Ok(Err(ItemError::Missing(_))) if before != Some(missing) => Ok(missing),
             Ok(Err(ItemError::Store(e))) => {
                 tracing::error!(volume = %self.id, "cannot load the map now, trying on: {e}");
-                let pause = self.env.runtime.spawn(tokio::time::sleep(REFUSED_DELAY));
+                let pause = async { tokio::time::sleep(REFUSED_DELAY).await };
+                let pause = self.env.runtime.spawn(pause);
                 pause.await.map_err(|_| DeviceError::Shutdown)?;
                 // The lookup that follows checks whether the volume still lives.
                 Ok(missing)
@@ -166,7 +168,8 @@ impl Shared {
             return Ok(());
         }
         let mut frames = BTreeMap::new();
-        for (id, wait) in self.request(rest.iter().map(|part| part.frame).collect()) {
+        let wanted = rest.iter().map(|part| part.frame).collect();
+        for (id, wait) in self.request(&self.stores.live, wanted) {
             frames.insert(id, wait.await.unwrap_or(Err(FetchError::Abandoned)));
         }
         for part in &rest {
@@ -180,7 +183,7 @@ impl Shared {
     }
 
     /// Asks for frames; those that nobody has asked for yet are fetched, neighbours by one GET.
-    fn request(self: &Arc<Shared>, mut ids: Vec<FrameId>) -> Pending {
+    fn request(self: &Arc<Shared>, from: &Arc<dyn Store>, mut ids: Vec<FrameId>) -> Pending {
         ids.sort_unstable();
         ids.dedup();
         let mut pending = Pending::new();
@@ -191,7 +194,7 @@ impl Shared {
                 last.chunk == id.chunk && last.index + 1 == id.index && run.len() < RUN_MAX
             });
             if !follows {
-                self.fetch_run(std::mem::take(&mut run));
+                self.fetch_run(from.clone(), std::mem::take(&mut run));
             }
             match self.frame_flights.join(id) {
                 Turn::Follow(wait) => pending.push((id, wait)),
@@ -205,16 +208,20 @@ impl Shared {
                 }
             }
         }
-        self.fetch_run(run);
+        self.fetch_run(from.clone(), run);
         pending
     }
 
-    fn fetch_run(self: &Arc<Shared>, run: Vec<Lead<FrameId, FetchResult<Bytes>>>) {
+    fn fetch_run(
+        self: &Arc<Shared>,
+        from: Arc<dyn Store>,
+        run: Vec<Lead<FrameId, FetchResult<Bytes>>>,
+    ) {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
         let (chunk, range) = (first.key().chunk, first.key().index..last.key().index + 1);
         let shared = self.clone();
         self.env.runtime.spawn(async move {
-            match shared.fetch_patiently(chunk, range).await {
+            match shared.fetch_patiently(&*from, chunk, range).await {
                 Ok(frames) => {
                     for (lead, frame) in run.into_iter().zip(frames) {
                         if let Ok(frame) = &frame {
@@ -233,6 +240,7 @@ impl Shared {
     /// credentials, a bucket that is locked) it may give tomorrow, and the data is not lost.
     async fn fetch_patiently(
         &self,
+        from: &dyn Store,
         chunk: ChunkId,
         range: Range<u32>,
     ) -> FetchResult<Vec<FetchResult<Bytes>>> {
@@ -245,7 +253,7 @@ impl Shared {
                 }
                 None => {}
             }
-            match self.fetcher.frames(chunk, range.clone()).await {
+            match self.fetcher.frames(from, chunk, range.clone()).await {
                 Err(FetchError::Store(e)) if self.state().check().is_ok() => {
                     tracing::error!(volume = %self.id, "cannot read now, trying on: {e}");
                     tokio::time::sleep(REFUSED_DELAY).await;
@@ -278,7 +286,7 @@ impl Shared {
             ids.retain(|id| !self.frames.contains(id));
             // No more than a quarter of the cache, or what was fetched would push itself out.
             ids.truncate((self.options.cache_bytes / 4 / FRAME_SIZE as u64) as usize);
-            drop(self.request(ids));
+            drop(self.request(&self.stores.background, ids));
         });
     }
 }

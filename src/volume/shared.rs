@@ -3,7 +3,7 @@
 use super::checkpoint::{self, Checkpointer};
 use super::items::Items;
 use super::local;
-use super::options::{Durability, Env, Stores, VolumeOptions, VolumeStatus};
+use super::options::{Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus};
 use super::readahead::Readahead;
 use super::state::{Limits, Phase, State};
 use crate::cache::{FrameCache, FrameId};
@@ -14,7 +14,6 @@ use crate::format::chunk::FRAME_SIZE;
 use crate::format::keys::{self, ChunkId};
 use crate::format::volume::VolumeObject;
 use crate::journal::mirror::remove_segments;
-use crate::journal::ring::Stage;
 use crate::log::SealedChunk;
 use crate::log::fetch::{FetchResult, Fetcher};
 use crate::log::upload::UploadSink;
@@ -77,7 +76,7 @@ impl Shared {
             id: parts.description.id,
             epoch: parts.epoch,
             description: parts.description,
-            fetcher: Fetcher::new(parts.stores.live.clone()),
+            fetcher: Fetcher::default(),
             frames: FrameCache::new(parts.options.cache_bytes),
             frame_flights: Flights::default(),
             items: parts.items,
@@ -161,7 +160,7 @@ impl Shared {
             runtime.spawn(uploader).abort_handle(),
             runtime.spawn(local::write_journal(self.clone())).abort_handle(),
             runtime.spawn(seal_by_age(self.clone())).abort_handle(),
-            runtime.spawn(watch_owner(self.clone())).abort_handle(),
+            runtime.spawn(watch_owner(self.clone(), self.options.watch_every)).abort_handle(),
             runtime.spawn(checkpoint::task(self.clone())).abort_handle(),
         ];
         self.tasks.lock().unwrap_or_else(|e| e.into_inner()).extend(tasks);
@@ -194,8 +193,7 @@ impl Shared {
                 Some(_) => Durability::Local,
                 None => Durability::Object,
             },
-            journal_failure: state.journal_failure.clone(),
-            journal_used: state.journal.as_ref().map(Stage::used_bytes),
+            journal: self.journal_status(&state),
             next_seq: state.commit.next().0,
             failure: match &state.phase {
                 Phase::Failed(why) => Some(why.to_string()),
@@ -208,6 +206,16 @@ impl Shared {
             cache_bytes,
             map_changes: state.map.changes(),
         }
+    }
+
+    fn journal_status(&self, state: &State) -> Option<JournalStatus> {
+        let (options, stage) = (self.options.journal.as_ref()?, state.journal.as_ref()?);
+        Some(JournalStatus {
+            path: options.disk.name(),
+            size: options.disk.size(),
+            used_bytes: stage.used_bytes(),
+            failure: state.journal_failure.clone(),
+        })
     }
 
     pub(super) fn cache_payload(&self, chunk: &SealedChunk) {
@@ -278,10 +286,11 @@ async fn seal_by_age(shared: Arc<Shared>) {
 
 /// Looks now and then whether somebody claimed the next epoch; if so, tries to commit a chunk,
 /// which shows whether the claimant has fenced this owner.
-async fn watch_owner(shared: Arc<Shared>) {
+async fn watch_owner(shared: Arc<Shared>, every: Option<Duration>) {
+    let Some(every) = every else { return };
     let next = keys::epoch(shared.id, shared.epoch.next());
     loop {
-        tokio::time::sleep(shared.options.watch_every).await;
+        tokio::time::sleep(every).await;
         if mutant::on(Mutant::WatchIgnored) {
             continue;
         }

@@ -23,7 +23,7 @@ const MISTAKES: &[(&[&str], i32, &str)] = &[
     (&["info", "none"], NOT_FOUND, "there is no volume called none in file://"),
     (&["attach", "none"], NOT_FOUND, "there is no volume called none"),
     (&["attach", "data@yesterday"], USAGE, "snapshots are not in this version"),
-    (&["attach", "data", "--journal", "/x"], USAGE, "unexpected argument '--journal'"),
+    (&["attach", "data", "--journal", "/x"], USAGE, "of no use with --durability object"),
     (&["attach", "data", "--mem-cache", "lots"], USAGE, "--mem-cache \"lots\" is no size"),
     (&["serve", "nbd", "none"], NOT_FOUND, "there is no volume called none"),
     (&["serve", "nbd"], USAGE, "there is no volume to serve"),

@@ -17,7 +17,7 @@ async fn open_far(rig: &Rig, far: &FaultStore, each: u64) -> objblk::error::Resu
     let store: Arc<dyn Store> = Arc::new(far.clone());
     let env = Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SystemClock) };
     let options = VolumeOptions { mode: Mode::ReadWrite { takeover: true }, ..rig.options.clone() };
-    let stores = Stores { setup: store.clone(), live: store };
+    let stores = Stores::one(store);
     Volume::open(env, stores, rig.id, owner(2), options).await
 }
 

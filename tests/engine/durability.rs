@@ -40,7 +40,7 @@ async fn a_quiet_owner_notices_that_it_was_fenced() {
     let old = rig.open().await;
     let _new = rig.take_over(2).await;
     assert!(old.status().failure.is_none());
-    tokio::time::sleep(rig.options.watch_every * 2).await;
+    tokio::time::sleep(rig.options.watch_every.unwrap() * 2).await;
     assert!(old.status().failure.unwrap().contains("taken over"));
 }
 
@@ -53,7 +53,7 @@ async fn a_claim_without_a_fence_harms_nobody() {
         rig.faults.add(Rule::new(Fault::Hold(Moment::Before)).on(&[Op::Put]).skip(1).times(1));
     let claim = tokio::time::timeout(Duration::from_secs(1), rig.take_over(2)).await;
     assert!(claim.is_err(), "the claimant hangs at its fence");
-    tokio::time::sleep(rig.options.watch_every * 2).await;
+    tokio::time::sleep(rig.options.watch_every.unwrap() * 2).await;
     write(&old, 0, &pattern(0, 8, 3)).await.unwrap();
     old.flush().await.unwrap();
     // The fence of the dead claimant lands now: its slot is taken.

@@ -80,13 +80,13 @@ async fn chunks_leave_memory_in_an_outage_and_come_back() {
     volume.flush().await.unwrap();
     let status = volume.status();
     assert!(status.dirty_bytes >= written, "{status:?}");
-    assert!(status.journal_used.unwrap() >= written, "{status:?}");
+    assert!(status.journal.as_ref().unwrap().used_bytes >= written, "{status:?}");
     for start in (0..written / 512).step_by(128) {
         assert_eq!(read(&volume, start, 128).await.unwrap(), pattern(start, 128, 3), "at {start}");
     }
     rig.faults.clear();
     settled(&volume).await;
-    assert_eq!(volume.status().journal_used, Some(0));
+    assert_eq!(volume.status().journal.unwrap().used_bytes, 0);
     let used = disk.writes();
     volume.close().await.unwrap();
     assert!(used > 10);
@@ -116,7 +116,7 @@ async fn a_full_journal_makes_writers_wait() {
     });
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(!writer.is_finished(), "the journal took more than it has room for");
-    assert!(volume.status().journal_used.unwrap() <= JOURNAL);
+    assert!(volume.status().journal.unwrap().used_bytes <= JOURNAL);
     rig.faults.clear();
     writer.await.unwrap();
     assert_eq!(read(&volume, 0, 512).await.unwrap(), pattern(0, 512, 39));
@@ -166,7 +166,7 @@ async fn a_failed_journal_is_never_trusted_again() {
     volume.flush().await.unwrap();
     let status = volume.status();
     assert_eq!(status.durability, Durability::Object);
-    assert!(status.journal_failure.unwrap().contains("the disk is broken"));
+    assert!(status.journal.unwrap().failure.unwrap().contains("the disk is broken"));
     assert_eq!(status.dirty_bytes, 0, "a flush that is not in the store");
     outage(&rig);
     write(&volume, 16, &pattern(16, 8, 3)).await.unwrap();

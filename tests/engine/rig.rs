@@ -81,7 +81,7 @@ impl Rig {
     pub async fn open_as(&self, pid: u32, mode: Mode) -> Result<Volume> {
         let clock = Arc::new(SystemClock);
         let env = Env { runtime: tokio::runtime::Handle::current(), clock };
-        let stores = Stores { setup: self.store.clone(), live: self.store.clone() };
+        let stores = Stores::one(self.store.clone());
         let options = VolumeOptions { mode, ..self.options.clone() };
         Volume::open(env, stores, self.id, owner(pid), options).await
     }

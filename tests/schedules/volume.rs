@@ -20,7 +20,9 @@ mod state;
 mod write;
 
 mod options {
-    pub(super) use objblk::volume::{Durability, Env, Stores, VolumeOptions, VolumeStatus};
+    pub(super) use objblk::volume::{
+        Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus,
+    };
 }
 
 /// No owner comes after another one here.
@@ -111,7 +113,7 @@ impl World {
             description,
             epoch: Epoch(1),
             env,
-            stores: options::Stores { setup: store.clone(), live: store },
+            stores: options::Stores::one(store),
             options: options::VolumeOptions { dirty_bytes, ..options::VolumeOptions::default() },
             state: State::new(size, map, open, terms, Some(sender)),
             items: Arc::new(items::Items),

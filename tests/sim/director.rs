@@ -13,6 +13,7 @@ use objblk::error::{Error, ErrorKind};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{features::Features, keys, pool};
 use objblk::store::Store;
+use objblk::store::limit::{Bounds, Class, Limiter};
 use objblk::store::retry::{RetryPolicy, RetryStore};
 use objblk::volume::{Env, Mode, Stores, Volume, VolumeOptions};
 use rand::rngs::StdRng;
@@ -56,10 +57,11 @@ fn options(rng: &mut StdRng) -> VolumeOptions {
         dirty_bytes: one(rng, &[64 << 10, 256 << 10, 1 << 20]),
         uploads: one(rng, &[1, 2, 4, 8]),
         seal_after: Duration::from_millis(one(rng, &[5, 200, 2000])),
-        watch_every: Duration::from_secs(one(rng, &[1, 10])),
+        watch_every: Some(Duration::from_secs(one(rng, &[1, 10]))),
         checkpoint_extents: one(rng, &[4, 64, 1000]),
         checkpoint_slots: one(rng, &[1, 4, 16, 64]),
         checkpoint_after: Duration::from_millis(one(rng, &[100, 5_000, 60_000])),
+        io_timeout: None,
     }
 }
 
@@ -249,7 +251,8 @@ struct Host {
 impl Host {
     async fn open(&self) -> Result<Volume, Error> {
         let wire = Wire { world: self.world.clone(), process: self.process.clone() };
-        let store = |deadline| {
+        let limiter = Arc::new(Limiter::new(Bounds { total: 12, writes: 6 }));
+        let store = |deadline, class| {
             let policy = RetryPolicy {
                 first_delay: Duration::from_millis(20),
                 max_delay: Duration::from_secs(5),
@@ -257,9 +260,14 @@ impl Host {
                 attempt_timeout: Duration::from_secs(5),
             };
             let rng = StdRng::seed_from_u64(self.world.random(|rng| rng.random()));
-            Arc::new(RetryStore::new(Arc::new(wire.clone()), policy, rng)) as Arc<dyn Store>
+            let retry = RetryStore::new(Arc::new(wire.clone()), policy, rng);
+            Arc::new(retry.through(limiter.clone(), class)) as Arc<dyn Store>
         };
-        let stores = Stores { setup: store(Some(Duration::from_secs(90))), live: store(None) };
+        let stores = Stores {
+            setup: store(Some(Duration::from_secs(90)), Class::Foreground),
+            live: store(None, Class::Foreground),
+            background: store(None, Class::Background),
+        };
         let env = Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SimClock) };
         let pid = self.process.pid;
         let owner = EpochObject {

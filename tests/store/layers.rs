@@ -1,9 +1,8 @@
-//! The layers that bound and count requests.
+//! The layer that counts requests.
 
 use crate::conformance::key;
 use bytes::Bytes;
 use objblk::store::fault::{Fault, FaultStore, Moment, Rule};
-use objblk::store::limit::LimitStore;
 use objblk::store::memory::MemoryStore;
 use objblk::store::metrics::{MetricsSnapshot, MetricsStore};
 use objblk::store::{GetRange, Op, Store};
@@ -12,47 +11,6 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 const SECOND: Duration = Duration::from_secs(1);
-
-#[tokio::test(start_paused = true)]
-async fn writes_leave_room_for_reads() {
-    let faulty = FaultStore::new(Arc::new(MemoryStore::new()), 1);
-    let faults = faulty.handle();
-    let store = Arc::new(LimitStore::new(Arc::new(faulty), 4, 3));
-    let writes = faults.add(Rule::new(Fault::Hold(Moment::Before)).on(&[Op::Put]));
-    let mut tasks = tokio::task::JoinSet::new();
-    for i in 0..10 {
-        let store = store.clone();
-        tasks.spawn(async move { store.put_if_absent(&key(&format!("{i}")), Bytes::new()).await });
-    }
-    writes.held(3).await;
-    // A read gets through although ten writes wait.
-    timeout(SECOND, store.list("", None, 10)).await.expect("the read has a place").unwrap();
-    assert_eq!(writes.hits(), 3, "more writes than their bound");
-    let reads = faults.add(Rule::new(Fault::Hold(Moment::Before)).on(&[Op::Head]));
-    for _ in 0..3 {
-        let store = store.clone();
-        tasks.spawn(async move { store.head(&key("0")).await.map(drop).or(Ok(())) });
-    }
-    reads.held(1).await;
-    tokio::time::sleep(SECOND).await;
-    assert_eq!(reads.hits() + writes.hits(), 4, "more requests than the bound");
-    writes.release();
-    reads.release();
-    for result in tasks.join_all().await {
-        result.unwrap();
-    }
-    assert_eq!((writes.hits(), reads.hits()), (10, 3));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_cancelled_request_gives_its_place_back() {
-    let faulty = FaultStore::new(Arc::new(MemoryStore::new()), 1);
-    let faults = faulty.handle();
-    let store = LimitStore::new(Arc::new(faulty), 1, 1);
-    faults.add(Rule::new(Fault::Hold(Moment::Before)).times(1));
-    assert!(timeout(SECOND, store.list("", None, 1)).await.is_err());
-    timeout(SECOND, store.list("", None, 1)).await.expect("the place is free").unwrap();
-}
 
 #[tokio::test(start_paused = true)]
 async fn requests_are_counted() {

@@ -1,12 +1,12 @@
 //! The contract of a store, kept over a network that does everything networks do.
 
 use crate::conformance::{self, key, pattern};
-use crate::fault_proxy::{Distance, Fault, FaultProxy, Profile};
+use crate::fault_proxy::{CALM, Distance, Fault, FaultProxy, Profile};
 use crate::s3_lab::S3Lab;
-use objblk::store::limit::LimitStore;
+use objblk::store::limit::{Bounds, Class, Kind, Limiter};
 use objblk::store::retry::{RetryPolicy, RetryStore};
 use objblk::store::s3::{S3Location, S3Options, S3Store};
-use objblk::store::{Store, StoreErrorKind};
+use objblk::store::{GetRange, Store, StoreErrorKind, list_all};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::sync::Arc;
@@ -73,7 +73,8 @@ async fn s3_conforms_in_bad_weather() {
         let policy =
             RetryPolicy { first_delay: Duration::from_millis(20), ..RetryPolicy::default() };
         let retry = RetryStore::new(bare, policy, StdRng::seed_from_u64(seed));
-        let limited: Arc<dyn Store> = Arc::new(LimitStore::new(Arc::new(retry), 64, 32));
+        let limiter = Arc::new(Limiter::new(Bounds { total: 64, writes: 32 }));
+        let limited: Arc<dyn Store> = Arc::new(retry.through(limiter, Class::Foreground));
         limited
     };
     let begun = Instant::now();
@@ -87,5 +88,73 @@ async fn s3_conforms_in_bad_weather() {
         conformance::racing_creators(store(&format!("race{round}")).await).await;
     }
     println!("{} in {:?}", proxy.verdict().await, begun.elapsed());
+    bucket.empty().await;
+}
+
+/// Puts `count` objects of 16 KiB by 32 tasks, none of which may fail.
+async fn put_many(store: &Arc<dyn Store>, below: &str, count: usize) -> Duration {
+    const LANES: usize = 32;
+    let begun = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for lane in 0..LANES {
+        let (store, below) = (store.clone(), below.to_owned());
+        tasks.spawn(async move {
+            for i in (lane..count).step_by(LANES) {
+                let name = key(&format!("{below}/{i}"));
+                store.put_if_absent(&name, pattern(16 << 10, i as u64)).await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    begun.elapsed()
+}
+
+/// A server that takes four requests at once and says SlowDown to all others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_slow_down_adapts_concurrency() {
+    const COUNT: usize = 400;
+    let lab = S3Lab::get();
+    let bucket = lab.bucket().await;
+    let proxy = FaultProxy::start(&lab.endpoint, "127.0.0.1", &CALM, 1).await;
+    let options = S3Options { endpoint_url: Some(proxy.endpoint()), ..lab.options() };
+    let location = S3Location::new(&bucket.name, "").unwrap();
+    let bare = Arc::new(S3Store::connect(location, &options).await.unwrap());
+    let retry = || RetryStore::new(bare.clone(), RetryPolicy::default(), StdRng::seed_from_u64(1));
+    proxy.crowd(4);
+    let fixed: Arc<dyn Store> = Arc::new(retry());
+    let fixed_time = put_many(&fixed, "fixed", COUNT).await;
+    let without = proxy.traffic();
+
+    let limiter = Arc::new(Limiter::new(Bounds { total: 64, writes: 32 }));
+    let adaptive: Arc<dyn Store> = Arc::new(retry().through(limiter.clone(), Class::Foreground));
+    let time = put_many(&adaptive, "adaptive", COUNT).await;
+    let with = proxy.traffic();
+    let window = limiter.window(Kind::Write);
+    println!(
+        "{COUNT} PUTs: {} refused in {fixed_time:?} without adaptation, {} in {time:?} with it; \
+         32 allowed, {window} in use at the end",
+        without.refused, with.refused
+    );
+    assert!(without.refused > 2 * with.refused, "{} and {}", without.refused, with.refused);
+    assert!(with.refused > 0 && window <= 8, "{} refused, {window} at once", with.refused);
+
+    proxy.crowd(usize::MAX);
+    let time = put_many(&adaptive, "recovered", 2 * COUNT).await;
+    let after = proxy.traffic();
+    let window = limiter.window(Kind::Write);
+    println!(
+        "{} PUTs in {time:?} with room again: {window} allowed, {} at once",
+        2 * COUNT,
+        after.peak
+    );
+    assert_eq!((after.refused, window), (0, 32));
+    assert!(after.peak > 16, "{} at once", after.peak);
+    for (below, count) in [("fixed", COUNT), ("adaptive", COUNT), ("recovered", 2 * COUNT)] {
+        let found = list_all(&*adaptive, &format!("{below}/")).await.unwrap();
+        assert_eq!(found.len(), count, "{below}");
+        let name = key(&format!("{below}/{}", count - 1));
+        let body = adaptive.get(&name, GetRange::All).await.unwrap();
+        assert_eq!(body, pattern(16 << 10, count as u64 - 1));
+    }
     bucket.empty().await;
 }

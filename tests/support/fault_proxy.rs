@@ -152,6 +152,20 @@ enum Order {
     Keep,
     /// This answer to everything.
     Answer(u16, &'static str),
+    /// Every connection is reset once it asks for something.
+    Cut,
+}
+
+/// What went through a proxy for a while.
+#[derive(Clone, Debug, Default)]
+pub struct Traffic {
+    /// When requests arrived.
+    pub arrivals: Vec<Instant>,
+    /// The most that were under way at once.
+    pub peak: usize,
+    /// Requests that were too many; see [`FaultProxy::crowd`].
+    pub refused: usize,
+    under_way: usize,
 }
 
 /// A running proxy. It ends with the runtime.
@@ -166,6 +180,9 @@ struct State {
     cards: Mutex<Cards>,
     counts: Mutex<BTreeMap<Fault, usize>>,
     requests: Mutex<usize>,
+    traffic: Mutex<Traffic>,
+    /// Requests beyond so many at once are told to slow down.
+    room: Mutex<usize>,
     /// When the link is free again: towards the server, and back.
     link: [Mutex<Instant>; 2],
     order: Mutex<Order>,
@@ -234,6 +251,8 @@ impl FaultProxy {
             cards: Mutex::new(cards),
             counts: Mutex::default(),
             requests: Mutex::default(),
+            traffic: Mutex::default(),
+            room: Mutex::new(usize::MAX),
             link: [Mutex::new(Instant::now()), Mutex::new(Instant::now())],
             order: Mutex::new(Order::None),
             kept: Mutex::default(),
@@ -268,6 +287,23 @@ impl FaultProxy {
             Some((status, code)) => Order::Answer(status, code),
             None => Order::None,
         };
+    }
+
+    /// From now on there is no way to the server, or there is again.
+    pub fn cut(&self, cut: bool) {
+        *lock(&self.state.order) = if cut { Order::Cut } else { Order::None };
+    }
+
+    /// From now on the server takes so many requests at once and says SlowDown to the others.
+    pub fn crowd(&self, room: usize) {
+        *lock(&self.state.room) = room;
+    }
+
+    /// What went through since it was last asked for.
+    pub fn traffic(&self) -> Traffic {
+        let mut traffic = lock(&self.state.traffic);
+        let under_way = traffic.under_way;
+        std::mem::replace(&mut *traffic, Traffic { under_way, ..Traffic::default() })
     }
 
     /// How many changes are kept.
@@ -343,7 +379,12 @@ impl State {
                 }
             };
             *lock(&self.requests) += 1;
-            let then = self.attend(&mut client, &mut server, head).await;
+            lock(&self.traffic).arrivals.push(Instant::now());
+            let cut = matches!(*lock(&self.order), Order::Cut);
+            let then = match cut {
+                true => Ok(Then::IsReset),
+                false => self.attend(&mut client, &mut server, head).await,
+            };
             if !matches!(then, Ok(Then::Goes)) {
                 client.get_ref().set_zero_linger()?;
                 return Ok(());
@@ -376,8 +417,10 @@ impl State {
             lock(&self.kept).push(request);
             return gone(client).await;
         }
+        let one = One::enters(self);
         self.travel().await;
         let refusal = match fault {
+            _ if one.too_many => Reply::error(503, "SlowDown", &method),
             Some(Fault::Fails) => Reply::error(500, "InternalError", &method),
             Some(Fault::SlowDown) => Reply::error(503, "SlowDown", &method),
             Some(Fault::TooMany) => Reply::error(429, "TooManyRequests", &method),
@@ -526,6 +569,30 @@ impl State {
             *free
         };
         sleep_until(until).await;
+    }
+}
+
+/// A request that is under way.
+struct One<'a> {
+    state: &'a State,
+    too_many: bool,
+}
+
+impl One<'_> {
+    fn enters(state: &State) -> One<'_> {
+        let room = *lock(&state.room);
+        let mut traffic = lock(&state.traffic);
+        let too_many = traffic.under_way >= room;
+        traffic.under_way += 1;
+        traffic.peak = traffic.peak.max(traffic.under_way);
+        traffic.refused += usize::from(too_many);
+        One { state, too_many }
+    }
+}
+
+impl Drop for One<'_> {
+    fn drop(&mut self) {
+        lock(&self.state.traffic).under_way -= 1;
     }
 }
 

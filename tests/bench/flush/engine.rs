@@ -41,7 +41,7 @@ impl Engine {
             let body = Bytes::from(pool::encode_json(&description));
             store.put_if_absent(&keys::volume(id), body).await.unwrap();
             let env = Env { runtime: handle, clock: Arc::new(SystemClock) };
-            let stores = Stores { setup: store.clone(), live: store };
+            let stores = Stores::one(store);
             let journal = Some(JournalOptions { disk, max_lag_bytes: None, max_lag: None });
             let options = VolumeOptions { journal, ..VolumeOptions::default() };
             Volume::open(env, stores, id, owner(), options).await.unwrap()
@@ -66,5 +66,6 @@ fn owner() -> EpochObject {
         pid_start: 0,
         claimed_at_ms: 0,
         nonce: "1".into(),
+        journal: None,
     }
 }
