@@ -20,11 +20,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// A volume of `size` bytes whose journal is the new file `journal`.
-    pub fn new(size: u64, journal: &Path) -> Engine {
+    /// A volume of `size` bytes whose journal is the new file `journal` of as many as are said.
+    pub fn new((size, journal_size): (u64, u64), journal: &Path) -> Engine {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(2).enable_all().build().unwrap();
-        let disk = Arc::new(FileDisk::create(journal, 256 << 20).unwrap());
+        let disk = Arc::new(FileDisk::create(journal, journal_size).unwrap());
         let handle = runtime.handle().clone();
         let volume = runtime.block_on(async {
             let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
