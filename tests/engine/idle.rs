@@ -91,3 +91,38 @@ async fn a_view_asks_for_nothing() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(idle_hour(&metrics).await, BTreeMap::new());
 }
+
+/// Who goes first is decided by the store that a request is made to.
+#[tokio::test(start_paused = true)]
+async fn checkpoints_and_deletion_and_read_ahead_are_background_work() {
+    let rig = Rig::new(1, SIZE).await;
+    let (live, background) = (
+        Arc::new(MetricsStore::new(rig.store.clone())),
+        Arc::new(MetricsStore::new(rig.store.clone())),
+    );
+    let env = Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SystemClock) };
+    let stores =
+        Stores { setup: rig.store.clone(), live: live.clone(), background: background.clone() };
+    let mut options = rig.options.clone();
+    (options.watch_every, options.cache_bytes) = (None, 4 << 20);
+    let volume = Volume::open(env, stores, rig.id, owner(1), options).await.unwrap();
+    use_it(&volume).await;
+    write(&volume, 8192, &pattern(8192, 8192, 1)).await.unwrap();
+    volume.flush().await.unwrap();
+    tokio::time::sleep(rig.options.checkpoint_after * 3).await;
+    let (users, others) = (requests(&live), requests(&background));
+    let chunks = volume.status().next_seq;
+    assert!(users["put"] > 0 && users["put"] <= chunks, "chunks only: {users:?} of {chunks}");
+    assert_eq!((users["delete"], users["head"], users["list"]), (0, 0, 0), "{users:?}");
+    assert!(others["put"] >= 2 && others["delete"] > 0, "a leaf, a checkpoint: {others:?}");
+
+    // Pushes everything out of the cache, then reads in sequence.
+    write(&volume, 65536, &pattern(65536, 16384, 2)).await.unwrap();
+    volume.flush().await.unwrap();
+    for at in (8192..12288).step_by(64) {
+        assert_eq!(read(&volume, at, 64).await.unwrap(), pattern(at, 64, 1));
+    }
+    assert!(requests(&live)["get"] > users["get"], "the first reads");
+    assert!(requests(&background)["get"] > others["get"], "what was read ahead");
+    volume.close().await.unwrap();
+}

@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use std::time::Duration;
 
-const JOURNAL: u64 = 8 << 20;
+const JOURNAL: u64 = 16 << 20;
 const SECTORS: u64 = 64 << 10;
 
 fn with_journal(rig: &mut Rig, disk: &MemoryDisk) {
@@ -106,7 +106,7 @@ async fn a_full_journal_makes_writers_wait() {
     let writer = tokio::spawn({
         let volume = volume.clone();
         async move {
-            for turn in 0..40u64 {
+            for turn in 0..80u64 {
                 // One place again and again: the journal fills, the chunk does not.
                 let start = turn % 3 * 512;
                 write(&volume, start, &pattern(start, 512, turn)).await.unwrap();
@@ -119,7 +119,7 @@ async fn a_full_journal_makes_writers_wait() {
     assert!(volume.status().journal.unwrap().used_bytes <= JOURNAL);
     rig.faults.clear();
     writer.await.unwrap();
-    assert_eq!(read(&volume, 0, 512).await.unwrap(), pattern(0, 512, 39));
+    assert_eq!(read(&volume, 0, 512).await.unwrap(), pattern(0, 512, 78));
     volume.close().await.unwrap();
 }
 
@@ -255,7 +255,7 @@ const SPAN: u64 = 3000;
 
 async fn lives(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut disk = MemoryDisk::new(6 << 20);
+    let mut disk = MemoryDisk::new(JOURNAL);
     let mut rig = Rig::new(seed, SECTORS * 512).await;
     rig.options.dirty_bytes = [64 << 10, 1 << 20][rng.random_range(0..2)];
     rig.options.seal_after = Duration::from_millis([5, 2000][rng.random_range(0..2)]);

@@ -47,6 +47,13 @@ impl Client {
         Client { raw, cookies: 0 }
     }
 
+    /// Waits so long for an answer from now on.
+    #[allow(dead_code, reason = "each test binary uses a part of it")]
+    pub fn patient(self, patience: Duration) -> Client {
+        self.raw.0.set_read_timeout(Some(patience)).unwrap();
+        self
+    }
+
     /// Sends a request; returns the cookie of its answer. `len` is that of the payload where
     /// there is one.
     pub fn send(

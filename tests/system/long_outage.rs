@@ -17,6 +17,8 @@ const STEP: u64 = 64 << 10;
 const PACE: Duration = Duration::from_millis(10);
 /// Who reads what is not cached.
 const READERS: usize = 40;
+/// What the tests' machines may need beyond an outage.
+const MINUTES: Duration = Duration::from_secs(120);
 const TRIP: Duration = Duration::from_millis(25);
 
 /// Far enough away that round trips can be told from each other.
@@ -106,7 +108,7 @@ fn s3_long_outage_under_load() {
     let mut cached = server.connect();
     let (written, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        let writer = server.connect();
+        let writer = server.connect().patient(outage + MINUTES);
         let writer = scope.spawn(|| write_on(writer, &written, &stop));
         until("the writer is at work", || written.load(SeqCst) > 64);
         cached.read(0, 4096).unwrap();
@@ -116,7 +118,7 @@ fn s3_long_outage_under_load() {
         let before = written.load(SeqCst);
         let readers: Vec<_> = (0..READERS)
             .map(|reader| {
-                let mut client = server.connect();
+                let mut client = server.connect().patient(outage + MINUTES);
                 // In chunks of their own, and behind the cache.
                 let mib = 1 + reader as u64;
                 scope.spawn(move || {

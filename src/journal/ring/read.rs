@@ -152,7 +152,8 @@ impl Found {
         }
         let told = segment.last.map_or(SlotIndex(0), |batch| batch.committed);
         found.committed = told.max(newest.committed);
-        let tail = headers.partition_point(|header| header.slot <= found.committed).max(1) - 1;
+        // The first slot that is needed may begin in the segment before the one that goes on with it.
+        let tail = headers.partition_point(|header| header.slot < found.committed).max(1) - 1;
         if headers[tail].number.0 > 0 && headers[tail].slot > found.committed {
             return Err(damaged(disk, "a segment is missing"));
         }

@@ -220,7 +220,7 @@ impl Admission {
     fn has_room(&self, kind: Kind, class: Class) -> bool {
         let under_way = self.under_way[kind as usize];
         let size = self.windows[kind as usize].size;
-        let total = if self.out { PROBES } else { self.total };
+        let total = if self.out { PROBES.min(self.total) } else { self.total };
         let share = match class {
             Class::Foreground => size,
             Class::Background => (size / 2).max(1),
