@@ -51,7 +51,8 @@ impl Device {
     pub fn end(mut self) {
         tool("util-linux", "losetup", &["--detach", &self.name]);
         self.name.clear();
-        tool("util-linux", "umount", &[arg(&self.folder)]);
+        // The kernel lets go of the file when nobody looks at the loop device any more.
+        until("nbdfuse is unmounted", || is_unmounted(&self.folder));
         assert!(self.fuse.wait().unwrap().success(), "nbdfuse failed");
     }
 

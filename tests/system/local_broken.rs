@@ -49,7 +49,7 @@ fn s3_a_failed_journal_is_told_and_flushes_go_to_the_store() {
     status(&world);
     tool("util-linux", "prlimit", &["--pid", &server.pid().to_string(), LIMIT]);
     let flushed = AtomicBool::new(false);
-    std::thread::scope(|scope| {
+    let told = std::thread::scope(|scope| {
         scope.spawn(|| {
             for number in 4..8 {
                 client.write((number * MIB) as u64, &mib(number)).unwrap();
@@ -59,14 +59,16 @@ fn s3_a_failed_journal_is_told_and_flushes_go_to_the_store() {
         });
         until("it says that the journal failed", || durability(&world) != "local");
         let told = durability(&world);
-        assert!(told.starts_with("object (") && told.contains("the journal failed"), "{told}");
-        assert!(server.said().contains("journal"), "{}", server.said());
         std::thread::sleep(Duration::from_secs(3));
         let early = flushed.load(Ordering::SeqCst);
         assert!(other.read(0, MIB).unwrap() == mib(0));
         proxy.outage(false);
         assert!(!early, "a flush was acknowledged that neither journal nor store has");
+        told
     });
+    assert!(told.starts_with("object (the journal ") && told.contains("failed: "), "{told}");
+    let said = server.said();
+    assert!(said.contains("cannot be written") && said.contains("wait for the store"), "{said}");
     drop((client, other));
     server.kill();
     let server = world.serve("disk", &local.args());

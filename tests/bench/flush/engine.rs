@@ -20,11 +20,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// A volume of `size` bytes whose journal is the new file `journal`.
-    pub fn new(size: u64, journal: &Path) -> Engine {
+    /// A volume of `size` bytes whose journal is the new file `journal` of as many as are said.
+    pub fn new((size, journal_size): (u64, u64), journal: &Path) -> Engine {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(2).enable_all().build().unwrap();
-        let disk = Arc::new(FileDisk::create(journal, 256 << 20).unwrap());
+        let disk = Arc::new(FileDisk::create(journal, journal_size).unwrap());
         let handle = runtime.handle().clone();
         let volume = runtime.block_on(async {
             let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
@@ -41,7 +41,7 @@ impl Engine {
             let body = Bytes::from(pool::encode_json(&description));
             store.put_if_absent(&keys::volume(id), body).await.unwrap();
             let env = Env { runtime: handle, clock: Arc::new(SystemClock) };
-            let stores = Stores { setup: store.clone(), live: store };
+            let stores = Stores::one(store);
             let journal = Some(JournalOptions { disk, max_lag_bytes: None, max_lag: None });
             let options = VolumeOptions { journal, ..VolumeOptions::default() };
             Volume::open(env, stores, id, owner(), options).await.unwrap()
@@ -66,5 +66,6 @@ fn owner() -> EpochObject {
         pid_start: 0,
         claimed_at_ms: 0,
         nonce: "1".into(),
+        journal: None,
     }
 }
