@@ -9,6 +9,7 @@
 //!                 write ─> open chunk ─> sealed ─> PUT ─> committed ─> checkpoint
 //!                 read  <─ open and sealed chunks, cached frames, ranged GETs
 //!  log map cache  slots and fences │ LBA -> chunk and offset │ frames in memory
+//!  journal        flushes that are durable on a local disk before the store has them
 //!  format         every object, byte by byte (pure)
 //!  store          create-if-absent PUT, get, list, delete: S3, directory, memory; layers
 //! ```

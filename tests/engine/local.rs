@@ -306,3 +306,31 @@ async fn check(volume: &Volume, allowed: &mut [Vec<u64>]) {
         *allowed = vec![stamp];
     }
 }
+
+/// A batch that was durable once is not there any more: nothing is guessed.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_journal_is_refused() {
+    let disk = MemoryDisk::new(JOURNAL);
+    let rig = rig(&disk).await;
+    let volume = rig.open().await;
+    outage(&rig);
+    for turn in 0..4 {
+        write(&volume, turn * 8, &pattern(turn * 8, 8, 1)).await.unwrap();
+        volume.flush().await.unwrap();
+    }
+    volume.abandon();
+    rig.faults.clear();
+    let intact = disk.bytes();
+    // Superblocks, the segment's header, the term, and then the first flush.
+    let first = (64 << 10) + 2 * 4096;
+    for at in [first + 8, first + 100, first + 3000] {
+        let mut bytes = intact.clone();
+        bytes[at] ^= 1;
+        let mut rig = rig.memory_only();
+        with_journal(&mut rig, &MemoryDisk::with(bytes));
+        let error = rig.open_as(2, Mode::ReadWrite { takeover: true }).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    }
+    let volume = rig.open_as(3, Mode::ReadWrite { takeover: false }).await.unwrap();
+    assert_eq!(read(&volume, 0, 32).await.unwrap(), pattern(0, 32, 1));
+}
