@@ -87,6 +87,12 @@ impl User {
         let mut child = command.spawn().unwrap();
         let status = child.wait().unwrap();
         let group = nix::unistd::Pid::from_raw(child.id() as i32);
+        // A server that was told to end has answered before it is gone.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(15);
+        while nix::sys::signal::killpg(group, None).is_ok() && std::time::Instant::now() < deadline
+        {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
         let left = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).is_ok();
         let said =
             format!("{}{}", fs::read_to_string(&out).unwrap(), fs::read_to_string(&err).unwrap());
