@@ -257,7 +257,7 @@ async fn live(world: Arc<World>) -> Outcome<u64> {
 }
 
 /// What is wrong with the world of this seed, or the changes that were staged in it.
-fn ring(seed: u64) -> Outcome<u64> {
+pub fn ring(seed: u64) -> Outcome<u64> {
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
     let world = Arc::new(World::new(seed, false, folder.path()).of_disks());
     let lived = run::in_virtual_time(live(world.clone()));

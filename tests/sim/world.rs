@@ -160,7 +160,7 @@ fn weather(rng: &mut StdRng) -> Weather {
     let rate = [0.0, 0.01, 0.05, 0.15][rng.random_range(0..4)];
     let sites = sites::all();
     let mut targets = Vec::new();
-    for _ in 0..rng.random_range(0..4) {
+    for _ in 0..rng.random_range(0..5) {
         let site = sites[rng.random_range(0..sites.len())];
         targets.push((site, if site.1.disturbs() { 0.2 } else { 0.3 }));
         // A whole slot is read only where it is not clear who put what is in it.
@@ -170,6 +170,12 @@ fn weather(rng: &mut StdRng) -> Weather {
     }
     if rng.random_bool(0.1) {
         targets.push(((What::GetHeader, Fault::Flipped), 0.2));
+    }
+    // There are few of these.
+    if rng.random_bool(0.15) {
+        let is_rare = |what: What| matches!(what, What::WriteSegment | What::GetMapObject);
+        let rare: Vec<Site> = sites.iter().filter(|(what, _)| is_rare(*what)).copied().collect();
+        targets.push((rare[rng.random_range(0..rare.len())], 0.3));
     }
     let damage = rng.random_bool(0.15) || targets.iter().any(|((_, fault), _)| fault.damages());
     Weather { rate, targets, damage }
