@@ -47,6 +47,8 @@ mod local;
 mod local_broken;
 #[path = "system/local_kill.rs"]
 mod local_kill;
+#[path = "system/local_leave.rs"]
+mod local_leave;
 #[path = "system/local_lost.rs"]
 mod local_lost;
 #[path = "system/local_outage.rs"]

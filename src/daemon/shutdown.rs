@@ -19,7 +19,7 @@ use super::shared::Shared;
 use super::target::Target;
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
-use crate::volume::Volume;
+use crate::volume::{Left, Volume};
 use std::fs::File;
 use std::future::Future;
 use std::path::PathBuf;
@@ -31,6 +31,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 /// How often callers are told how it goes.
 const PROGRESS: Duration = Duration::from_millis(200);
+
+/// How long a volume that is given up waits for its journal's disk.
+const LAST_WRITE: Duration = Duration::from_secs(5);
 
 /// How waiting ended.
 enum Waited<T> {
@@ -204,7 +207,10 @@ impl End<'_> {
 /// Gives the volumes up: their journals keep what the store lacks, where they have such.
 async fn leave(volumes: impl Iterator<Item = Volume>, outcome: &mut Outcome) {
     for volume in volumes {
-        let left = volume.leave().await;
+        // A journal's disk that does not answer keeps nobody.
+        let left = tokio::time::timeout(LAST_WRITE, volume.leave()).await;
+        let lost = |_| Left { lost_bytes: volume.abandon(), kept_bytes: 0 };
+        let left = left.unwrap_or_else(lost);
         outcome.lost_bytes += left.lost_bytes;
         outcome.kept_bytes += left.kept_bytes;
     }

@@ -17,6 +17,8 @@
 //! | [`open`](mod@open) | claims an epoch, replays, fences |
 //! | `recover` | goes on where a dead owner left off |
 //! | `state` | what is behind the one lock: open chunk, map, commit point |
+//! | `backlog` | sealed chunks that wait for the store |
+//! | `local`, `takeover` | flushes that count on a journal; going on from one |
 //! | `write` | writes, trims, flushes |
 //! | `read`, `readahead` | reads |
 //! | `patience` | the time limit of requests |
