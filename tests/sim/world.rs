@@ -172,10 +172,10 @@ fn weather(rng: &mut StdRng) -> Weather {
         targets.push(((What::GetHeader, Fault::Flipped), 0.2));
     }
     // There are few of these.
-    if rng.random_bool(0.15) {
-        let is_rare = |what: What| matches!(what, What::WriteSegment | What::GetMapObject);
-        let rare: Vec<Site> = sites.iter().filter(|(what, _)| is_rare(*what)).copied().collect();
-        targets.push((rare[rng.random_range(0..rare.len())], 0.3));
+    if rng.random_bool(0.3) {
+        let rare = [What::WriteSegment, What::GetMapObject][rng.random_range(0..2)];
+        let of: Vec<Site> = sites.iter().filter(|(what, _)| *what == rare).copied().collect();
+        targets.push((of[rng.random_range(0..of.len())], 0.4));
     }
     let damage = rng.random_bool(0.15) || targets.iter().any(|((_, fault), _)| fault.damages());
     Weather { rate, targets, damage }
