@@ -98,6 +98,9 @@ pub(super) fn open(path: &Path) -> Result<Locked> {
         let why = format!("it is no file of whole 4 KiB blocks ({size} bytes)");
         return Err(failed().because(why).hint("it was cut, or never was a journal"));
     }
+    // What a dead writer's last write left may be readable and not yet durable: whoever acts on it
+    // must not find less after the next loss of power.
+    file.sync_data().map_err(|e| failed().because(e))?;
     Ok(Locked { file, size })
 }
 
