@@ -1,9 +1,12 @@
-//! The on-store format: golden samples of every object, and parsers that are total.
+//! The formats in the store and of the journal: golden samples of every object, and parsers that
+//! are total.
 
 #![allow(clippy::unwrap_used)]
 
 #[path = "format/golden.rs"]
 mod golden;
+#[path = "format/journal.rs"]
+mod journal;
 #[path = "format/samples.rs"]
 mod samples;
 #[path = "format/total.rs"]

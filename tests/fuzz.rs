@@ -152,8 +152,8 @@ macro_rules! targets {
 }
 
 targets! {
-    chunk record fence map_object page checkpoint json names size store_url settings control
-    nbd_handshake nbd_transmission
+    chunk record fence map_object page checkpoint journal json names size store_url settings
+    control nbd_handshake nbd_transmission
 }
 
 /// No target is left out: each has a test here, a fuzzer, and a corpus.

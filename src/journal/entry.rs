@@ -8,9 +8,12 @@
 //!  4  4 sector in the chunk   24  4 crc32c of the payload
 //!  8  8 first sector, or size 28  4 crc32c of all before
 //! ```
+//!
+//! A field that the entries of a kind do not have is zero.
 
 use crate::format::FormatError;
 use crate::format::codec::{FormatResult, Problem, Reader, check_trailing_crc};
+use crate::format::volume::VOLUME_SIZE_MAX;
 use crate::units::{SECTOR_SIZE, Sector, SectorCount, SectorRange};
 
 /// Bytes of an entry's head.
@@ -104,6 +107,16 @@ pub fn read<'a>(object: &'static str, r: &mut Reader<'a>) -> FormatResult<Entry<
     let offset = h.u32("sector in the chunk").map_err(here)?;
     let (first, second) = (h.u64("first").map_err(here)?, h.u64("length").map_err(here)?);
     let payload_crc = h.u32("payload crc").map_err(here)?;
+    let of_data = u64::from(offset | payload_crc);
+    let unused = match tag {
+        2 | 3 => of_data,
+        4 => of_data | second,
+        5 | 6 => of_data | first | second,
+        _ => 0,
+    };
+    if unused != 0 {
+        return Err(here(h.error("unused", Problem::Unsupported("not zero".into()))));
+    }
     let range = || {
         let range = SectorRange::new(Sector(first), SectorCount(second));
         let range = range.filter(|range| !range.is_empty());
@@ -125,6 +138,7 @@ pub fn read<'a>(object: &'static str, r: &mut Reader<'a>) -> FormatResult<Entry<
         }
         2 => Change::Zero(range()?),
         3 => Change::Trim(range()?),
+        4 if first > VOLUME_SIZE_MAX / SECTOR_SIZE => return Err(here(h.bad("size", first))),
         4 => Change::Resize(SectorCount(first)),
         5 => return Ok(Entry::Continued),
         6 => return Ok(Entry::SlotEnd),

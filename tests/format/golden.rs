@@ -3,7 +3,7 @@
 //!
 //! Chunks are compared up to their payload, which is the sample's.
 
-use crate::samples;
+use crate::samples::{self, golden, path};
 use objblk::format::checkpoint::Checkpoint;
 use objblk::format::chunk::{self, ChunkHeader, FRAME_SIZE};
 use objblk::format::fence::Fence;
@@ -13,17 +13,6 @@ use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
 use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, end_json, parse_json};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::Epoch;
-use std::path::PathBuf;
-
-fn path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
-
-fn golden(name: &str) -> Vec<u8> {
-    let text = std::fs::read_to_string(path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(16)).collect();
-    digits.chunks(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect()
-}
 
 fn hex(bytes: &[u8]) -> String {
     let line = |line: &[u8]| line.iter().map(|b| format!("{b:02x}")).collect::<String>() + "\n";
@@ -41,7 +30,7 @@ fn shown(name: &str, bytes: &[u8]) -> Vec<u8> {
 fn this_version_writes_the_golden_bytes() {
     // Written once for a new object or version: OBJBLK_WRITE_GOLDEN=1 creates missing files.
     let create = std::env::var_os("OBJBLK_WRITE_GOLDEN").is_some();
-    for (name, bytes) in samples::binary() {
+    for (name, bytes) in [samples::binary(), samples::journal()].concat() {
         let bytes = shown(name, &bytes);
         if create && !path(name).exists() {
             std::fs::write(path(name), hex(&bytes)).unwrap();

@@ -13,7 +13,26 @@ use objblk::format::page::{
 use objblk::format::pool::{NameObject, PoolKind, PoolObject, TombstoneObject, encode_json};
 use objblk::format::record::Record;
 use objblk::format::volume::{EpochObject, VolumeObject};
+use objblk::journal::entry::{Change, continued, slot_end};
+use objblk::journal::mirror;
+use objblk::journal::ring::{
+    BATCH_HEADER_LEN, BatchHeader, BatchNumber, RingId, SegmentHeader, SegmentNumber, SlotIndex,
+    Superblock, Term as RingTerm,
+};
 use objblk::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
+use std::path::PathBuf;
+
+/// Where the golden file `name` lies.
+pub fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// What a golden file of digits holds.
+pub fn golden(name: &str) -> Vec<u8> {
+    let text = std::fs::read_to_string(path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(16)).collect();
+    digits.chunks(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect()
+}
 
 pub fn volume() -> VolumeId {
     VolumeId::from_bytes(*b"0123456789abcdef")
@@ -154,5 +173,86 @@ pub fn binary() -> Vec<(&'static str, Vec<u8>)> {
         ("fence-v1.hex", fence().encode()),
         ("map-object-v1.hex", map_object()),
         ("checkpoint-v1.hex", checkpoint().encode()),
+    ]
+}
+
+fn ring() -> RingId {
+    RingId::of_claim("00ff1234567890abcdef")
+}
+
+pub fn superblock() -> Superblock {
+    Superblock {
+        volume: volume(),
+        ring: ring(),
+        generation: 0x0102_0304_0506_0708,
+        segment: 1 << 20,
+        segments: 7,
+        claims: vec!["00ff1234567890abcdef".into(), "another".into()],
+    }
+}
+
+pub fn segment_header() -> SegmentHeader {
+    SegmentHeader {
+        ring: ring(),
+        number: SegmentNumber(0x11),
+        batch: BatchNumber(0x2222),
+        slot: SlotIndex(0x3333),
+        committed: SlotIndex(0x3330),
+    }
+}
+
+pub fn sector() -> Vec<u8> {
+    (0..512u32).map(|i| (i * 7) as u8).collect()
+}
+
+/// One change of each kind.
+pub fn changes(data: &[u8]) -> Vec<Change<'_>> {
+    vec![
+        Change::Data { start: Sector(1 << 33), offset: 0x0809, data },
+        Change::Zero(range(0, 8)),
+        Change::Trim(range(4096, 1 << 33)),
+        Change::Resize(SectorCount(1 << 30)),
+    ]
+}
+
+fn encoded_changes() -> Vec<u8> {
+    let data = sector();
+    let entries = changes(&data).into_iter().map(|change| change.encode());
+    entries.flat_map(|(head, payload)| [&head[..], payload].concat()).collect()
+}
+
+pub fn batch_header() -> BatchHeader {
+    BatchHeader {
+        ring: ring(),
+        number: BatchNumber(0x2223),
+        term: RingTerm { epoch: Epoch(3), first: Seq(0x1234), base: SlotIndex(0x3331) },
+        slot: SlotIndex(0x3334),
+        committed: SlotIndex(0x3332),
+        durable: BatchNumber(0x2221),
+        len: (encoded_changes().len() + slot_end().len()) as u32,
+    }
+}
+
+/// Without the zeros that fill its last block.
+fn batch() -> Vec<u8> {
+    let mut batch = vec![0; BATCH_HEADER_LEN];
+    batch.extend(encoded_changes());
+    batch.extend(slot_end());
+    batch_header().put(&mut batch);
+    batch
+}
+
+pub fn mirror_header() -> mirror::Header {
+    mirror::Header { volume: volume(), epoch: Epoch(3), seq: Seq(0x1234) }
+}
+
+/// What the journal is made of, by the name of its golden file.
+pub fn journal() -> Vec<(&'static str, Vec<u8>)> {
+    let mirror = [mirror_header().encode(), encoded_changes(), continued().to_vec()].concat();
+    vec![
+        ("journal-superblock-v1.hex", superblock().encode().unwrap()),
+        ("journal-segment-v1.hex", segment_header().encode()),
+        ("journal-batch-v1.hex", batch()),
+        ("mirror-segment-v2.hex", mirror),
     ]
 }

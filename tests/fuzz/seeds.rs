@@ -50,6 +50,14 @@ fn objects() -> Vec<Seed> {
         seeds.push(("page", name, map[number(4)..number(4) + number(16)].to_vec()));
     }
     seeds.push(("map_object", "golden", map));
+    let batch = golden("journal-batch-v1.hex");
+    seeds.extend([
+        ("journal", "superblock", golden("journal-superblock-v1.hex")),
+        ("journal", "segment", golden("journal-segment-v1.hex")),
+        ("journal", "entries", batch[96..].to_vec()),
+        ("journal", "batch", batch),
+        ("journal", "mirror", golden("mirror-segment-v2.hex")),
+    ]);
     for name in ["pool", "volume", "epoch", "name", "tombstone"] {
         seeds.push(("json", name, golden(&format!("{name}.json"))));
     }

@@ -26,7 +26,7 @@ use objblk::units::Epoch;
 use std::fmt::Debug;
 
 /// An error's text, and vectors that grow by doubling.
-const TABLES: Bound = Bound { factor: 4, constant: 4096 };
+pub(super) const TABLES: Bound = Bound { factor: 4, constant: 4096 };
 
 /// The smallest record has 4 bytes and takes 24 in memory, in a vector that grows by doubling.
 const RECORDS: Bound = Bound { factor: 16, constant: 4096 };
@@ -38,7 +38,7 @@ const JSON: Bound = Bound { factor: 4, constant: 4096 };
 const PAYLOAD_MAX: u32 = 4096;
 
 /// A copy of `bytes` with the crc32c of `from..at` at `at`, if that lies inside.
-fn repaired(bytes: &[u8], from: usize, at: usize) -> Option<Vec<u8>> {
+pub(super) fn repaired(bytes: &[u8], from: usize, at: usize) -> Option<Vec<u8>> {
     let crc = crc32c::crc32c(bytes.get(from..at)?).to_le_bytes();
     let mut bytes = bytes.to_vec();
     bytes.get_mut(at..at + 4)?.copy_from_slice(&crc);

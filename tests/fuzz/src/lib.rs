@@ -7,6 +7,7 @@
 
 mod alloc;
 mod formats;
+mod journal;
 mod nbd;
 mod text;
 
@@ -29,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "map_object", body: formats::map_object },
     Target { name: "page", body: formats::page },
     Target { name: "checkpoint", body: formats::checkpoint },
+    Target { name: "journal", body: journal::journal },
     Target { name: "json", body: formats::json },
     Target { name: "names", body: text::names },
     Target { name: "size", body: text::size },

@@ -1,0 +1,166 @@
+//! The journal's formats, on a local disk and in the run directory: golden samples, and parsers
+//! that notice every change of what a checksum covers. What lies behind a right checksum is for the
+//! fuzz target `journal`.
+
+use crate::samples;
+use objblk::format::FormatResult;
+use objblk::format::codec::Reader;
+use objblk::format::volume::VOLUME_SIZE_MAX;
+use objblk::journal::entry::{self, Change, Entry, HEAD_LEN};
+use objblk::journal::mirror::{Ending, Segment};
+use objblk::journal::ring::{BatchHeader, SegmentHeader, Superblock};
+use objblk::units::{SECTOR_SIZE, SectorCount};
+use proptest::prelude::*;
+
+fn parse(name: &str, bytes: &[u8]) -> FormatResult<()> {
+    match name {
+        "journal-superblock-v1.hex" => Superblock::parse(bytes).map(drop),
+        "journal-segment-v1.hex" => SegmentHeader::parse(bytes).map(drop),
+        "journal-batch-v1.hex" => BatchHeader::parse(bytes).map(drop),
+        "mirror-segment-v2.hex" => Segment::parse(bytes).map(drop),
+        _ => panic!("{name} is no sample of the journal"),
+    }
+}
+
+/// The entries up to their end, which must not be inside one.
+fn entries(bytes: &[u8]) -> Vec<Entry<'_>> {
+    let mut r = Reader::new("entries", bytes);
+    let mut found = Vec::new();
+    while r.remaining() > 0 {
+        found.push(entry::read("entries", &mut r).unwrap());
+    }
+    assert!(!found.contains(&Entry::Torn), "{found:?}");
+    found
+}
+
+#[test]
+fn golden_ring_reads_back() {
+    // On the disk whole blocks hold them: what follows is not theirs.
+    let block = |name| {
+        let mut bytes = samples::golden(name);
+        bytes.resize(4096, 0);
+        bytes
+    };
+    let superblock = Superblock::parse(&block("journal-superblock-v1.hex")).unwrap();
+    assert_eq!(superblock, samples::superblock());
+    let header = SegmentHeader::parse(&block("journal-segment-v1.hex")).unwrap();
+    assert_eq!(header, samples::segment_header());
+    let batch = block("journal-batch-v1.hex");
+    let (header, bytes) = BatchHeader::parse(&batch).unwrap();
+    assert_eq!(header, samples::batch_header());
+    let data = samples::sector();
+    let mut expected: Vec<_> = samples::changes(&data).into_iter().map(Entry::Change).collect();
+    expected.push(Entry::SlotEnd);
+    assert_eq!(entries(bytes), expected);
+}
+
+#[test]
+fn golden_mirror_reads_back() {
+    let bytes = samples::golden("mirror-segment-v2.hex");
+    let segment = Segment::parse(&bytes).unwrap();
+    assert_eq!(segment.header, samples::mirror_header());
+    assert_eq!(segment.changes, samples::changes(&samples::sector()));
+    assert_eq!(segment.ending, Ending::Continued);
+}
+
+#[test]
+fn a_newer_version_of_the_journal_is_refused_as_such() {
+    for (name, mut bytes) in samples::journal() {
+        bytes[8] += 1;
+        let text = parse(name, &bytes).unwrap_err().to_string();
+        let says = format!("needs a newer objblk: `version` at byte 8 is {}", bytes[8]);
+        assert!(text.contains(&says), "{name}: {text}");
+    }
+}
+
+#[test]
+fn every_flipped_bit_of_the_journal_is_noticed() {
+    for (name, bytes) in samples::journal() {
+        parse(name, &bytes).unwrap();
+        for at in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[at / 8] ^= 1 << (at % 8);
+            assert!(parse(name, &damaged).is_err(), "{name}: bit {at}");
+        }
+    }
+}
+
+/// A mirror may end anywhere behind its header; then it has the changes that are whole.
+#[test]
+fn every_truncation_of_the_journal_is_noticed() {
+    for (name, bytes) in samples::journal() {
+        for len in 0..bytes.len() {
+            match Segment::parse(&bytes[..len]) {
+                Ok(cut) if name.starts_with("mirror") => {
+                    let whole = Segment::parse(&bytes).unwrap();
+                    assert_ne!(cut.ending, Ending::Continued, "{len} bytes");
+                    assert!(whole.changes.starts_with(&cut.changes), "{len} bytes");
+                }
+                _ => assert!(parse(name, &bytes[..len]).is_err(), "{name} cut to {len} bytes"),
+            }
+        }
+    }
+}
+
+/// A head with `changes` in it and a right checksum.
+fn patched(head: [u8; HEAD_LEN], changes: &[(usize, u8)]) -> [u8; HEAD_LEN] {
+    let mut head = head;
+    changes.iter().for_each(|(at, value)| head[*at] = *value);
+    let crc = crc32c::crc32c(&head[..28]);
+    head[28..].copy_from_slice(&crc.to_le_bytes());
+    head
+}
+
+fn read(head: &[u8]) -> FormatResult<Entry<'_>> {
+    entry::read("entry", &mut Reader::new("entry", head))
+}
+
+/// An entry that no writer writes is damage, or of a version that is not known, whatever its
+/// checksum says.
+#[test]
+fn fields_that_an_entry_does_not_have_are_zero() {
+    let data = samples::sector();
+    let unused: [(usize, &[usize]); 5] = [
+        (1, &[4, 24]),
+        (2, &[4, 24]),
+        (3, &[4, 16, 24]),
+        (4, &[4, 8, 16, 24]),
+        (5, &[4, 8, 16, 24]),
+    ];
+    let mut heads: Vec<_> = samples::changes(&data).iter().map(|c| c.encode().0).collect();
+    heads.extend([entry::continued(), entry::slot_end()]);
+    for (which, fields) in unused {
+        assert!(read(&patched(heads[which], &[])).is_ok());
+        for at in fields {
+            let damaged = patched(heads[which], &[(*at, 1)]);
+            assert!(read(&damaged).is_err(), "byte {at} of {:?}", heads[which]);
+        }
+    }
+}
+
+/// As in a chunk's records: what cannot be put into the log is not taken from a journal.
+#[test]
+fn a_size_beyond_the_limit_is_refused() {
+    let most = VOLUME_SIZE_MAX / SECTOR_SIZE;
+    let resize = |sectors| Change::Resize(SectorCount(sectors)).encode().0;
+    assert_eq!(read(&resize(most)), Ok(Entry::Change(Change::Resize(SectorCount(most)))));
+    assert_eq!(read(&resize(most + 1)).unwrap_err().field, "size");
+    assert_eq!(read(&resize(u64::MAX)).unwrap_err().field, "size");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn arbitrary_bytes_behind_a_beginning_of_the_journal(
+        which in 0..4usize,
+        kept in any::<prop::sample::Index>(),
+        bytes in prop::collection::vec(any::<u8>(), 1..400),
+    ) {
+        let (name, sample) = samples::journal().swap_remove(which);
+        let mut input = sample[..kept.index(sample.len())].to_vec();
+        input.extend(&bytes);
+        let parsed = parse(name, &input);
+        prop_assert!(parsed.is_err() || input.starts_with(&sample) || name.starts_with("mirror"));
+    }
+}
