@@ -51,8 +51,17 @@ impl S3Lab {
     pub async fn make(&self, name: &str) -> Bucket {
         let location = S3Location::new(name, "").expect("the name is a bucket's");
         let root = S3Store::connect(location, &self.options()).await.expect("options are valid");
-        let made = root.ensure_bucket(true).await.expect("a bucket can be made");
-        assert!(made, "bucket {name} is not new");
+        // A server that was just started may take its time over the first one. What was done without
+        // an answer is found by the next attempt.
+        let mut attempts = 0;
+        let made = loop {
+            attempts += 1;
+            match root.ensure_bucket(true).await {
+                Err(e) if attempts < 5 => eprintln!("trying again: {e}"),
+                made => break made.expect("a bucket can be made"),
+            }
+        };
+        assert!(made || attempts > 1, "bucket {name} is not new");
         Bucket { name: name.to_owned(), root, options: self.options() }
     }
 }
