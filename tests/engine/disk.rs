@@ -5,6 +5,9 @@ use objblk::journal::disk::{Blocks, Disk, check_place};
 use std::io;
 use std::sync::{Arc, Mutex};
 
+/// Where, and what.
+type Written = (u64, Vec<u8>);
+
 #[derive(Debug, Default)]
 struct State {
     bytes: Vec<u8>,
@@ -12,7 +15,7 @@ struct State {
     /// Writes left until all fail.
     fails_after: Option<u64>,
     /// What it held once, and every write since, if that is kept.
-    history: Option<(Vec<u8>, Vec<(u64, Vec<u8>)>)>,
+    history: Option<(Vec<u8>, Vec<Written>)>,
 }
 
 #[derive(Clone, Debug)]

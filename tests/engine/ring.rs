@@ -9,6 +9,7 @@ use objblk::journal::entry::Change;
 use objblk::journal::ring::{
     Found, Place, SIZE_MIN, SUPERBLOCK_LEN, SlotIndex, Stage, Term, note_claim, read_slot,
 };
+use objblk::mutant::{self, Mutant};
 use objblk::units::{Epoch, Sector, Seq};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -229,11 +230,11 @@ impl Model {
             let (place, begun) = written.expect("what was admitted finds a place");
             let segment = begun.map(|at| at..at + SEGMENT as u64);
             for other in needed {
+                let reused = segment.as_ref().is_some_and(|s| s.contains(&other.offset));
+                assert!(!reused, "the segment at {segment:?} is used again over {other:?}");
                 let apart = other.offset + u64::from(other.len) <= place.offset
                     || place.offset + u64::from(place.len) <= other.offset;
                 assert!(apart, "{place:?} is written over {other:?}");
-                let reused = segment.as_ref().is_some_and(|s| s.contains(&other.offset));
-                assert!(!reused, "the segment at {segment:?} is used again over {other:?}");
             }
         }
         assert!(self.stage.durable() >= target);
@@ -254,6 +255,25 @@ impl Model {
     }
 }
 
+fn run(steps: &[Step]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let mut model = Model::new().await;
+        for step in steps {
+            model.step(*step).await;
+        }
+        model.check().await;
+    });
+}
+
+/// The model is no good if it does not see this.
+#[test]
+#[should_panic(expected = "is used again over")]
+fn the_model_notices_a_segment_that_is_used_again_too_early() {
+    let steps = [Step::Push(512), Step::EndSlot, Step::Write].repeat(20);
+    mutant::with(Some(Mutant::SegmentReusedEarly), || run(&steps));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -261,13 +281,6 @@ proptest! {
     fn what_was_admitted_finds_a_place_and_is_found_again(
         steps in prop::collection::vec(step(), 1..120),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async {
-            let mut model = Model::new().await;
-            for step in steps {
-                model.step(step).await;
-            }
-            model.check().await;
-        });
+        run(&steps);
     }
 }
