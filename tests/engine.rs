@@ -28,5 +28,7 @@ mod patience;
 mod recover;
 #[path = "engine/rig.rs"]
 mod rig;
+#[path = "engine/ring.rs"]
+mod ring;
 #[path = "engine/scale.rs"]
 mod scale;

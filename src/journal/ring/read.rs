@@ -2,7 +2,9 @@
 
 use super::format::{BATCH_HEADER_LEN, BatchHeader, RingId, SegmentHeader, Superblock};
 use super::stage::{Present, Used};
-use super::{BatchNumber, DATA, Geometry, Place, SUPERBLOCK_LEN, SlotIndex, Stage, Term};
+use super::{
+    BatchNumber, DATA, Geometry, Place, SUPERBLOCK_LEN, SegmentNumber, SlotIndex, Stage, Term,
+};
 use crate::error::{Error, Result};
 use crate::format::VolumeId;
 use crate::format::codec::{FormatResult, Reader};
@@ -148,8 +150,13 @@ impl Found {
         let headers = read_headers(disk, ring, geometry).await?;
         let mut found =
             Found { superblock, ..Found::blank(VolumeId::from_bytes([0; 16]), geometry, "", 0) };
-        let Some(newest) = headers.last() else { return Ok(Some(found)) };
+        let Some(newest) = headers.last() else {
+            check_not_begun(disk, geometry, ring, (SegmentNumber(0), BatchNumber(0))).await?;
+            return Ok(Some(found));
+        };
         let mut segment = read_segment(disk, geometry, newest).await?;
+        let following = SegmentNumber(newest.number.0 + 1);
+        check_not_begun(disk, geometry, ring, (following, segment.next)).await?;
         if segment.last.is_none()
             && let [.., before, _] = &headers[..]
         {
@@ -296,14 +303,38 @@ async fn read_segment(
     }
     segment.filled = at as u64;
     // One is written when the one before is durable: a later one shows that this one was.
-    let later = (at..len).step_by(BLOCK).filter_map(|at| batch_at(bytes, at, header.ring));
-    match later.map(|(batch, _)| batch.number).find(|number| *number > segment.next) {
+    match numbers(bytes, at, header.ring).find(|number| *number > segment.next) {
         Some(later) => {
             let why = format!("batch {} is lost, and {} is there", segment.next.0, later.0);
             Err(damaged(disk, why))
         }
         None => Ok(segment),
     }
+}
+
+/// A segment's header was durable before its first batch: where the segment `number` has no header,
+/// a batch from `next` on shows that the header is lost, and everything in the segment with it.
+async fn check_not_begun(
+    disk: &dyn Disk,
+    geometry: Geometry,
+    ring: RingId,
+    (number, next): (SegmentNumber, BatchNumber),
+) -> Result<()> {
+    let (start, len) = (geometry.place(number), geometry.segment as usize);
+    let blocks = disk.read(start, len).await.map_err(|e| unreadable(disk, e))?;
+    match numbers(blocks.bytes(), BLOCK, ring).find(|batch| *batch >= next) {
+        Some(batch) => {
+            let why = format!("segment {} is lost, and batch {} is there", number.0, batch.0);
+            Err(damaged(disk, why))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The numbers of the batches in a segment, from the byte `at` on.
+fn numbers(segment: &[u8], at: usize, ring: RingId) -> impl Iterator<Item = BatchNumber> {
+    let batches = (at..segment.len()).step_by(BLOCK);
+    batches.filter_map(move |at| batch_at(segment, at, ring)).map(|(batch, _)| batch.number)
 }
 
 fn batch_at(segment: &[u8], at: usize, ring: RingId) -> Option<(BatchHeader, &[u8])> {
