@@ -1,6 +1,7 @@
 //! Every verb that needs no frontend.
 
 use crate::program::{BUSY, CORRUPT, EXISTS, Home, NOT_FOUND, USAGE};
+use objblk::format::pool::{TombstoneObject, encode_json, end_json};
 use serde_json::json;
 use std::fs;
 use std::process::Stdio;
@@ -95,7 +96,8 @@ fn an_unfinished_deletion_is_shown_and_finished() {
     // As a crash between the tombstone and the removal of the name leaves it.
     let trash = home.store().join("trash");
     fs::create_dir_all(&trash).unwrap();
-    fs::write(trash.join(&id), r#"{"name":"gone","deleted_at_ms":1}"#).unwrap();
+    let tombstone = TombstoneObject { name: "gone".into(), deleted_at_ms: 1 };
+    fs::write(trash.join(&id), encode_json(&tombstone)).unwrap();
     let list = home.run(&["list", "--json"]);
     assert!(list.err.contains("finish the deletion of gone"), "{list:?}");
     assert_eq!(list.json()[0]["state"], "deleting");
@@ -120,7 +122,9 @@ fn damage_is_said_with_its_exit_code() {
         fs::write(&description, damaged).unwrap();
         home.run(&["info", "bad"]).refuses(CORRUPT, "is damaged");
     }
-    fs::write(&description, text.replace("\"version\": 1", "\"version\": 9")).unwrap();
+    let newer = text.replace("\"version\": 1", "\"version\": 9");
+    let (body, _) = newer.split_once(",\n  \"crc32c\"").unwrap();
+    fs::write(&description, end_json(body.into())).unwrap();
     home.run(&["info", "bad"]).refuses(1, "upgrade objblk");
     fs::remove_file(&description).unwrap();
     home.run(&["info", "bad"]).refuses(CORRUPT, "volume.json is missing");

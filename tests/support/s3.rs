@@ -42,6 +42,25 @@ impl S3Lab {
         options(&self.endpoint, self.var("AWS_ACCESS_KEY_ID"), self.var("AWS_SECRET_ACCESS_KEY"))
     }
 
+    /// Waits until the server makes buckets: one that was just started takes its time over the first.
+    fn await_first_bucket(&self) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime can be made").block_on(async {
+            let location =
+                S3Location::new("objblk-test-first", "").expect("the name is a bucket's");
+            let root =
+                S3Store::connect(location, &self.options()).await.expect("options are valid");
+            let mut attempts = 0;
+            loop {
+                attempts += 1;
+                match root.ensure_bucket(true).await {
+                    Err(e) if attempts < 12 => eprintln!("trying again: {e}"),
+                    made => return made.expect("a bucket can be made"),
+                }
+            }
+        });
+    }
+
     /// A new bucket.
     pub async fn bucket(&self) -> Bucket {
         self.make(&format!("objblk-test-{}", uuid::Uuid::new_v4())).await
@@ -51,17 +70,8 @@ impl S3Lab {
     pub async fn make(&self, name: &str) -> Bucket {
         let location = S3Location::new(name, "").expect("the name is a bucket's");
         let root = S3Store::connect(location, &self.options()).await.expect("options are valid");
-        // A server that was just started may take its time over the first one. What was done without
-        // an answer is found by the next attempt.
-        let mut attempts = 0;
-        let made = loop {
-            attempts += 1;
-            match root.ensure_bucket(true).await {
-                Err(e) if attempts < 5 => eprintln!("trying again: {e}"),
-                made => break made.expect("a bucket can be made"),
-            }
-        };
-        assert!(made || attempts > 1, "bucket {name} is not new");
+        let made = root.ensure_bucket(true).await.expect("a bucket can be made");
+        assert!(made, "bucket {name} is not new");
         Bucket { name: name.to_owned(), root, options: self.options() }
     }
 }
@@ -148,5 +158,9 @@ fn start() -> S3Lab {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     let endpoint = env.get("AWS_ENDPOINT_URL").expect("ceph.sh prints the endpoint").clone();
-    S3Lab { endpoint, env }
+    let lab = S3Lab { endpoint, env };
+    // Not in this thread: it may be one of a runtime.
+    std::thread::scope(|scope| scope.spawn(|| lab.await_first_bucket()).join())
+        .expect("the server makes buckets");
+    lab
 }
