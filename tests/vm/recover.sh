@@ -6,7 +6,7 @@
 # usage: recover.sh STEP...
 #   cycles   under load: the target killed (its supervisor acts), and both killed (`objblk recover`),
 #            CYCLES times each; now and then the successor is killed before it is ready
-#   refuse   what a dead target's device refuses; detach --force; a damaged journal; another owner
+#   refuse   what a dead target's device refuses; detach --force; a damaged mirror; another owner
 #   start    everything dies during attach
 #   loop     a target that dies again and again is given up
 set -u
@@ -175,7 +175,7 @@ cycles() {
     local i
     volume
     attach vol || return
-    is "recoverable" "$(find /run/objblk -name '*.journal' | wc -l)" 1
+    is "recoverable" "$(find /run/objblk -name '*.mirror' | wc -l)" 1
     start_load || return
     for i in $(seq "$CYCLES"); do
         sleep "$((2 + RANDOM % 2)).$((RANDOM % 10))"
@@ -226,10 +226,10 @@ refuse() {
     exits "detach --force of an orphan" 0 objblk detach --force vol
     removed "detach --force"
     orphan || return
-    segment=$(find /run/objblk/*.journal/* -type f -size +64k | head -1)
+    segment=$(find /run/objblk/*.mirror/* -type f -size +64k | head -1)
     printf '\x55' | dd of="$segment" bs=1 seek=5000 conv=notrunc 2>/dev/null
-    exits "a damaged journal" 1 objblk recover vol
-    removed "damaged journal"
+    exits "a damaged mirror" 1 objblk recover vol
+    removed "damaged mirror"
     orphan || return
     # Another host, as far as the store and the run directory know.
     OBJBLK_RUN_DIR=$T/elsewhere timeout 150 objblk serve nbd vol --takeover >"$T/uri" 2>&1 &
