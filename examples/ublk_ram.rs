@@ -153,6 +153,9 @@ impl BlockDevice for Null {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = ublk::errand(std::env::args_os()) {
+        return code;
+    }
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -33,6 +33,10 @@ const WORKERS: usize = 2;
 
 /// Runs the program with these arguments (the first is its name).
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(code) = crate::frontend::ublk::errand(arguments.iter().cloned()) {
+        return code;
+    }
     logging::on_panic();
     let done = match Cli::try_parse_from(arguments) {
         Ok(cli) => execute(cli),

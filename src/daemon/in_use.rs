@@ -1,18 +1,15 @@
 //! Who uses a block device, so that it is not pulled away from under a file system.
 
-use nix::libc::{O_CLOEXEC, O_EXCL};
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use crate::frontend::ublk;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// What uses the block device at `path`, in words; `None` where nothing has claimed it (a process
-/// that merely has it open does not count).
+/// that merely has it open does not count). Blocks the calling thread for seconds at most.
 pub(super) fn user_of(path: &Path) -> Option<String> {
-    // Of a block device O_EXCL without O_CREAT asks whether it is claimed: open(2).
-    let opened = OpenOptions::new().read(true).custom_flags(O_EXCL | O_CLOEXEC).open(path);
-    match opened {
-        Err(e) if e.raw_os_error() == Some(nix::libc::EBUSY) => {}
-        _ => return None,
+    if !ublk::is_claimed(path) {
+        return None;
     }
     let mounted = fs::metadata(path).ok().and_then(|meta| {
         let device = meta.rdev();
@@ -47,10 +44,5 @@ mod tests {
         assert_eq!(mount_point(text, (259, 3)).as_deref(), Some("/mnt/a b"));
         assert_eq!(mount_point(text, (8, 1)).as_deref(), Some("/"));
         assert_eq!(mount_point(text, (8, 2)), None);
-    }
-
-    #[test]
-    fn a_file_is_not_claimed() {
-        assert_eq!(user_of(Path::new("/dev/null")), None);
     }
 }

@@ -19,14 +19,15 @@ use super::shared::Shared;
 use super::target::Target;
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
+use crate::frontend::ublk;
 use crate::volume::{Left, Volume};
-use std::fs::File;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 /// How often callers are told how it goes.
@@ -124,7 +125,10 @@ impl End<'_> {
     async fn flush(&mut self) -> Result<Waited<()>> {
         let device = self.shared.block_device().await;
         let forced = self.callers.deadline().is_some();
-        let user = device.as_deref().and_then(in_use::user_of);
+        let user = match device.clone() {
+            Some(device) => spawn_blocking(move || in_use::user_of(&device)).await.unwrap_or(None),
+            None => None,
+        };
         if let (Some(device), Some(user)) = (&device, user) {
             let message = format!("{} is {user}", device.display());
             if !forced && !self.callers.is_signalled() {
@@ -219,9 +223,9 @@ async fn leave(volumes: impl Iterator<Item = Volume>, outcome: &mut Outcome) {
 /// Writes out the page cache of the block device, then what the volumes hold.
 async fn flush(device: Option<PathBuf>, volumes: Vec<Volume>) -> Result<()> {
     if let Some(device) = device.filter(|_| !volumes.is_empty()) {
-        let synced = tokio::task::spawn_blocking({
+        let synced = spawn_blocking({
             let device = device.clone();
-            move || File::open(device)?.sync_all()
+            move || ublk::sync(&device)
         });
         let synced = synced.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
         let failed = |e| Error::failed(format!("cannot write out {}", device.display())).because(e);

@@ -8,6 +8,8 @@
 #            CYCLES times each; now and then the successor is killed before it is ready
 #   refuse   what a dead target's device refuses; detach --force; a damaged mirror; another owner
 #   start    everything dies during attach
+#   table    everything dies while the partition table is read
+#   ending   everything dies while a detach waits for the store
 #   loop     a target that dies again and again is given up
 set -u
 T=$(mktemp -d)
@@ -292,6 +294,98 @@ start() {
         run "detach" objblk detach vol
     fi
     nothing_left "a death before it is ready"
+}
+
+# Two partitions, and the sector that says so in the first chunk.
+cat >"$T/partition.py" <<'END'
+import os, struct, sys
+f = os.open(sys.argv[1], os.O_RDWR)
+table = bytearray(512)
+for i in range(2):
+    entry = struct.pack("<BBBBBBBBII", 0, 0, 0, 0, 0x83, 0, 0, 0, 2048 + 16384 * i, 16384)
+    table[446 + 16 * i:462 + 16 * i] = entry
+table[510:] = b"\x55\xaa"
+os.pwrite(f, bytes(table), 0)
+os.fsync(f)
+END
+
+partitions() { find /dev -name 'ublkb*p*' | sort | tr '\n' ' '; }
+has_two() { [ "$(partitions)" = "${dev}p1 ${dev}p2 " ]; }
+chunks() { find "$T/table" -path '*/log/*' -type f -size +2k; }
+
+# The table cannot be read, as its chunk is a pipe that nobody writes to.
+table() {
+    local -x OBJBLK_STORE=file://$T/table
+    local option chunk
+    run "a pool of files" objblk pool init
+    run "create" objblk create vol --size 64M
+    attach vol || return
+    run "two partitions" python3 "$T/partition.py" "$dev"
+    run "detach" objblk detach vol
+    attach vol || return
+    until_true "the partitions appear" 30 has_two
+    is "partitions" "$(partitions)" "${dev}p1 ${dev}p2 "
+    run "detach" objblk detach vol
+    for option in --recovery --no-recovery; do
+        chunks | while read -r chunk; do mv "$chunk" "$chunk.kept" && mkfifo "$chunk"; done
+        # shellcheck disable=SC2086
+        objblk attach vol ${option#--recovery} >"$T/out" 2>&1 &
+        until_true "the device is there" 60 test -b "$dev"
+        sleep 2
+        running | xargs -r kill -9
+        wait $! 2>/dev/null
+        find "$T/table" -name '*.kept' | while read -r chunk; do mv "$chunk" "${chunk%.kept}"; done
+        until_true "$option: all are dead" 60 none_running
+        attach vol || return
+        until_true "$option: the partitions appear" 30 has_two
+        run "$option: detach" objblk detach vol
+        nothing_left "$option"
+    done
+}
+
+# The store is gone: the page cache cannot be written out, and requests wait.
+ending() {
+    local -x OBJBLK_STORE=file://$T/ending
+    local sum how
+    run "a pool of files" objblk pool init
+    run "create" objblk create vol --size 256M
+    head -c 150M /dev/urandom >"$T/data"
+    sum=$(sha256sum <"$T/data")
+    for how in '' --force; do
+        attach vol || return
+        mv "$T/ending" "$T/away"
+        dd if="$T/data" of="$dev" bs=1M 2>/dev/null &
+        until_true "writers wait" 60 grep -q '[1-9]' "/sys/block/${dev#/dev/}/inflight"
+        # shellcheck disable=SC2086
+        objblk detach vol $how >"$T/out" 2>&1 &
+        sleep 2
+        running | xargs -r kill -9
+        mv "$T/away" "$T/ending"
+        until_true "detach $how: all are dead" 60 none_running
+        if [ -z "$how" ]; then
+            run "recover" objblk recover vol
+            wait
+            is "what was written" "$(head -c 150M "$dev" | sha256sum)" "$sum"
+            run "detach" objblk detach vol
+        else
+            # Begun by force, it may have been over.
+            objblk detach --force vol >"$T/out" 2>&1
+            wait
+        fi
+        nothing_left "detach $how"
+    done
+    attach vol --no-recovery || return
+    mv "$T/ending" "$T/away"
+    dd if="$T/data" of="$dev" bs=1M 2>/dev/null &
+    until_true "writers wait" 60 grep -q '[1-9]' "/sys/block/${dev#/dev/}/inflight"
+    objblk detach vol >"$T/out" 2>&1 &
+    sleep 2
+    running | xargs -r kill -9
+    wait
+    mv "$T/away" "$T/ending"
+    attach vol || return
+    run "detach" objblk detach vol
+    nothing_left "without recovery"
 }
 
 for step in "$@"; do

@@ -6,7 +6,7 @@
 //!
 //! Source: Linux Documentation/block/ublk.rst, "Control plane".
 
-use super::{bounded, host};
+use super::{bounded, errand, host};
 use crate::error::{Error, ErrorKind, Result};
 use io_uring::{IoUring, opcode, squeue, types};
 use libublk::sys;
@@ -75,7 +75,7 @@ pub(super) enum Failure {
 }
 
 /// What the driver says to a command.
-type Answer<T> = std::result::Result<T, Failure>;
+pub(super) type Answer<T> = std::result::Result<T, Failure>;
 
 impl Failure {
     /// True where the driver is not ready for the command yet.
@@ -262,9 +262,20 @@ pub(super) fn end_recovery(dev_id: u32) -> Result<()> {
     answer.map_err(|failure| failure.into_error(END_USER_RECOVERY, &device(dev_id)))
 }
 
-/// Removes the block device: waits for the requests in flight, then aborts the queues.
+/// Removes the block device: waits for the requests in flight, then aborts the queues. An errand,
+/// as it waits for the device's server.
 pub(super) fn stop(dev_id: u32) -> Pending<()> {
-    begin(STOP_DEV, dev_id, 0, ())
+    Pending(bounded::begin("ublk-stop", move || {
+        errand::stop(dev_id).map_err(|errno| match errno {
+            Errno::EOPNOTSUPP => Failure::Unknown,
+            errno => Failure::Refused(errno),
+        })
+    }))
+}
+
+/// As [`stop`], by the calling thread, for as long as it takes.
+pub(super) fn stop_here(dev_id: u32) -> Answer<()> {
+    submit(STOP_DEV, dev_id, 0, ())
 }
 
 /// The error of a stop that failed.

@@ -14,6 +14,7 @@
 //! Contract:
 //! * Every request is answered once, with EIO in the worst case ([`UblkOptions::drain_timeout`]).
 //! * Every wait for the kernel is bounded; a time-out names the kernel.
+//! * No thread waits for the device that its own process serves: errands do ([`errand()`]).
 //! * A killed server leaves no hanging application (unless [`UblkOptions::recovery`] asks for
 //!   that, until [`Ublk::recover`]) and nothing that [`reap()`] does not remove.
 //! * The kernel chooses device numbers, and a device is stopped or deleted only after the token
@@ -25,6 +26,7 @@
 
 mod bounded;
 mod control;
+mod errand;
 mod host;
 mod link;
 mod mailbox;
@@ -32,12 +34,14 @@ mod memory;
 mod node;
 mod options;
 mod params;
+mod partitions;
 mod queue;
 mod reap;
 mod request;
 mod slots;
 mod stats;
 
+pub use errand::{errand, is_claimed, sync};
 pub use host::{HostSupport, become_io_flusher, check_host};
 pub use link::link_path;
 pub use options::UblkOptions;
@@ -70,6 +74,8 @@ pub struct Ublk {
     path: PathBuf,
     link: Option<Link>,
     drain_timeout: Duration,
+    /// The driver is kept from reading the partition table.
+    late_partitions: bool,
     queues: Arc<[Shared]>,
     threads: Vec<JoinHandle<()>>,
     /// Number of queue threads that have ended.
@@ -91,7 +97,8 @@ impl Ublk {
             let message = format!("{} has no size", options.name);
             return Err(Error::usage(message).hint("resize it first"));
         }
-        let flags = flags(&check_host()?, &options)?;
+        let host = check_host()?;
+        let flags = flags(&host, &options)?;
         Links::new(FOLDER).check(&options.name)?;
         let token = options.token;
         let info = control::add(
@@ -107,6 +114,7 @@ impl Ublk {
         )?;
         let (ending, ended) = watch::channel(0);
         let mut ublk = Ublk::unserved(&info, token, ended, &options);
+        ublk.late_partitions = partitions::read_inside_start(&host.kernel);
         match ublk.bring_up(device, &info, &options, &ending) {
             Ok(()) => Ok(ublk),
             Err(error) => {
@@ -195,6 +203,7 @@ impl Ublk {
             path: node::block_path(info.dev_id),
             link: None,
             drain_timeout: options.drain_timeout,
+            late_partitions: false,
             queues: Arc::default(),
             threads: Vec::new(),
             ended,
@@ -213,7 +222,7 @@ impl Ublk {
         control::set_params(self.dev_id, params::params(&geometry, options))?;
         self.serve_queues(device, info, options, ending)?;
         control::start(self.dev_id, options.start_timeout)?;
-        node::wait_for_block(self.dev_id, geometry.size, options.start_timeout)?;
+        errand::wait_for_block(self.dev_id, geometry.size, options.start_timeout)?;
         let device = node::block_name(self.dev_id);
         self.link = Some(Links::new(FOLDER).create(&options.name, &device)?);
         Ok(())
@@ -234,7 +243,8 @@ impl Ublk {
         let (report, reports) = channel();
         for qid in 0..info.nr_hw_queues {
             let cdev = cdev.clone();
-            let spec = Spec { cdev, qid, depth: info.queue_depth, max_io: options.max_io };
+            let (depth, max_io) = (info.queue_depth, options.max_io);
+            let spec = Spec { cdev, qid, depth, max_io, unprivileged: self.late_partitions };
             let (queues, ending) = (self.queues.clone(), ending.clone());
             let ends = Ends { queues, ending, cleanly: false };
             self.spawn(device.clone(), spec, ends, report.clone())?;

@@ -1,6 +1,5 @@
 //! The two device nodes of a ublk device, `/dev/ublkcN` and `/dev/ublkbN`.
 
-use super::bounded;
 use crate::error::{Error, Result};
 use crate::units::SectorCount;
 use nix::errno::Errno;
@@ -87,31 +86,14 @@ pub(super) fn is_unserved(dev_id: u32) -> bool {
     open_character(dev_id).is_ok()
 }
 
-/// Waits until the block device can be opened and has its size. Opening it hangs while the
-/// kernel reads the partition table, which recent kernels do after the start. Errors: it is not
-/// ready within `timeout`.
-pub(super) fn wait_for_block(dev_id: u32, size: SectorCount, timeout: Duration) -> Result<()> {
+/// Waits until the block device can be opened and has its size. Opening it hangs while the kernel
+/// reads the partition table: for an errand.
+pub(super) fn await_size(dev_id: u32, size: SectorCount) -> Attempt<()> {
     let path = block_path(dev_id);
-    let node = path.clone();
-    let opening = bounded::begin("ublk-open", move || {
-        settle(|| match block_size(&node)? {
-            bytes if bytes == size.bytes() => Ok(()),
-            _ => Err(Errno::ENXIO),
-        })
-    });
-    let opening = opening.map_err(|e| Error::failed("cannot start a thread").because(e))?;
-    let failed = || Error::failed(format!("{} did not become ready", path.display()));
-    match opening.wait(timeout) {
-        Some(opened) => opened.map_err(|errno| {
-            let hint = "devtmpfs must be mounted on /dev, or udev must make the node";
-            failed().because(errno).hint(hint)
-        }),
-        None => {
-            let seconds = timeout.as_secs_f32();
-            let hint = "the kernel reads the partition table: does the volume's store answer?";
-            Err(failed().because(format!("no answer within {seconds} s")).hint(hint))
-        }
-    }
+    settle(|| match block_size(&path)? {
+        bytes if bytes == size.bytes() => Ok(()),
+        _ => Err(Errno::ENXIO),
+    })
 }
 
 fn block_size(path: &Path) -> Attempt<u64> {

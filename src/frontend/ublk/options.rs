@@ -30,9 +30,8 @@ pub struct UblkOptions {
     /// Off by default: without a server to take over ([`super::Ublk::recover`]), whoever uses the
     /// device hangs until [`super::reap()`] is called, whereas a device without recovery answers with errors at once.
     pub recovery: bool,
-    /// How long the kernel may take to start the device. It reads the partition table
-    /// meanwhile, some ten reads one after the other, so a slow store needs a multiple of its
-    /// latency.
+    /// How long the start may take, and then the look for partitions. The table is read meanwhile,
+    /// in some ten reads one after the other, so a slow store needs a multiple of its latency.
     pub start_timeout: Duration,
     /// How long a stop waits for the device's answers before it answers with EIO instead.
     pub drain_timeout: Duration,

@@ -11,6 +11,7 @@
 
 use super::mailbox::Mailbox;
 use super::memory::{Buffers, Descriptors};
+use super::partitions;
 use super::request::Request;
 use super::slots::{Progress, Slots};
 use super::stats::{Counters, add};
@@ -82,6 +83,8 @@ pub(super) struct Spec {
     pub(super) depth: u16,
     /// Bytes in each tag's buffer.
     pub(super) max_io: u32,
+    /// Its thread does without CAP_SYS_ADMIN, see [`partitions`].
+    pub(super) unprivileged: bool,
 }
 
 /// Serves a queue from the calling thread until the device goes away; calls `ready` when every
@@ -92,6 +95,9 @@ pub(super) fn serve<D: BlockDevice>(
     shared: &Shared,
     ready: impl FnOnce(),
 ) -> Result<()> {
+    if spec.unprivileged {
+        partitions::keep_out_of_start()?;
+    }
     let failed = |what: &'static str| move |errno: Errno| Error::failed(what).because(errno);
     let buffers = Buffers::new(spec.depth, spec.max_io as usize)
         .map_err(failed("cannot map request buffers"))?;
