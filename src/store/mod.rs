@@ -302,6 +302,37 @@ pub async fn list_all(store: &dyn Store, prefix: &str) -> StoreResult<Vec<Object
     }
 }
 
+/// Tells by reading an object whether it is the one that was put. Damage on the way and somebody
+/// else's object look the same once: a reply that differs counts when the next one is the same.
+#[derive(Debug)]
+pub struct ReadBack<'a> {
+    key: &'a Key,
+    ours: &'a Bytes,
+    last: Option<Bytes>,
+}
+
+impl<'a> ReadBack<'a> {
+    /// For the object at `key`, where `ours` was put.
+    pub fn new(key: &'a Key, ours: &'a Bytes) -> ReadBack<'a> {
+        ReadBack { key, ours, last: None }
+    }
+
+    /// Takes a reply. What is there, or `None`: read again.
+    ///
+    /// # Errors
+    /// Unavailable: two replies differ, and neither is the object; read again later.
+    pub fn hears(&mut self, reply: Bytes) -> StoreResult<Option<Bytes>> {
+        if reply == *self.ours || self.last.as_ref() == Some(&reply) {
+            return Ok(Some(reply));
+        }
+        if self.last.replace(reply).is_none() {
+            return Ok(None);
+        }
+        let detail = "two reads of the object gave different bytes";
+        Err(StoreError::new(StoreErrorKind::Unavailable, Op::Get, self.key.to_string(), detail))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@
 //!
 //! **Lost replies.** A create whose attempt failed without an answer may have taken effect, so
 //! when a later attempt is told `AlreadyExists`, the object is read back: the same bytes mean
-//! that it was ours, others that it was not. Hence an invariant for callers: two racing creators of
+//! that it was ours, others, found twice ([`ReadBack`]), that it was not. Hence an invariant for callers: two racing creators of
 //! one key never offer the same bytes (chunks carry their epoch, claims and names an id of their
 //! own). A first attempt is no different: gateways repeat requests whose answer they lost, and pass
 //! on what the server says to the repetition.
@@ -27,8 +27,8 @@
 
 use super::limit::{Class, Kind, Limiter, Place, Ticket};
 use super::{
-    GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
-    address,
+    GetRange, Key, ListPage, ObjectInfo, Op, ReadBack, Store, StoreError, StoreErrorKind,
+    StoreResult, address,
 };
 use crate::mutant::{self, Mutant};
 use async_trait::async_trait;
@@ -159,14 +159,17 @@ impl RetryStore {
         body: &Bytes,
         mut error: StoreError,
     ) -> StoreResult<()> {
+        let mut back = ReadBack::new(key, body);
         let found = loop {
-            match attempts.attempt(Op::Get, self.inner.get(key, GetRange::All)).await {
+            let reply = attempts.attempt(Op::Get, self.inner.get(key, GetRange::All)).await;
+            match reply.and_then(|reply| back.hears(reply)) {
+                Ok(None) => {}
                 Err(e) if e.kind.is_transient() => {
                     if attempts.pause(e).await.is_err() {
                         break None;
                     }
                 }
-                result => break result.ok(),
+                result => break result.ok().flatten(),
             }
         };
         match found {
