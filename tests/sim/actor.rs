@@ -219,7 +219,7 @@ impl Actor {
                     ErrorKind::Fenced => true,
                     ErrorKind::Failed if self.process.had_disk_trouble() => true,
                     ErrorKind::Store | ErrorKind::Failed => !calm,
-                    ErrorKind::Corrupt => self.world.state().damaged,
+                    ErrorKind::Corrupt => self.world.state().damaged || self.has_lost(&error),
                     _ => false,
                 };
                 let deposed = self.world.is_fenced(client.epoch);
@@ -229,6 +229,12 @@ impl Actor {
                 client.volume.abandon();
             }
         }
+    }
+
+    /// Whether a chunk was in the journal only, and its disk did not give it back.
+    fn has_lost(&self, error: &Error) -> bool {
+        self.process.has_lost_chunks()
+            && error.to_string().contains("cannot be read from the journal")
     }
 
     /// A life without faults. Returns what it found, and what it left.

@@ -324,7 +324,8 @@ impl Disk for SimDisk {
         }
         self.pass().await;
         if fate.fault == Some(Fault::DiskFailed) || self.medium.is_gone() {
-            return self.fail();
+            self.process.could_not_read();
+            return Err(eio());
         }
         Ok(blocks)
     }

@@ -34,6 +34,7 @@ pub struct Process {
     pub cut_off: AtomicBool,
     closing: AtomicBool,
     disk_trouble: AtomicBool,
+    lost_chunks: AtomicBool,
     volume: Mutex<Option<Volume>>,
     ended: AtomicBool,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -56,6 +57,7 @@ impl Process {
             journal,
             device,
             disk_trouble: AtomicBool::new(false),
+            lost_chunks: AtomicBool::new(false),
             life: Mutex::new(Life::Running),
             changed: Notify::new(),
             cut_off: AtomicBool::new(false),
@@ -136,6 +138,17 @@ impl Process {
 
     pub fn had_disk_trouble(&self) -> bool {
         self.disk_trouble.load(Relaxed)
+    }
+
+    /// A read of its disk failed. Once the volume is open, nothing is read there but chunks that
+    /// have left memory.
+    pub fn could_not_read(&self) {
+        self.has_disk_trouble();
+        self.lost_chunks.fetch_or(!self.is_opening(), Relaxed);
+    }
+
+    pub fn has_lost_chunks(&self) -> bool {
+        self.lost_chunks.load(Relaxed)
     }
 
     fn let_go_of_the_disk(&self) {
