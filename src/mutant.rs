@@ -78,7 +78,7 @@ pub enum Mutant {
     JournalMisplaced,
     /// A journal is taken over although somebody else had the volume meanwhile.
     JournalRivalIgnored,
-    /// Flushes still count on a journal that could not be written.
+    /// A flush is acknowledged although the write that it waited for has failed.
     JournalFailureIgnored,
     /// An epoch is claimed before the journal has noted the claim.
     ClaimNotNoted,
@@ -86,7 +86,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mistake.
-    pub const ALL: [Mutant; 36] = [
+    pub const ALL: [Mutant; 37] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -122,6 +122,7 @@ impl Mutant {
         Mutant::JournalNotReplayed,
         Mutant::JournalMisplaced,
         Mutant::JournalRivalIgnored,
+        Mutant::JournalFailureIgnored,
         Mutant::ClaimNotNoted,
     ];
 }
