@@ -80,13 +80,17 @@ pub enum Mutant {
     JournalRivalIgnored,
     /// A flush is acknowledged although the write that it waited for has failed.
     JournalFailureIgnored,
+    /// Flushes wait for ever for a journal that has failed.
+    JournalFailureHidden,
+    /// Writers do not wait, however far the store is behind.
+    LagUnbounded,
     /// An epoch is claimed before the journal has noted the claim.
     ClaimNotNoted,
 }
 
 impl Mutant {
     /// Every mistake.
-    pub const ALL: [Mutant; 37] = [
+    pub const ALL: [Mutant; 39] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -123,6 +127,8 @@ impl Mutant {
         Mutant::JournalMisplaced,
         Mutant::JournalRivalIgnored,
         Mutant::JournalFailureIgnored,
+        Mutant::JournalFailureHidden,
+        Mutant::LagUnbounded,
         Mutant::ClaimNotNoted,
     ];
 }

@@ -129,7 +129,9 @@ impl Shared {
         );
         {
             let mut state = self.state();
-            state.journal_failure = Some(format!("the journal {name} failed: {why}"));
+            if !mutant::on(Mutant::JournalFailureHidden) {
+                state.journal_failure = Some(format!("the journal {name} failed: {why}"));
+            }
             // The journal was to make it durable: now the store has to, soon.
             if state.open.is_changed() && state.uploads.is_some() {
                 state.seal();

@@ -1,7 +1,7 @@
 //! What one process does: it opens the volume, works with it, and closes it; and whether what it is
 //! told meanwhile is right.
 
-use crate::client::Client;
+use crate::client::{Client, Lag};
 use crate::disk::SimDisk;
 use crate::model::{Image, Keeper};
 use crate::process::Process;
@@ -137,13 +137,20 @@ impl Actor {
         self.process.end();
     }
 
+    fn client(&self, volume: Volume) -> Client {
+        let (status, (bytes, age)) = (volume.status(), self.limits);
+        // What was taken over may be more.
+        let bytes = bytes.map(|most| most.max(status.dirty_bytes));
+        let (world, process) = (self.world.clone(), self.process.clone());
+        Client { world, process, volume, epoch: status.epoch, bounds: Lag { bytes, age } }
+    }
+
     async fn use_volume(&self, volume: Volume) {
         self.process.has(&volume);
         let epoch = volume.status().epoch;
         self.world.state().counts.opened += 1;
         self.world.trace(|| format!("{} has opened, epoch {epoch}", self.process.pid));
-        let (world, process) = (self.world.clone(), self.process.clone());
-        let client = Client { world, process, volume, epoch };
+        let client = self.client(volume);
         let Some(image) = client.survey().await else { return };
         let lanes = self.lanes;
         match self.begin(epoch, image) {
@@ -200,6 +207,7 @@ impl Actor {
 
     async fn close(&self, client: &Client) {
         let (pid, calm) = (self.process.pid, self.world.state().calm);
+        let _waits = self.process.begins("the close");
         let outcome = client.volume.close().await;
         if let Some(device) = &self.process.device {
             device.heritage.remove();
@@ -240,9 +248,8 @@ impl Actor {
     /// A life without faults. Returns what it found, and what it left.
     pub async fn last(&self) -> Result<(Image, Image), String> {
         let volume = self.open().await.map_err(|e| e.to_string())?;
-        let epoch = volume.status().epoch;
-        let (world, process) = (self.world.clone(), self.process.clone());
-        let client = Client { world, process, volume, epoch };
+        let client = self.client(volume);
+        let epoch = client.epoch;
         let found = client.survey().await.ok_or("the volume cannot be read")?;
         self.world.state().model.begin(epoch, found.clone(), 1)?;
         self.world.allow(12);

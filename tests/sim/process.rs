@@ -10,8 +10,10 @@ use crate::host::Host;
 use objblk::volume::Volume;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
@@ -38,6 +40,22 @@ pub struct Process {
     volume: Mutex<Option<Volume>>,
     ended: AtomicBool,
     tasks: Mutex<Vec<AbortHandle>>,
+    /// What its clients wait for, and since when.
+    waiting: Mutex<Vec<(&'static str, Instant)>>,
+}
+
+/// A client's request under way.
+pub struct Request<'a> {
+    process: &'a Process,
+    what: (&'static str, Instant),
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.process.waiting.lock().expect("not poisoned");
+        let at = waiting.iter().position(|what| *what == self.what);
+        waiting.swap_remove(at.expect("it was put there"));
+    }
 }
 
 impl Process {
@@ -65,6 +83,7 @@ impl Process {
             volume: Mutex::default(),
             ended: AtomicBool::new(false),
             tasks: Mutex::default(),
+            waiting: Mutex::default(),
         });
         host.runs(&process);
         process
@@ -172,6 +191,19 @@ impl Process {
 
     pub fn is_dead(&self) -> bool {
         self.life() == Life::Dead
+    }
+
+    /// A client begins to wait.
+    pub fn begins(&self, what: &'static str) -> Request<'_> {
+        let what = (what, Instant::now());
+        self.waiting.lock().expect("not poisoned").push(what);
+        Request { process: self, what }
+    }
+
+    /// What a client has waited for longest.
+    pub fn waits_for(&self) -> Option<(&'static str, Duration)> {
+        let waiting = self.waiting.lock().expect("not poisoned");
+        waiting.iter().map(|(what, since)| (*what, since.elapsed())).max_by_key(|(_, time)| *time)
     }
 
     /// It has nothing more to do.
