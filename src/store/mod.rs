@@ -287,6 +287,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// One page of the keys that begin with the string `prefix` (may be empty, may end inside a
     /// name) and, where given, come after `after` in byte order; at most `limit` (1..=1000).
     async fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> StoreResult<ListPage>;
+
+    /// Says that a user of this store waits for what somebody else is asking of the object `key`,
+    /// for as long as the returned value lives. Of use where the other's requests may have to wait.
+    fn hurry(&self, _key: &Key) -> Option<limit::Urgent> {
+        None
+    }
 }
 
 /// Every key that begins with `prefix`, page after page.

@@ -25,7 +25,7 @@
 //! Of an outage the first failure and the recovery are logged (`warn`, `info`), repeats within a
 //! minute and single attempts at `debug`.
 
-use super::limit::{Class, Kind, Limiter, Place, Ticket};
+use super::limit::{Class, Kind, Limiter, Place, Ticket, Urgent};
 use super::{
     GetRange, Key, ListPage, ObjectInfo, Op, ReadBack, Store, StoreError, StoreErrorKind,
     StoreResult, address,
@@ -220,7 +220,7 @@ impl Attempts<'_> {
                 Op::Put | Op::Delete => Kind::Write,
                 Op::Get | Op::Head | Op::List => Kind::Read,
             };
-            let turn = limiter.turn(ticket, kind, *class);
+            let turn = limiter.turn(ticket, kind, *class, self.name);
             let place = match self.left() {
                 None => turn.await,
                 Some(left) => match tokio::time::timeout(left, turn).await {
@@ -330,5 +330,10 @@ impl Store for RetryStore {
 
     async fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> StoreResult<ListPage> {
         self.retry(Op::List, prefix, 0, || self.inner.list(prefix, after, limit)).await
+    }
+
+    fn hurry(&self, key: &Key) -> Option<Urgent> {
+        let (limiter, class) = self.turns.as_ref()?;
+        (*class == Class::Foreground).then(|| limiter.hurry(key.as_str()))
     }
 }
