@@ -10,7 +10,7 @@ use crate::format::volume::EpochObject;
 use crate::host::Host;
 use crate::journal::disk::Disk;
 use crate::journal::ring::Found;
-use crate::journal::uring::FileDisk;
+use crate::journal::uring::{FileDisk, Glance};
 use crate::pool::{Standing, VolumeName};
 use crate::volume::{JournalOptions, Mode, Ownership};
 use std::fs::{self, DirBuilder, File};
@@ -188,6 +188,18 @@ pub async fn list(folder: &Path) -> Result<Vec<JournalFile>> {
     Ok(journals)
 }
 
+/// What is in a journal that nobody has open, without keeping anybody from opening it.
+async fn glance(path: &Path) -> Result<Option<Found>> {
+    let file = Glance::open(path)?;
+    file.check_unused()?;
+    let found = Found::read(&file).await;
+    if found.is_err() {
+        // It may have been opened and written to meanwhile.
+        file.check_unused()?;
+    }
+    found
+}
+
 async fn look(path: &Path) -> JournalFile {
     let size = fs::metadata(path).map_or(0, |meta| meta.len());
     let mut file = JournalFile {
@@ -199,11 +211,7 @@ async fn look(path: &Path) -> JournalFile {
         bytes: 0,
         trouble: None,
     };
-    let found = match FileDisk::open(path) {
-        Ok(disk) => Found::read(&disk).await,
-        Err(e) => Err(e),
-    };
-    match found {
+    match glance(path).await {
         Ok(Some(found)) => {
             file.volume = Some(found.volume());
             file.epoch = found.term().map(|term| term.epoch.0);

@@ -1,9 +1,11 @@
 //! Journals of this host: the directory they are in, and a look at them.
 
-use crate::program::{Home, Server};
+use crate::program::{Home, Server, qemu_io};
+use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tempfile::TempDir;
 
 const FAILED: i32 = 1;
@@ -30,6 +32,15 @@ fn serve(home: &Home, folder: &Path) -> Server {
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+/// Ends who looks, however the test ends.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 #[test]
@@ -68,4 +79,34 @@ fn a_folder_of_journals_that_cannot_be_made_is_refused() {
     assert_eq!(left, [file]);
     let epoch = home.run(&["info", "data", "--json"]).json()["state"].clone();
     assert_eq!(epoch, "free", "nobody has taken it");
+}
+
+#[test]
+fn a_list_shows_what_is_in_use_and_what_was_left() {
+    let (home, disk) = (home(), disk());
+    let folder = disk.path().to_str().unwrap();
+    let list = || home.run(&["journal", "list", "--journal", folder, "--json"]).json();
+    let server = serve(&home, disk.path());
+    let used = list();
+    let trouble = used[0]["trouble"].as_str().unwrap();
+    assert!(trouble.contains("in use by another process"), "{used}");
+    assert!(qemu_io(&server.uri, &["write -P 7 0 1M", "flush"]));
+    server.kill();
+    // While others look at it all the time, it can be opened.
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Relaxed) {
+                list();
+            }
+        });
+        let _done = Done(&done);
+        let left = list();
+        assert_eq!((&left[0]["trouble"], &left[0]["epoch"]), (&json!(null), &json!(1)), "{left}");
+        for _ in 0..5 {
+            let server = home.serve(&local(disk.path(), "16M"));
+            assert!(qemu_io(&server.uri, &["read -P 7 0 1M"]));
+            server.kill();
+        }
+    });
 }
