@@ -78,15 +78,19 @@ pub enum Mutant {
     JournalMisplaced,
     /// A journal is taken over although somebody else had the volume meanwhile.
     JournalRivalIgnored,
-    /// Flushes still count on a journal that could not be written.
+    /// A flush is acknowledged although the write that it waited for has failed.
     JournalFailureIgnored,
+    /// Flushes wait for ever for a journal that has failed.
+    JournalFailureHidden,
+    /// Writers do not wait, however far the store is behind.
+    LagUnbounded,
     /// An epoch is claimed before the journal has noted the claim.
     ClaimNotNoted,
 }
 
 impl Mutant {
     /// Every mistake.
-    pub const ALL: [Mutant; 36] = [
+    pub const ALL: [Mutant; 39] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -122,6 +126,9 @@ impl Mutant {
         Mutant::JournalNotReplayed,
         Mutant::JournalMisplaced,
         Mutant::JournalRivalIgnored,
+        Mutant::JournalFailureIgnored,
+        Mutant::JournalFailureHidden,
+        Mutant::LagUnbounded,
         Mutant::ClaimNotNoted,
     ];
 }

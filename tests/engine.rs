@@ -32,3 +32,5 @@ mod rig;
 mod ring;
 #[path = "engine/scale.rs"]
 mod scale;
+#[path = "engine/turns.rs"]
+mod turns;

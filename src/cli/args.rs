@@ -177,7 +177,8 @@ pub(super) struct Open {
     /// the store follows within seconds (a device is attached with --no-recovery then)
     #[arg(long, value_name = "CLASS", default_value = "object", value_parser = ["object", "local"])]
     pub(super) durability: String,
-    /// The directory of the journals, on a local disk (with --durability local)
+    /// The directory of the journals, on a local disk (with --durability local); made where only
+    /// it is missing
     #[arg(long, value_name = "DIR")]
     pub(super) journal: Option<PathBuf>,
     /// Size of the journal of each volume: how much an outage of the store may keep waiting

@@ -10,10 +10,12 @@ use crate::format::volume::EpochObject;
 use crate::host::Host;
 use crate::journal::disk::Disk;
 use crate::journal::ring::Found;
-use crate::journal::uring::FileDisk;
+use crate::journal::uring::{FileDisk, Glance};
 use crate::pool::{Standing, VolumeName};
 use crate::volume::{JournalOptions, Mode, Ownership};
-use std::fs;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +25,50 @@ pub(super) struct Opened {
     disk: Arc<FileDisk>,
     /// It was made just now.
     is_new: bool,
+    /// So was its folder.
+    folder: Option<NewFolder>,
+}
+
+/// A folder that was made just now; removed unless it is [kept](NewFolder::keep).
+#[derive(Debug)]
+struct NewFolder {
+    path: Option<PathBuf>,
+}
+
+impl NewFolder {
+    /// Makes `path`, durably and for this user only; `None` where it is there. Not its parents: those
+    /// of a path that is mistyped, or on a disk that is not mounted, are missing. Errors: failed.
+    fn make(path: &Path) -> Result<Option<NewFolder>> {
+        let failed = |e: io::Error| {
+            Error::failed(format!("cannot make the journal folder {}", path.display())).because(e)
+        };
+        match DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(
+                    failed(e).hint("make the folder that it is to be in, or mount its disk")
+                );
+            }
+            Err(e) => return Err(failed(e)),
+        }
+        let made = NewFolder { path: Some(path.to_owned()) };
+        // Journals are found again after a loss of power.
+        let parent = path.parent().unwrap_or(path);
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)?;
+        Ok(Some(made))
+    }
+
+    fn keep(mut self) {
+        self.path = None;
+    }
+}
+
+impl Drop for NewFolder {
+    fn drop(&mut self) {
+        // Somebody else may have put a journal into it meanwhile: then it stays.
+        self.path.take().map(fs::remove_dir);
+    }
 }
 
 /// The file of a volume's journal.
@@ -30,15 +76,17 @@ pub(super) fn path(folder: &Path, id: VolumeId) -> PathBuf {
     folder.join(format!("{id}.journal"))
 }
 
-/// Opens the journal of a volume, made where there is none. Errors: those of [`FileDisk`].
+/// Opens the journal of a volume, made where there is none, as is its folder. Errors: those of
+/// [`FileDisk`]; failed, where the folder cannot be made.
 pub(super) fn open(spec: &JournalSpec, id: VolumeId) -> Result<Opened> {
+    let folder = NewFolder::make(&spec.folder)?;
     let path = path(&spec.folder, id);
     let is_new = !path.exists();
     let disk = if is_new { FileDisk::create(&path, spec.size)? } else { FileDisk::open(&path)? };
     if disk.size() != spec.size {
         tracing::warn!("the journal {} stays as large as it is", path.display());
     }
-    Ok(Opened { disk: Arc::new(disk), is_new })
+    Ok(Opened { disk: Arc::new(disk), is_new, folder })
 }
 
 impl Opened {
@@ -53,7 +101,12 @@ impl Opened {
         EpochObject { journal: Some(self.disk.name()), ..claimant }
     }
 
-    /// The volume was not opened: leaves no file that was not there.
+    /// The volume was opened with it.
+    pub(super) fn keep(self) {
+        self.folder.map(NewFolder::keep);
+    }
+
+    /// The volume was not opened: leaves nothing that was not there.
     pub(super) fn undo(self) {
         if self.is_new
             && let Err(e) = self.disk.remove()
@@ -135,6 +188,18 @@ pub async fn list(folder: &Path) -> Result<Vec<JournalFile>> {
     Ok(journals)
 }
 
+/// What is in a journal that nobody has open, without keeping anybody from opening it.
+async fn glance(path: &Path) -> Result<Option<Found>> {
+    let file = Glance::open(path)?;
+    file.check_unused()?;
+    let found = Found::read(&file).await;
+    if found.is_err() {
+        // It may have been opened and written to meanwhile.
+        file.check_unused()?;
+    }
+    found
+}
+
 async fn look(path: &Path) -> JournalFile {
     let size = fs::metadata(path).map_or(0, |meta| meta.len());
     let mut file = JournalFile {
@@ -146,11 +211,7 @@ async fn look(path: &Path) -> JournalFile {
         bytes: 0,
         trouble: None,
     };
-    let found = match FileDisk::open(path) {
-        Ok(disk) => Found::read(&disk).await,
-        Err(e) => Err(e),
-    };
-    match found {
+    match glance(path).await {
         Ok(Some(found)) => {
             file.volume = Some(found.volume());
             file.epoch = found.term().map(|term| term.epoch.0);

@@ -293,8 +293,10 @@ async fn open(
         opened.map_err(|e| e.context(format!("cannot open {name}")))
     };
     let opened = opened.await;
-    if let (Err(_), Some(journal)) = (&opened, journal) {
-        journal.undo();
+    match (&opened, journal) {
+        (Ok(_), Some(journal)) => journal.keep(),
+        (Err(_), Some(journal)) => journal.undo(),
+        (_, None) => {}
     }
     opened
 }

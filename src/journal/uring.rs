@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::journal::disk::{Blocks, Disk, check_place};
 use crate::sync::{Mutex, oneshot};
 use async_trait::async_trait;
+pub use file::Glance;
 use server::{Inbox, Job, Request};
 use std::io;
 use std::path::{Path, PathBuf};

@@ -72,7 +72,10 @@ impl Fetcher {
             return Ok(table);
         }
         match self.flights.join(id) {
-            Turn::Follow(wait) => wait.await.unwrap_or(Err(FetchError::Abandoned)),
+            Turn::Follow(wait) => {
+                let _urgent = store.hurry(&id.key());
+                wait.await.unwrap_or(Err(FetchError::Abandoned))
+            }
             Turn::Lead(lead) => {
                 let table = match known(id) {
                     Some(table) => Ok(table),

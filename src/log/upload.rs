@@ -14,7 +14,7 @@ use crate::format::chunk::ChunkParts;
 use crate::format::fence::{self, Fence};
 use crate::format::keys;
 use crate::mutant::{self, Mutant};
-use crate::store::{GetRange, Key, Store, StoreError, StoreErrorKind};
+use crate::store::{GetRange, Key, ReadBack, Store, StoreError, StoreErrorKind, StoreResult};
 use crate::units::{Epoch, Seq};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -112,7 +112,7 @@ async fn put_slot(store: &dyn Store, key: &Key, body: Bytes) -> Result<(), Error
                 if mutant::on(Mutant::FenceTakenForChunk) {
                     return Ok(());
                 }
-                match store.get(key, GetRange::All).await {
+                match read_back(store, key, &body).await {
                     Ok(there) if there == body => return Ok(()),
                     Ok(there) => return Err(taken(key, &there)),
                     Err(e) => e,
@@ -121,6 +121,15 @@ async fn put_slot(store: &dyn Store, key: &Key, body: Bytes) -> Result<(), Error
             Err(e) => e,
         };
         refused(key, &error).await;
+    }
+}
+
+async fn read_back(store: &dyn Store, key: &Key, body: &Bytes) -> StoreResult<Bytes> {
+    let mut back = ReadBack::new(key, body);
+    loop {
+        if let Some(there) = back.hears(store.get(key, GetRange::All).await?)? {
+            return Ok(there);
+        }
     }
 }
 
@@ -146,4 +155,44 @@ pub fn fenced(fence: &Fence) -> Error {
         fence.volume, fence.owner, fence.epoch, fence.next_epoch
     );
     Error::new(ErrorKind::Fenced, message).hint("detach here; the new owner has the volume")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Op;
+    use crate::store::fault::{Fault, FaultStore, Rule};
+    use crate::store::memory::MemoryStore;
+
+    /// Puts a chunk where `there` is, through a store whose first `damaged` reads are cut short.
+    async fn put_over(there: &[u8], chunk: &[u8], damaged: u64) -> Result<(), Error> {
+        let (volume, seq) = (VolumeId::from_random([7; 16]), Seq(3));
+        let key = keys::slot(volume, seq, Epoch(1));
+        let memory = Arc::new(MemoryStore::new());
+        memory.put_if_absent(&key, Bytes::copy_from_slice(there)).await?;
+        let store = FaultStore::new(memory, 1);
+        let rule = store.handle().add(Rule::new(Fault::Truncate).on(&[Op::Get]).times(damaged));
+        let outcome = put_slot(&store, &key, Bytes::copy_from_slice(chunk)).await;
+        assert_eq!(rule.hits(), damaged);
+        outcome
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn damage_on_the_way_does_not_make_a_chunk_another_owners() {
+        let fence = Fence {
+            volume: VolumeId::from_random([7; 16]),
+            epoch: Epoch(1),
+            seq: Seq(3),
+            next_epoch: Epoch(2),
+            owner: "somebody".into(),
+        };
+        let (ours, theirs) = ([1; 5000], [2; 5000]);
+        for damaged in 0..6 {
+            put_over(&ours, &ours, damaged).await.unwrap();
+            let error = put_over(&fence.encode(), &ours, damaged).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Fenced, "{damaged}: {error}");
+            let error = put_over(&theirs, &ours, damaged).await.unwrap_err();
+            assert!(error.to_string().contains("another owner's chunk"), "{damaged}: {error}");
+        }
+    }
 }

@@ -7,6 +7,10 @@
 //! that probe a dead store), and a request keeps its age over all its attempts. What it decides is
 //! in [`policy`].
 //!
+//! One request may serve several that want the same. When somebody of the foreground joins one of the
+//! background's, that goes with the foreground from then on ([`Limiter::hurry`]), as does what else
+//! is asked of the same object meanwhile.
+//!
 //! Dropping a future gives its turn, or its place in the line, back.
 
 pub mod policy;
@@ -14,8 +18,9 @@ pub mod policy;
 use super::{StoreError, StoreErrorKind};
 use policy::{Admission, Meaning, Outcome};
 pub use policy::{Bounds, Class, Kind, Ticket, Turn};
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{oneshot, watch};
 
 /// Gives turns; see the module.
@@ -29,9 +34,27 @@ pub struct Limiter {
 #[derive(Debug)]
 struct State {
     admission: Admission,
-    waiting: BTreeMap<Ticket, oneshot::Sender<Turn>>,
+    waiting: BTreeMap<Ticket, InLine>,
+    /// Objects that the foreground waits for, and how many of it do.
+    urgent: HashMap<String, usize>,
     /// Why the last request had no answer.
     trouble: Option<String>,
+}
+
+/// Who waits.
+#[derive(Debug)]
+struct InLine {
+    name: String,
+    kind: Kind,
+    class: Class,
+    call: oneshot::Sender<Turn>,
+}
+
+/// As long as it lives, all requests for one object go with the foreground.
+#[derive(Debug)]
+pub struct Urgent {
+    limiter: Arc<Limiter>,
+    name: String,
 }
 
 /// The right to make an attempt, until it is dropped.
@@ -45,8 +68,6 @@ pub struct Place<'a> {
 struct Waiting<'a> {
     limiter: &'a Limiter,
     ticket: Ticket,
-    kind: Kind,
-    class: Class,
     turn: oneshot::Receiver<Turn>,
 }
 
@@ -54,7 +75,8 @@ impl Limiter {
     /// A limiter within these bounds.
     pub fn new(bounds: Bounds) -> Limiter {
         let admission = Admission::new(bounds);
-        let state = State { admission, waiting: BTreeMap::new(), trouble: None };
+        let (waiting, urgent) = (BTreeMap::new(), HashMap::new());
+        let state = State { admission, waiting, urgent, trouble: None };
         Limiter { state: Mutex::new(state), heals: watch::Sender::new(0) }
     }
 
@@ -63,18 +85,29 @@ impl Limiter {
         self.state().admission.draw()
     }
 
-    /// Waits for the turn of `ticket`, which is used by one request only.
-    pub async fn turn(&self, ticket: Ticket, kind: Kind, class: Class) -> Place<'_> {
-        let (sender, turn) = oneshot::channel();
-        let mut waiting = Waiting { limiter: self, ticket, kind, class, turn };
+    /// Waits for the turn of `ticket`, which is used by one request only: for the object `name`.
+    pub async fn turn(&self, ticket: Ticket, kind: Kind, class: Class, name: &str) -> Place<'_> {
+        let (call, turn) = oneshot::channel();
+        let mut waiting = Waiting { limiter: self, ticket, turn };
         {
             let mut state = self.state();
+            let is_urgent = state.urgent.contains_key(name);
+            let class = if is_urgent { Class::Foreground } else { class };
             state.admission.wait(ticket, kind, class);
-            state.waiting.insert(ticket, sender);
+            state.waiting.insert(ticket, InLine { name: name.to_owned(), kind, class, call });
             state.call();
         }
         let turn = (&mut waiting.turn).await.expect("who waits is called, never dropped");
         Place { limiter: self, turn }
+    }
+
+    /// The foreground waits for what others have asked for of the object `name`.
+    pub fn hurry(self: &Arc<Limiter>, name: &str) -> Urgent {
+        let mut state = self.state();
+        *state.urgent.entry(name.to_owned()).or_default() += 1;
+        state.raise(name);
+        state.call();
+        Urgent { limiter: self.clone(), name: name.to_owned() }
     }
 
     /// The width of a window: how many of a kind may be under way.
@@ -114,8 +147,19 @@ impl State {
     fn call(&mut self) {
         while let Some((ticket, turn)) = self.admission.admit() {
             let waiting = self.waiting.remove(&ticket);
-            if waiting.is_none_or(|waiting| waiting.send(turn).is_err()) {
+            if waiting.is_none_or(|waiting| waiting.call.send(turn).is_err()) {
                 self.admission.end(turn);
+            }
+        }
+    }
+
+    /// Has those who wait with a request for `name` wait with the foreground.
+    fn raise(&mut self, name: &str) {
+        for (ticket, waiting) in &mut self.waiting {
+            if waiting.class == Class::Background && waiting.name == name {
+                self.admission.give_up(*ticket, waiting.kind, Class::Background);
+                self.admission.wait(*ticket, waiting.kind, Class::Foreground);
+                waiting.class = Class::Foreground;
             }
         }
     }
@@ -143,6 +187,18 @@ impl<'a> Place<'a> {
     }
 }
 
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        let mut state = self.limiter.state();
+        if let Entry::Occupied(mut waiters) = state.urgent.entry(std::mem::take(&mut self.name)) {
+            *waiters.get_mut() -= 1;
+            if *waiters.get() == 0 {
+                waiters.remove();
+            }
+        }
+    }
+}
+
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut state = self.limiter.state();
@@ -154,8 +210,8 @@ impl Drop for Place<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut state = self.limiter.state();
-        if state.waiting.remove(&self.ticket).is_some() {
-            state.admission.give_up(self.ticket, self.kind, self.class);
+        if let Some(waiting) = state.waiting.remove(&self.ticket) {
+            state.admission.give_up(self.ticket, waiting.kind, waiting.class);
         } else if let Ok(turn) = self.turn.try_recv() {
             // Called, and gone before it heard of it.
             state.admission.end(turn);

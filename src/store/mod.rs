@@ -287,6 +287,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// One page of the keys that begin with the string `prefix` (may be empty, may end inside a
     /// name) and, where given, come after `after` in byte order; at most `limit` (1..=1000).
     async fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> StoreResult<ListPage>;
+
+    /// Says that a user of this store waits for what somebody else is asking of the object `key`,
+    /// for as long as the returned value lives. Of use where the other's requests may have to wait.
+    fn hurry(&self, _key: &Key) -> Option<limit::Urgent> {
+        None
+    }
 }
 
 /// Every key that begins with `prefix`, page after page.
@@ -299,6 +305,37 @@ pub async fn list_all(store: &dyn Store, prefix: &str) -> StoreResult<Vec<Object
         if !page.more || empty {
             return Ok(all);
         }
+    }
+}
+
+/// Tells by reading an object whether it is the one that was put. Damage on the way and somebody
+/// else's object look the same once: a reply that differs counts when the next one is the same.
+#[derive(Debug)]
+pub struct ReadBack<'a> {
+    key: &'a Key,
+    ours: &'a Bytes,
+    last: Option<Bytes>,
+}
+
+impl<'a> ReadBack<'a> {
+    /// For the object at `key`, where `ours` was put.
+    pub fn new(key: &'a Key, ours: &'a Bytes) -> ReadBack<'a> {
+        ReadBack { key, ours, last: None }
+    }
+
+    /// Takes a reply. What is there, or `None`: read again.
+    ///
+    /// # Errors
+    /// Unavailable: two replies differ, and neither is the object; read again later.
+    pub fn hears(&mut self, reply: Bytes) -> StoreResult<Option<Bytes>> {
+        if reply == *self.ours || self.last.as_ref() == Some(&reply) {
+            return Ok(Some(reply));
+        }
+        if self.last.replace(reply).is_none() {
+            return Ok(None);
+        }
+        let detail = "two reads of the object gave different bytes";
+        Err(StoreError::new(StoreErrorKind::Unavailable, Op::Get, self.key.to_string(), detail))
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! **Lost replies.** A create whose attempt failed without an answer may have taken effect, so
 //! when a later attempt is told `AlreadyExists`, the object is read back: the same bytes mean
-//! that it was ours, others that it was not. Hence an invariant for callers: two racing creators of
+//! that it was ours, others, found twice ([`ReadBack`]), that it was not. Hence an invariant for callers: two racing creators of
 //! one key never offer the same bytes (chunks carry their epoch, claims and names an id of their
 //! own). A first attempt is no different: gateways repeat requests whose answer they lost, and pass
 //! on what the server says to the repetition.
@@ -25,10 +25,10 @@
 //! Of an outage the first failure and the recovery are logged (`warn`, `info`), repeats within a
 //! minute and single attempts at `debug`.
 
-use super::limit::{Class, Kind, Limiter, Place, Ticket};
+use super::limit::{Class, Kind, Limiter, Place, Ticket, Urgent};
 use super::{
-    GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
-    address,
+    GetRange, Key, ListPage, ObjectInfo, Op, ReadBack, Store, StoreError, StoreErrorKind,
+    StoreResult, address,
 };
 use crate::mutant::{self, Mutant};
 use async_trait::async_trait;
@@ -159,14 +159,17 @@ impl RetryStore {
         body: &Bytes,
         mut error: StoreError,
     ) -> StoreResult<()> {
+        let mut back = ReadBack::new(key, body);
         let found = loop {
-            match attempts.attempt(Op::Get, self.inner.get(key, GetRange::All)).await {
+            let reply = attempts.attempt(Op::Get, self.inner.get(key, GetRange::All)).await;
+            match reply.and_then(|reply| back.hears(reply)) {
+                Ok(None) => {}
                 Err(e) if e.kind.is_transient() => {
                     if attempts.pause(e).await.is_err() {
                         break None;
                     }
                 }
-                result => break result.ok(),
+                result => break result.ok().flatten(),
             }
         };
         match found {
@@ -217,7 +220,7 @@ impl Attempts<'_> {
                 Op::Put | Op::Delete => Kind::Write,
                 Op::Get | Op::Head | Op::List => Kind::Read,
             };
-            let turn = limiter.turn(ticket, kind, *class);
+            let turn = limiter.turn(ticket, kind, *class, self.name);
             let place = match self.left() {
                 None => turn.await,
                 Some(left) => match tokio::time::timeout(left, turn).await {
@@ -327,5 +330,10 @@ impl Store for RetryStore {
 
     async fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> StoreResult<ListPage> {
         self.retry(Op::List, prefix, 0, || self.inner.list(prefix, after, limit)).await
+    }
+
+    fn hurry(&self, key: &Key) -> Option<Urgent> {
+        let (limiter, class) = self.turns.as_ref()?;
+        (*class == Class::Foreground).then(|| limiter.hurry(key.as_str()))
     }
 }

@@ -127,7 +127,10 @@ impl Items {
             return Ok(found);
         }
         match self.flights.join(item) {
-            Turn::Follow(wait) => wait.await.unwrap_or(Err(ItemError::Abandoned)),
+            Turn::Follow(wait) => {
+                let _urgent = store.hurry(&keys::map_object(self.volume, item.object));
+                wait.await.unwrap_or(Err(ItemError::Abandoned))
+            }
             Turn::Lead(lead) => {
                 let loaded = self.fetch(store, kind, item).await;
                 if let Ok(value) = &loaded {

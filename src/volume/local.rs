@@ -108,7 +108,9 @@ impl Shared {
             {
                 let state = self.state();
                 match &state.journal {
-                    Some(_) if state.journal_failure.is_some() => return Ok(false),
+                    Some(_) if state.journal_failure.is_some() => {
+                        return Ok(mutant::on(Mutant::JournalFailureIgnored));
+                    }
                     Some(journal) if journal.durable() >= target => return Ok(true),
                     Some(_) => {}
                     None => return Ok(false),
@@ -127,7 +129,7 @@ impl Shared {
         );
         {
             let mut state = self.state();
-            if !mutant::on(Mutant::JournalFailureIgnored) {
+            if !mutant::on(Mutant::JournalFailureHidden) {
                 state.journal_failure = Some(format!("the journal {name} failed: {why}"));
             }
             // The journal was to make it durable: now the store has to, soon.

@@ -58,7 +58,8 @@ pub struct JournalOptions {
     /// The disk. A blank one becomes a journal; one that holds what the store lacks is gone on
     /// from, if nobody else has had the volume since.
     pub disk: Arc<dyn Disk>,
-    /// Bytes that the store lacks at which writers wait.
+    /// Bytes that the store lacks at which writers wait: it never lacks more but for the last
+    /// change, of at most [`PIECE_MAX`](crate::journal::ring::PIECE_MAX).
     pub max_lag_bytes: Option<u64>,
     /// Age of the oldest of them at which writers wait.
     pub max_lag: Option<Duration>,

@@ -12,6 +12,7 @@ use crate::format::page::Location;
 use crate::log::fetch::{FetchError, FetchResult};
 use crate::map::{Missing, Piece, Source};
 use crate::store::Store;
+use crate::store::limit::Urgent;
 use crate::sync::oneshot;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
 use bytes::Bytes;
@@ -40,8 +41,8 @@ struct Part {
     len: usize,
 }
 
-/// Frames that were asked for.
-type Pending = Vec<(FrameId, oneshot::Receiver<FetchResult<Bytes>>)>;
+/// Frames that were asked for; by somebody else, perhaps, who is told to hurry.
+type Pending = Vec<(FrameId, oneshot::Receiver<FetchResult<Bytes>>, Option<Urgent>)>;
 
 impl Shared {
     /// Fills `buf` from `start`.
@@ -169,7 +170,7 @@ impl Shared {
         }
         let mut frames = BTreeMap::new();
         let wanted = rest.iter().map(|part| part.frame).collect();
-        for (id, wait) in self.request(&self.stores.live, wanted) {
+        for (id, wait, _urgent) in self.request(&self.stores.live, wanted) {
             frames.insert(id, wait.await.unwrap_or(Err(FetchError::Abandoned)));
         }
         for part in &rest {
@@ -197,9 +198,9 @@ impl Shared {
                 self.fetch_run(from.clone(), std::mem::take(&mut run));
             }
             match self.frame_flights.join(id) {
-                Turn::Follow(wait) => pending.push((id, wait)),
+                Turn::Follow(wait) => pending.push((id, wait, from.hurry(&id.chunk.key()))),
                 Turn::Lead(lead) => {
-                    pending.push((id, lead.follow()));
+                    pending.push((id, lead.follow(), None));
                     // It may have been answered between the caller's look and its turn.
                     match self.frames.get(&id) {
                         Some(frame) => lead.done(Ok(frame)),

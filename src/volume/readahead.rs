@@ -10,13 +10,19 @@ const WINDOW_MIN: u64 = 2 << 10;
 const WINDOW_MAX: u64 = 16 << 10;
 
 /// State of one volume's read-ahead.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Readahead {
     next: Sector,
     streak: u32,
     window: u64,
     /// Everything before it was asked for.
     ahead: Sector,
+}
+
+impl Default for Readahead {
+    fn default() -> Readahead {
+        Readahead { next: Sector(0), streak: 0, window: WINDOW_MIN, ahead: Sector(0) }
+    }
 }
 
 impl Readahead {
@@ -44,6 +50,15 @@ impl Readahead {
 mod tests {
     use super::*;
     use crate::units::SectorCount;
+
+    #[test]
+    fn a_reader_from_the_first_sector_on_is_sequential() {
+        let mut readahead = Readahead::default();
+        let range = |i: u64| SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
+        assert_eq!(readahead.on_read(range(0)), None);
+        let window = readahead.on_read(range(1)).unwrap();
+        assert_eq!((window.start(), window.len()), (Sector(512), SectorCount(WINDOW_MIN)));
+    }
 
     #[test]
     fn windows_follow_a_sequential_reader_without_gap_or_overlap() {

@@ -172,6 +172,7 @@ impl State {
         }
         match self.working_journal() {
             None => self.sealed.len() >= IN_FLIGHT_MAX,
+            Some(journal) if mutant::on(Mutant::LagUnbounded) => !journal.has_room(PIECE),
             Some(journal) => {
                 !journal.has_room(PIECE)
                     || limits.lag_bytes.is_some_and(|most| self.dirty() >= most)

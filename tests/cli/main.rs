@@ -8,6 +8,7 @@
 
 mod attached;
 mod gate;
+mod journal;
 mod mistakes;
 mod outage;
 mod program;

@@ -5,7 +5,7 @@
 
 use objblk::error::ErrorKind;
 use objblk::journal::disk::{BLOCK, Blocks, Disk};
-use objblk::journal::uring::FileDisk;
+use objblk::journal::uring::{FileDisk, Glance};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -301,4 +301,37 @@ async fn many_reads_and_writes_at_once_are_kept_apart() {
     for task in tasks.collect::<Vec<_>>() {
         task.await.unwrap();
     }
+}
+
+/// Who only looks keeps nobody from opening the file, and sees what is there.
+#[tokio::test]
+async fn a_glance_is_in_nobodys_way() {
+    let (_folder, path) = place();
+    let disk = FileDisk::create(&path, 4 * MIB).unwrap();
+    write(&disk, MIB, BLOCK, 5).await.unwrap();
+    let glance = Glance::open(&path).unwrap();
+    assert_eq!((glance.size(), glance.name()), (4 * MIB, disk.name()));
+    assert_eq!(glance.check_unused().unwrap_err().kind(), ErrorKind::Busy);
+    let seen = glance.read(MIB, BLOCK).await.unwrap();
+    assert!(seen.bytes() == blocks(BLOCK, 5).bytes());
+    assert!(glance.write(0, Blocks::zeroed(BLOCK)).await.is_err());
+    assert!(glance.read(4 * MIB, BLOCK).await.is_err());
+    drop(disk);
+    drop(reopened(&path).await);
+    // Others look again and again.
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let glance = Glance::open(&path).unwrap();
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = glance.check_unused();
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+        }
+        let opened: Vec<_> = (0..20).map(|_| FileDisk::open(&path).map(drop)).collect();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(opened.iter().all(Result::is_ok), "{opened:?}");
+    });
 }

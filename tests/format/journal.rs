@@ -73,6 +73,29 @@ fn a_newer_version_of_the_journal_is_refused_as_such() {
     }
 }
 
+/// What cannot have been written is refused, whatever its checksum says.
+#[test]
+fn a_claim_is_no_longer_than_what_is_written() {
+    let longest = "c".repeat(64);
+    let mut superblock = Superblock { claims: vec![longest.clone()], ..samples::superblock() };
+    let bytes = superblock.encode().unwrap();
+    assert_eq!(Superblock::parse(&bytes), Ok(superblock.clone()));
+    let at = bytes.len() - 4 - 64 - 1;
+    assert_eq!(bytes[at], 64);
+    let mut longer = bytes[..bytes.len() - 4].to_vec();
+    longer.push(b'c');
+    longer[at] = 65;
+    let len = longer.len() as u32 + 4;
+    longer[12..16].copy_from_slice(&len.to_le_bytes());
+    let crc = crc32c::crc32c(&longer);
+    longer.extend_from_slice(&crc.to_le_bytes());
+    let error = Superblock::parse(&longer).unwrap_err().to_string();
+    assert!(error.contains("a bad `claim length`"), "{error}");
+    assert!(error.ends_with("65, more than 64"), "{error}");
+    superblock.claims[0].push('c');
+    assert_eq!(superblock.encode(), None);
+}
+
 #[test]
 fn every_flipped_bit_of_the_journal_is_noticed() {
     for (name, bytes) in samples::journal() {

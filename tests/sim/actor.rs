@@ -1,7 +1,7 @@
 //! What one process does: it opens the volume, works with it, and closes it; and whether what it is
 //! told meanwhile is right.
 
-use crate::client::Client;
+use crate::client::{Client, Lag};
 use crate::disk::SimDisk;
 use crate::model::{Image, Keeper};
 use crate::process::Process;
@@ -137,13 +137,20 @@ impl Actor {
         self.process.end();
     }
 
+    fn client(&self, volume: Volume) -> Client {
+        let (status, (bytes, age)) = (volume.status(), self.limits);
+        // What was taken over may be more.
+        let bytes = bytes.map(|most| most.max(status.dirty_bytes));
+        let (world, process) = (self.world.clone(), self.process.clone());
+        Client { world, process, volume, epoch: status.epoch, bounds: Lag { bytes, age } }
+    }
+
     async fn use_volume(&self, volume: Volume) {
         self.process.has(&volume);
         let epoch = volume.status().epoch;
         self.world.state().counts.opened += 1;
         self.world.trace(|| format!("{} has opened, epoch {epoch}", self.process.pid));
-        let (world, process) = (self.world.clone(), self.process.clone());
-        let client = Client { world, process, volume, epoch };
+        let client = self.client(volume);
         let Some(image) = client.survey().await else { return };
         let lanes = self.lanes;
         match self.begin(epoch, image) {
@@ -200,6 +207,7 @@ impl Actor {
 
     async fn close(&self, client: &Client) {
         let (pid, calm) = (self.process.pid, self.world.state().calm);
+        let _waits = self.process.begins("the close");
         let outcome = client.volume.close().await;
         if let Some(device) = &self.process.device {
             device.heritage.remove();
@@ -219,7 +227,7 @@ impl Actor {
                     ErrorKind::Fenced => true,
                     ErrorKind::Failed if self.process.had_disk_trouble() => true,
                     ErrorKind::Store | ErrorKind::Failed => !calm,
-                    ErrorKind::Corrupt => self.world.state().damaged,
+                    ErrorKind::Corrupt => self.world.state().damaged || self.has_lost(&error),
                     _ => false,
                 };
                 let deposed = self.world.is_fenced(client.epoch);
@@ -231,12 +239,17 @@ impl Actor {
         }
     }
 
+    /// Whether a chunk was in the journal only, and its disk did not give it back.
+    fn has_lost(&self, error: &Error) -> bool {
+        self.process.has_lost_chunks()
+            && error.to_string().contains("cannot be read from the journal")
+    }
+
     /// A life without faults. Returns what it found, and what it left.
     pub async fn last(&self) -> Result<(Image, Image), String> {
         let volume = self.open().await.map_err(|e| e.to_string())?;
-        let epoch = volume.status().epoch;
-        let (world, process) = (self.world.clone(), self.process.clone());
-        let client = Client { world, process, volume, epoch };
+        let client = self.client(volume);
+        let epoch = client.epoch;
         let found = client.survey().await.ok_or("the volume cannot be read")?;
         self.world.state().model.begin(epoch, found.clone(), 1)?;
         self.world.allow(12);

@@ -5,7 +5,8 @@ use crate::model::{Change, Image, Keeper, Stamp};
 use crate::process::Process;
 use crate::world::World;
 use objblk::device::{BlockDevice, DeviceError, WriteFlags, ZeroFlags};
-use objblk::volume::{Durability, Volume};
+use objblk::journal::ring::PIECE_MAX;
+use objblk::volume::{Durability, Volume, VolumeStatus};
 use rand::Rng;
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,6 +15,9 @@ use std::time::Duration;
 /// Tries of a read whose replies are damaged now and then.
 const TRIES: usize = 40;
 
+/// What records may weigh: of changes of size, which do not wait, and of the last change.
+const RECORDS: u64 = 4096;
+
 /// A process's open volume.
 #[derive(Clone)]
 pub struct Client {
@@ -21,6 +25,14 @@ pub struct Client {
     pub process: Arc<Process>,
     pub volume: Volume,
     pub epoch: u64,
+    pub bounds: Lag,
+}
+
+/// How far the store may be behind while a journal is at work.
+#[derive(Clone, Copy, Default)]
+pub struct Lag {
+    pub bytes: Option<u64>,
+    pub age: Option<Duration>,
 }
 
 /// What becomes of a lane after a request.
@@ -57,6 +69,7 @@ impl Client {
     async fn read(&self, sectors: Range<usize>) -> Done<Result<Vec<Stamp>, String>> {
         let range = self.world.layout.range(&sectors);
         let mut data = vec![0xee; range.len().bytes() as usize];
+        let _waits = self.process.begins("a read");
         self.volume.read(range.start(), &mut data).await?;
         Ok(layout::stamps(sectors.start, &data))
     }
@@ -116,9 +129,30 @@ impl Client {
                 self.world.violated(format!("the commit point fell to {}", status.next_seq));
             }
             committed = status.next_seq;
+            self.check_lag(&status);
             if next == Next::End {
                 return;
             }
+        }
+    }
+
+    /// What the store lacks is bounded; what was written last may lie beyond the bound by itself.
+    fn check_lag(&self, status: &VolumeStatus) {
+        let change = (self.world.layout.sectors() * 512).min(PIECE_MAX);
+        let most = self.bounds.bytes.map(|most| most + change as u64 + RECORDS);
+        let (dirty, epoch) = (status.dirty_bytes, self.epoch);
+        if status.durability == Durability::Local && most.is_some_and(|most| dirty > most) {
+            self.world.violated(format!("epoch {epoch}: the store lacks {dirty} bytes"));
+        }
+    }
+
+    /// A change was just taken: nothing older than the bound waits for the store.
+    fn check_age(&self) {
+        let status = self.volume.status();
+        let most = self.bounds.age.filter(|_| status.durability == Durability::Local);
+        let (lag, epoch) = (Duration::from_millis(status.lag_ms), self.epoch);
+        if most.is_some_and(|most| lag > most) {
+            self.world.violated(format!("epoch {epoch}: a write is taken at a lag of {lag:?}"));
         }
     }
 
@@ -143,6 +177,7 @@ impl Client {
 
     async fn change(&self, lane: usize, stripe: &Range<usize>) -> Next {
         let Some(sectors) = self.pick(stripe.clone()) else { return Next::End };
+        let _waits = self.process.begins("a change");
         let (kind, fua) = self.world.random(|rng| (rng.random_range(0..10), rng.random_bool(0.1)));
         let sectors = if kind < 7 { self.world.layout.clip(sectors) } else { sectors };
         let stamp = if kind < 7 { self.world.state().model.next_stamp() } else { 0 };
@@ -163,6 +198,9 @@ impl Client {
             // Whether it was done in part is not known: nothing can follow it.
             self.judge("a change", &error);
             return Next::End;
+        }
+        if !fua {
+            self.check_age();
         }
         let fua = fua && !(7..9).contains(&kind);
         let mut state = self.world.state();
@@ -186,6 +224,7 @@ impl Client {
 
     async fn flush(&self) -> Next {
         let (issued, by) = (self.world.state().model.tick(), self.keeper());
+        let _waits = self.process.begins("a flush");
         if let Err(error) = self.volume.flush().await {
             return self.judge("a flush", &error);
         }
@@ -242,6 +281,7 @@ impl Client {
         let sectors = size.min(old)..old;
         let change = Change { sectors, stamp: 0, resize: Some(size), issued: 0, done: None };
         let index = self.world.state().model.issue(self.epoch, 0, change);
+        let _waits = self.process.begins("a resize");
         self.trace(|| format!("resize {old} to {size}"));
         let by = self.keeper();
         if let Err(error) = self.volume.resize(self.world.layout.size(size)).await {

@@ -19,6 +19,9 @@ use std::time::Duration;
 /// Time after which nothing that was ever sent is still on its way, and every owner that was
 /// deposed has noticed.
 const CALM: Duration = Duration::from_secs(400);
+/// Time in which every request to a device ends in a world without faults, however long it has
+/// waited before.
+const WAIT: Duration = Duration::from_secs(300);
 /// Hosts on which processes run.
 const HOSTS: u32 = 2;
 /// Time in which a healthy world must answer.
@@ -245,6 +248,12 @@ impl Director {
         let busy: Vec<u32> = self.live().iter().filter(|p| p.is_opening()).map(|p| p.pid).collect();
         if !busy.is_empty() {
             world.violated(format!("processes {busy:?} are still opening the volume"));
+        }
+        for process in self.live() {
+            if let Some((what, time)) = process.waits_for().filter(|(_, time)| *time > WAIT) {
+                let pid = process.pid;
+                world.violated(format!("{what} of process {pid} has not ended for {time:?}"));
+            }
         }
         let owners: Vec<u32> =
             self.live().iter().filter(|p| p.is_healthy()).map(|p| p.pid).collect();

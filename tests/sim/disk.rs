@@ -247,6 +247,7 @@ impl SimDisk {
             Some(Fault::DiskFailed) => {
                 self.travel(fate).await;
                 self.medium.cut_off(id);
+                self.host_may_follow(fate);
                 return self.fail();
             }
             Some(Fault::PausedAfter) => {
@@ -259,6 +260,21 @@ impl SimDisk {
             true => self.fail(),
             false => Ok(()),
         }
+    }
+
+    /// Every other time the host loses power soon after its disk has failed, before the store can
+    /// have what the disk has not.
+    fn host_may_follow(&self, fate: &Fate) {
+        if fate.draw & 1 == 0 {
+            return;
+        }
+        let (world, host, soon) = (self.world.clone(), self.process.host.clone(), fate.reply);
+        tokio::spawn(async move {
+            tokio::time::sleep(soon).await;
+            if !world.state().calm {
+                world.cut_power(&host);
+            }
+        });
     }
 
     async fn end(&self, how: impl FnOnce()) {
@@ -324,7 +340,8 @@ impl Disk for SimDisk {
         }
         self.pass().await;
         if fate.fault == Some(Fault::DiskFailed) || self.medium.is_gone() {
-            return self.fail();
+            self.process.could_not_read();
+            return Err(eio());
         }
         Ok(blocks)
     }

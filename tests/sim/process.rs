@@ -10,8 +10,10 @@ use crate::host::Host;
 use objblk::volume::Volume;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
@@ -34,9 +36,26 @@ pub struct Process {
     pub cut_off: AtomicBool,
     closing: AtomicBool,
     disk_trouble: AtomicBool,
+    lost_chunks: AtomicBool,
     volume: Mutex<Option<Volume>>,
     ended: AtomicBool,
     tasks: Mutex<Vec<AbortHandle>>,
+    /// What its clients wait for, and since when.
+    waiting: Mutex<Vec<(&'static str, Instant)>>,
+}
+
+/// A client's request under way.
+pub struct Request<'a> {
+    process: &'a Process,
+    what: (&'static str, Instant),
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.process.waiting.lock().expect("not poisoned");
+        let at = waiting.iter().position(|what| *what == self.what);
+        waiting.swap_remove(at.expect("it was put there"));
+    }
 }
 
 impl Process {
@@ -56,6 +75,7 @@ impl Process {
             journal,
             device,
             disk_trouble: AtomicBool::new(false),
+            lost_chunks: AtomicBool::new(false),
             life: Mutex::new(Life::Running),
             changed: Notify::new(),
             cut_off: AtomicBool::new(false),
@@ -63,6 +83,7 @@ impl Process {
             volume: Mutex::default(),
             ended: AtomicBool::new(false),
             tasks: Mutex::default(),
+            waiting: Mutex::default(),
         });
         host.runs(&process);
         process
@@ -138,6 +159,17 @@ impl Process {
         self.disk_trouble.load(Relaxed)
     }
 
+    /// A read of its disk failed. Once the volume is open, nothing is read there but chunks that
+    /// have left memory.
+    pub fn could_not_read(&self) {
+        self.has_disk_trouble();
+        self.lost_chunks.fetch_or(!self.is_opening(), Relaxed);
+    }
+
+    pub fn has_lost_chunks(&self) -> bool {
+        self.lost_chunks.load(Relaxed)
+    }
+
     fn let_go_of_the_disk(&self) {
         if let Some(medium) = &self.journal {
             medium.settle(self.pid);
@@ -159,6 +191,19 @@ impl Process {
 
     pub fn is_dead(&self) -> bool {
         self.life() == Life::Dead
+    }
+
+    /// A client begins to wait.
+    pub fn begins(&self, what: &'static str) -> Request<'_> {
+        let what = (what, Instant::now());
+        self.waiting.lock().expect("not poisoned").push(what);
+        Request { process: self, what }
+    }
+
+    /// What a client has waited for longest.
+    pub fn waits_for(&self) -> Option<(&'static str, Duration)> {
+        let waiting = self.waiting.lock().expect("not poisoned");
+        waiting.iter().map(|(what, since)| (*what, since.elapsed())).max_by_key(|(_, time)| *time)
     }
 
     /// It has nothing more to do.

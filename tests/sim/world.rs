@@ -176,6 +176,10 @@ fn weather(rng: &mut StdRng) -> Weather {
         let rare = [What::WriteSegment, What::GetMapObject][rng.random_range(0..2)];
         let of: Vec<Site> = sites.iter().filter(|(what, _)| *what == rare).copied().collect();
         targets.push((of[rng.random_range(0..of.len())], 0.4));
+        // A disk that fails, seldom enough for flushes to wait for it.
+        if rare == What::WriteSegment {
+            targets.push(((What::WriteBatch, Fault::DiskFailed), 0.03));
+        }
     }
     let damage = rng.random_bool(0.15) || targets.iter().any(|((_, fault), _)| fault.damages());
     Weather { rate, targets, damage }

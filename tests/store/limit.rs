@@ -318,3 +318,38 @@ async fn the_foreground_goes_before_the_background_which_goes_on() {
     assert!(users >= 6 * others && others >= 20, "{users} of users, {others} others");
     tasks.join_all().await.into_iter().for_each(|done| done.unwrap());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_the_foreground_waits_for_goes_with_it() {
+    let server = Server::new(usize::MAX);
+    let limiter = Arc::new(Limiter::new(Bounds { total: 1, writes: 1 }));
+    let background = limited(&server, &limiter, Class::Background);
+    let foreground = limited(&server, &limiter, Class::Foreground);
+    let mut tasks = JoinSet::new();
+    let mut read = |store: &Arc<dyn Store>, name: &'static str| {
+        let store = store.clone();
+        tasks.spawn(async move { store.head(&key(name)).await });
+    };
+    // The first goes at once, the others wait.
+    for name in ["first", "b0", "b1", "b2"] {
+        read(&background, name);
+    }
+    sleep(TRIP / 4).await;
+    for name in ["f0", "f1", "f2"] {
+        read(&foreground, name);
+    }
+    sleep(TRIP / 4).await;
+    assert!(background.hurry(&key("b0")).is_none(), "the background has no hurry");
+    let urgent = foreground.hurry(&key("b1")).unwrap();
+    let again = foreground.hurry(&key("b1")).unwrap();
+    drop(again);
+    // So does what is asked of it later, as long as somebody waits.
+    read(&background, "b1");
+    sleep(TRIP / 4).await;
+    drop(urgent);
+    read(&background, "b1");
+    tasks.join_all().await;
+    let arrivals = server.take_arrivals();
+    let names: Vec<&str> = arrivals.iter().map(|(_, name)| name.as_str()).collect();
+    assert_eq!(names, ["first", "b1", "f0", "f1", "f2", "b1", "b0", "b2", "b1"]);
+}

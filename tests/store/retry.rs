@@ -137,6 +137,30 @@ async fn a_lost_refusal_stays_a_refusal() {
     assert_eq!(world.memory.get(&key("a"), GetRange::All).await.unwrap(), "theirs");
 }
 
+/// What is read back may be damaged on the way: that does not make it somebody else's.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_reply_does_not_make_an_object_anothers() {
+    let mine: Bytes = (0..100u8).cycle().take(5000).collect();
+    for fault in [Fault::Truncate, Fault::FlipBit] {
+        for (times, lost) in [(1, true), (1, false), (2, true), (5, true), (5, false)] {
+            let world = world(None);
+            if lost {
+                world.faults.add(lost_reply().times(1));
+            } else {
+                world.memory.put_if_absent(&key("a"), mine.clone()).await.unwrap();
+            }
+            let damage = world.faults.add(Rule::new(fault.clone()).on(&[Op::Get]).times(times));
+            world.store.put_if_absent(&key("a"), mine.clone()).await.unwrap();
+            assert_eq!(damage.hits(), times, "{fault:?}");
+            // What is somebody else's stays so, whatever the way there does.
+            world.faults.clear();
+            let damage = world.faults.add(Rule::new(fault.clone()).on(&[Op::Get]).times(times));
+            let error = world.store.put_if_absent(&key("a"), body("other")).await.unwrap_err();
+            assert_eq!((error.kind, damage.hits()), (StoreErrorKind::AlreadyExists, times));
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn reading_back_is_tried_again_too() {
     let world = world(None);

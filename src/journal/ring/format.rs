@@ -113,8 +113,11 @@ impl Superblock {
         let count = r.count("claims", 1)?;
         let mut claims = Vec::new();
         for _ in 0..count {
-            let len = r.u8("claim length")?;
-            let text = std::str::from_utf8(r.take("claim", len.into())?);
+            let len = usize::from(r.u8("claim length")?);
+            if len > CLAIM_MAX {
+                return Err(r.bad("claim length", format!("{len}, more than {CLAIM_MAX}")));
+            }
+            let text = std::str::from_utf8(r.take("claim", len)?);
             let text = text.map_err(|_| r.error("claim", Problem::Value("not UTF-8".into())))?;
             claims.push(text.to_owned());
         }

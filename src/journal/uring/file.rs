@@ -2,7 +2,8 @@
 
 use super::fill::{FIRST, GRANULE};
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal::disk::{BLOCK, Blocks};
+use crate::journal::disk::{BLOCK, Blocks, Disk, check_place};
+use async_trait::async_trait;
 use nix::errno::Errno;
 use nix::fcntl::{
     AT_FDCWD, FallocateFlags, Flock, FlockArg, OFlag, RenameFlags, fallocate, renameat2,
@@ -13,6 +14,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a file stays locked by those who look whether it is, at most.
+const LOOKING: Duration = Duration::from_secs(1);
 
 /// The file of a journal, held by this process.
 #[derive(Debug)]
@@ -92,12 +97,8 @@ pub(super) fn open(path: &Path) -> Result<Locked> {
     };
     suits(&file, path)?;
     let failed = || Error::failed(format!("cannot open the journal {}", path.display()));
-    let about = file.metadata().map_err(|e| failed().because(e))?;
-    let size = about.len();
-    if !about.is_file() || size == 0 || !size.is_multiple_of(BLOCK as u64) {
-        let why = format!("it is no file of whole 4 KiB blocks ({size} bytes)");
-        return Err(failed().because(why).hint("it was cut, or never was a journal"));
-    }
+    let size = journal_size(&file)
+        .map_err(|why| failed().because(why).hint("it was cut, or never was a journal"))?;
     // What a dead writer's last write left may be readable and not yet durable: whoever acts on it
     // must not find less after the next loss of power.
     file.sync_data().map_err(|e| failed().because(e))?;
@@ -112,6 +113,100 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     })
 }
 
+/// A journal's file for those who only look: it keeps nobody from opening it, so what is in it may
+/// change meanwhile.
+#[derive(Debug)]
+pub struct Glance {
+    path: PathBuf,
+    file: File,
+    size: u64,
+}
+
+impl Glance {
+    /// Opens `path`.
+    ///
+    /// # Errors
+    /// Failed: it is no journal, or cannot be read.
+    pub fn open(path: &Path) -> Result<Glance> {
+        let failed = || Error::failed(format!("cannot read the journal {}", path.display()));
+        let flags = (OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        let file = opened.map_err(|e| failed().because(e))?;
+        let size = journal_size(&file).map_err(|why| failed().because(why))?;
+        Ok(Glance { path: path.into(), file, size })
+    }
+
+    /// Fails where a process has the journal open.
+    ///
+    /// # Errors
+    /// Busy; failed, where that cannot be seen.
+    pub fn check_unused(&self) -> Result<()> {
+        // Let go of at once, and whoever opens a journal waits for longer than that.
+        let file = self.file.try_clone().map_err(|e| {
+            Error::failed(format!("cannot read the journal {}", self.path.display())).because(e)
+        })?;
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(lock) => drop(lock.unlock()),
+            Err((_, Errno::EWOULDBLOCK)) => return Err(in_use(&self.path)),
+            Err((_, errno)) => {
+                let text = format!("cannot read the journal {}", self.path.display());
+                return Err(Error::failed(text).because(errno));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Disk for Glance {
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    async fn write(&self, _: u64, _: Blocks) -> io::Result<Blocks> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    async fn read(&self, offset: u64, len: usize) -> io::Result<Blocks> {
+        check_place(self.size, offset, len)?;
+        let mut blocks = Blocks::zeroed(len);
+        self.file.read_exact_at(blocks.bytes_mut(), offset)?;
+        Ok(blocks)
+    }
+}
+
+/// The size of a journal's file, or why it is none.
+fn journal_size(file: &File) -> std::result::Result<u64, String> {
+    let about = file.metadata().map_err(|e| e.to_string())?;
+    let size = about.len();
+    if !about.is_file() || size == 0 || !size.is_multiple_of(BLOCK as u64) {
+        return Err(format!("it is no file of whole 4 KiB blocks ({size} bytes)"));
+    }
+    Ok(size)
+}
+
+fn in_use(path: &Path) -> Error {
+    let text = format!("the journal {} is in use by another process", path.display());
+    Error::new(ErrorKind::Busy, text).hint("detach its volume there first")
+}
+
+/// Locks the file for this process alone. Somebody may just be looking whether it is locked.
+fn lock_alone(mut file: File) -> std::result::Result<Flock<File>, Errno> {
+    let begun = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((back, Errno::EWOULDBLOCK)) if begun.elapsed() < LOOKING => file = back,
+            Err((_, errno)) => return Err(errno),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Opens and locks; `None` where the name is not this file's any more.
 fn lock(path: &Path, options: &mut OpenOptions) -> Result<Option<Flock<File>>> {
     let failed = || Error::failed(format!("cannot open the journal {}", path.display()));
@@ -123,13 +218,10 @@ fn lock(path: &Path, options: &mut OpenOptions) -> Result<Option<Flock<File>>> {
             .hint("choose a --journal folder on ext4 or xfs"),
         _ => failed().because(e),
     })?;
-    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    let file = match lock_alone(file) {
         Ok(file) => file,
-        Err((_, Errno::EWOULDBLOCK)) => {
-            let text = format!("the journal {} is in use by another process", path.display());
-            return Err(Error::new(ErrorKind::Busy, text).hint("detach its volume there first"));
-        }
-        Err((_, errno)) => return Err(failed().because(errno)),
+        Err(Errno::EWOULDBLOCK) => return Err(in_use(path)),
+        Err(errno) => return Err(failed().because(errno)),
     };
     // The one who had it may have renamed or removed it between the opening and the lock.
     let locked = file.metadata().map_err(|e| failed().because(e))?;
