@@ -103,7 +103,9 @@ impl Opened {
 
     /// The volume was opened with it.
     pub(super) fn keep(self) {
-        self.folder.map(NewFolder::keep);
+        if let Some(folder) = self.folder {
+            folder.keep();
+        }
     }
 
     /// The volume was not opened: leaves nothing that was not there.
