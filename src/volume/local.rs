@@ -135,6 +135,7 @@ impl Shared {
                 state.seal();
             }
         }
+        self.shorten_mirror();
         self.wake();
     }
 
@@ -199,6 +200,7 @@ pub(super) async fn write_journal(shared: Arc<Shared>) {
         match write_batch(&*options.disk, write).await {
             Ok(blocks) => {
                 shared.state().batch_written(blocks, shared.limits.dirty_bytes);
+                shared.shorten_mirror();
                 shared.wake();
             }
             Err(why) => return shared.journal_failed(&*options.disk, &why),
