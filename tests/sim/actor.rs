@@ -183,6 +183,7 @@ impl Actor {
                 };
             }
             state.counts.recovered += 1;
+            state.counts.recovered_journaled += u64::from(journal.is_some());
             state.model.resume(last, epoch, &image)?;
         } else if is_heir {
             state.counts.inherited += 1;

@@ -70,7 +70,10 @@ pub struct Counts {
     pub fenced: u64,
     pub killed: u64,
     pub paused: u64,
+    pub recoveries: u64,
+    pub recoveries_journaled: u64,
     pub recovered: u64,
+    pub recovered_journaled: u64,
     pub power_cuts: u64,
     pub inherited: u64,
     pub discarded: u64,
@@ -93,7 +96,7 @@ impl Counts {
         self.journaled += u64::from(by == Keeper::Journal);
     }
 
-    fn all_mut(&mut self) -> [(&'static str, &mut u64); 15] {
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 18] {
         [
             ("operations", &mut self.operations),
             ("requests", &mut self.requests),
@@ -101,7 +104,10 @@ impl Counts {
             ("fenced", &mut self.fenced),
             ("killed", &mut self.killed),
             ("paused", &mut self.paused),
+            ("recoveries begun", &mut self.recoveries),
+            ("of them with a journal", &mut self.recoveries_journaled),
             ("recovered", &mut self.recovered),
+            ("of them with a journal", &mut self.recovered_journaled),
             ("power cuts", &mut self.power_cuts),
             ("journals gone on from", &mut self.inherited),
             ("discarded", &mut self.discarded),
