@@ -111,7 +111,7 @@ async fn look_beside(
                 *ownership = ring;
                 return Ok(Some(left));
             }
-            Err(e) if e.kind() == ErrorKind::Store => return Err(e),
+            Err(e) if matches!(e.kind(), ErrorKind::Store | ErrorKind::Fenced) => return Err(e),
             Err(e) => e.to_string(),
             Ok(_) => "it is not there".to_owned(),
         }

@@ -79,7 +79,8 @@ pub(super) async fn look(
         match left.term() {
             Some(term) => match succession(store, id, left, term).await {
                 Ok(newest) => (ownership.epoch, is_succession) = (newest, true),
-                Err(e) if e.kind() == ErrorKind::Fenced => {
+                // What is in a device's journal is not given up, its users still count on it.
+                Err(e) if e.kind() == ErrorKind::Fenced && options.mode != Mode::Recover => {
                     refuse_superseded(left, journal, &e)?;
                     found = None;
                 }

@@ -14,10 +14,10 @@ use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use std::time::Duration;
 
-const JOURNAL: u64 = 16 << 20;
+pub const JOURNAL: u64 = 16 << 20;
 const SECTORS: u64 = 64 << 10;
 
-fn with_journal(rig: &mut Rig, disk: &MemoryDisk) {
+pub fn with_journal(rig: &mut Rig, disk: &MemoryDisk) {
     let disk = Arc::new(disk.clone());
     rig.options.journal = Some(JournalOptions { disk, max_lag_bytes: None, max_lag: None });
 }
@@ -29,13 +29,13 @@ async fn rig(disk: &MemoryDisk) -> Rig {
 }
 
 /// No chunk reaches the store.
-fn outage(rig: &Rig) {
+pub fn outage(rig: &Rig) {
     let fault = Fault::Fail(Moment::Before, StoreErrorKind::Unavailable);
     let log = format!("{}log/", keys::volume_prefix(rig.id));
     rig.faults.add(Rule::new(fault).on(&[Op::Put]).below(log));
 }
 
-async fn settled(volume: &Volume) {
+pub async fn settled(volume: &Volume) {
     while volume.status().dirty_bytes > 0 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -106,9 +106,16 @@ impl Actor {
             }
             // Refused to go on: somebody else had the volume.
             ErrorKind::Fenced => self.has_rival(),
-            ErrorKind::Failed => self.process.had_disk_trouble(),
+            ErrorKind::Failed => self.process.had_disk_trouble() || self.has_lost_its_journal(),
             _ => false,
         }
+    }
+
+    /// Whether the journal of the device that it serves was discarded.
+    fn has_lost_its_journal(&self) -> bool {
+        let journal = self.process.journal.as_ref().map(|disk| disk.heritage.last_term());
+        let device = self.process.device.as_ref().map(|device| device.heritage.last_term());
+        device.zip(journal).is_some_and(|(device, journal)| journal < device)
     }
 
     /// Whether somebody else had the volume since this process's device, or what is in its journal,
