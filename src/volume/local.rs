@@ -257,7 +257,7 @@ fn refill(
             Change::Data { start, offset, data } => {
                 let len = SectorCount(data.len() as u64 / SECTOR_SIZE);
                 let end = u64::from(offset) + len.0;
-                let (next, room) = (open.next_offset(), open.room());
+                let (next, room) = (open.next_offset(), open.payload_room());
                 let range = SectorRange::between(start, Sector(start.0 + len.0));
                 if offset == next && len.0 <= room.0 && data.len() <= PIECE_MAX {
                     open.append(range, data);
