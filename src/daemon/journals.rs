@@ -16,6 +16,8 @@ use crate::volume::{JournalOptions, Mode, Ownership};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// A journal that is about to be used.
 #[derive(Debug)]
@@ -39,6 +41,21 @@ pub(super) fn open(spec: &JournalSpec, id: VolumeId) -> Result<Opened> {
         tracing::warn!("the journal {} stays as large as it is", path.display());
     }
     Ok(Opened { disk: Arc::new(disk), is_new })
+}
+
+/// Opens the journal of a process that has just died, which may hold on to it for a while: what it
+/// was writing comes to an end first. Errors: those of [`FileDisk::open`].
+pub(super) async fn reopen(spec: &JournalSpec, id: VolumeId, patience: Duration) -> Result<Opened> {
+    let path = path(&spec.folder, id);
+    let deadline = Instant::now() + patience;
+    loop {
+        match FileDisk::open(&path) {
+            Err(e) if e.kind() == ErrorKind::Busy && Instant::now() < deadline => {
+                sleep(Duration::from_millis(50)).await;
+            }
+            opened => return Ok(Opened { disk: Arc::new(opened?), is_new: false }),
+        }
+    }
 }
 
 impl Opened {
