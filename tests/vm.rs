@@ -176,7 +176,7 @@ fn s3_volumes_go_from_kernel_7_2_to_6_12() {
 fn recovery(kernel: &str) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let pool = runtime.block_on(Pool::new());
-    guest(kernel, "recover.sh", &pool.options, &["cycles", "refuse", "start", "loop"]);
+    guest(kernel, "recover.sh", &pool.options, &["cycles", "journal", "refuse", "start", "loop"]);
     runtime.block_on(pool.bucket.empty());
 }
 
