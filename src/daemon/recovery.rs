@@ -19,7 +19,7 @@ use crate::device::Checked;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::host::Host;
-use crate::journal::mirror;
+use crate::journal::mirror::{self, Recorded};
 use crate::pool::backend::Backend;
 use crate::volume::{Mode, Volume, VolumeOptions};
 use std::sync::Arc;
@@ -166,9 +166,12 @@ async fn open(
         None => owner,
     };
     let opened = Volume::open(environment(), backend.stores.clone(), id, owner, options).await;
-    opened.map_err(|e| match trouble {
-        // A file system may be mounted again.
-        Some(trouble) if e.kind() == ErrorKind::Failed => Refused::ForNow(e.because(trouble)),
+    opened.map_err(|e| match wanted.map(|_| Recorded::read(&run_dir.mirror(id), id)) {
+        // The mirror is right, so it is the journal: its disk may be mounted again.
+        Some(Ok(_)) if e.kind() == ErrorKind::Failed => Refused::ForNow(match trouble {
+            Some(trouble) => e.because(trouble),
+            None => e,
+        }),
         _ => judge(e),
     })
 }

@@ -93,7 +93,7 @@ impl Volume {
         env: Env,
         stores: Stores,
         id: VolumeId,
-        owner: EpochObject,
+        mut owner: EpochObject,
         mut options: VolumeOptions,
     ) -> Result<Volume> {
         let description = read_description(&*stores.setup, id).await?;
@@ -101,7 +101,7 @@ impl Volume {
         let store = &*stores.setup;
         let mut ownership = ownership(store, id).await?;
         let Legacy { mirror, journal } =
-            recover::prepare(store, &description, &mut ownership, &mut options, &owner).await?;
+            recover::prepare(store, &description, &mut ownership, &mut options, &mut owner).await?;
         let early = match mutant::on(Mutant::LookupBeforeClaim) {
             true => Some(newest_checkpoint(store, &description).await?),
             false => None,

@@ -31,6 +31,9 @@ use crate::mutant::{self, Mutant};
 use crate::store::{GetRange, Store, StoreErrorKind};
 use crate::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
 
+/// What the nonce of an owner ends with that goes on without the journal of the one before.
+const ALONE: &str = "-alone";
+
 /// What a new owner goes on from.
 #[derive(Debug)]
 pub(super) struct Legacy {
@@ -51,19 +54,34 @@ pub(super) async fn prepare(
     description: &VolumeObject,
     ownership: &mut Ownership,
     options: &mut VolumeOptions,
-    owner: &EpochObject,
+    owner: &mut EpochObject,
 ) -> Result<Legacy> {
     let id = description.id;
     let mut mirror = prepare_mirror(store, id, ownership, options).await?;
-    let left = match &mut mirror {
-        Some(mirror) => {
-            look_beside(store, (description, owner), ownership, options, mirror).await?
-        }
-        None => takeover::look(store, id, ownership, options).await?,
+    let prepared = match &mirror {
+        Some(mirror) => prepare_beside(store, id, ownership, options, (mirror, owner)).await,
+        None => prepare_journal(store, id, ownership, options, owner).await,
     };
-    let journal = match (left, &options.journal) {
-        (Some(left), Some(journal)) => Some(left.claim(&*journal.disk, id, &owner.nonce).await?),
-        _ => None,
+    let journal = match (prepared, &mut mirror) {
+        (Ok(Some(journal)), _) => Some(journal),
+        (Ok(None), None) => None,
+        (Ok(None), Some(_)) => {
+            go_alone(options, owner, "it had failed");
+            None
+        }
+        (Err(why), Some(mirror)) if may_go_alone(&why) => {
+            let from = (mirror.epoch(), mirror.first());
+            if !open::has_all_before(store, description, owner, from).await? {
+                let what = "what was acknowledged last is in a journal that cannot be used";
+                return Err(Error::failed(what).because(why));
+            }
+            if let Some(root) = &options.mirror {
+                mirror.stand_alone(root)?;
+            }
+            go_alone(options, owner, &why.to_string());
+            None
+        }
+        (Err(why), _) => return Err(why),
     };
     if let Some(root) = options.mirror.as_deref().filter(|_| options.mode != Mode::ReadOnly) {
         mirror::note_claim(root, &owner.nonce)?;
@@ -95,45 +113,60 @@ async fn prepare_mirror(
     }
 }
 
-/// Looks at the journal of the owner whose mirror that is. `None`: it is to be gone on from the
-/// mirror alone.
-async fn look_beside(
+async fn prepare_journal(
     store: &dyn Store,
-    (description, owner): (&VolumeObject, &EpochObject),
+    id: VolumeId,
     ownership: &mut Ownership,
-    options: &mut VolumeOptions,
-    mirror: &mut Recorded,
-) -> Result<Option<Left>> {
-    let why = if mirror.is_journaled() {
-        let mut ring = ownership.clone();
-        match takeover::look(store, description.id, &mut ring, options).await {
-            Ok(Some(left)) if left.epoch().is_some_and(|epoch| epoch >= mirror.epoch()) => {
-                *ownership = ring;
-                return Ok(Some(left));
-            }
-            Err(e) if matches!(e.kind(), ErrorKind::Store | ErrorKind::Fenced) => return Err(e),
-            Err(e) => e.to_string(),
-            Ok(_) => "it is not there".to_owned(),
-        }
-    } else {
-        "it had failed".to_owned()
-    };
-    if mirror.is_journaled() {
-        if !open::has_all_before(store, description, owner, (mirror.epoch(), mirror.first()))
-            .await?
-        {
-            let what = "what was acknowledged last is in a journal that cannot be used";
-            return Err(Error::failed(what).because(why));
-        }
-        if let Some(root) = &options.mirror {
-            mirror.stand_alone(root)?;
-        }
+    options: &VolumeOptions,
+    owner: &EpochObject,
+) -> Result<Option<Prepared>> {
+    let left = takeover::look(store, id, ownership, options).await?;
+    match (left, &options.journal) {
+        (Some(left), Some(journal)) => left.claim(&*journal.disk, id, &owner.nonce).await.map(Some),
+        _ => Ok(None),
     }
+}
+
+/// Makes the journal of the owner whose mirror that is ready. `None`: nobody needs it.
+async fn prepare_beside(
+    store: &dyn Store,
+    id: VolumeId,
+    ownership: &mut Ownership,
+    options: &VolumeOptions,
+    (mirror, owner): (&Recorded, &EpochObject),
+) -> Result<Option<Prepared>> {
+    let Some(journal) = options.journal.as_ref().filter(|_| mirror.is_journaled()) else {
+        return match mirror.is_journaled() {
+            true => Err(Error::failed("it is not there")),
+            false => Ok(None),
+        };
+    };
+    let mut by_journal = ownership.clone();
+    let left = takeover::look(store, id, &mut by_journal, options).await?;
+    let is_its = |left: &Left| left.epoch().is_some_and(|epoch| epoch >= mirror.epoch());
+    let Some(left) = left.filter(is_its) else {
+        let name = journal.disk.name();
+        return Err(Error::failed(format!("{name} is not the journal that the device had")));
+    };
+    let prepared = left.claim(&*journal.disk, id, &owner.nonce).await?;
+    *ownership = by_journal;
+    Ok(Some(prepared))
+}
+
+/// Whether the mirror may be enough where the journal cannot be used.
+fn may_go_alone(why: &Error) -> bool {
+    !matches!(why.kind(), ErrorKind::Store | ErrorKind::Fenced)
+}
+
+/// Goes on without a journal, under a nonce of which the journal knows nothing, whatever became of
+/// an attempt to write it: nobody may ever go on from it behind this owner's back.
+fn go_alone(options: &mut VolumeOptions, owner: &mut EpochObject, why: &str) {
     if let Some(journal) = options.journal.take() {
         let name = journal.disk.name();
         tracing::error!("goes on without the journal {name}, flushes wait for the store: {why}");
+        owner.nonce.push_str(ALONE);
+        owner.journal = None;
     }
-    Ok(None)
 }
 
 /// Checks that every epoch from `first` on was claimed for the same mirror or journal. Returns the
