@@ -134,6 +134,7 @@ impl Shared {
             if state.open.is_changed() && state.uploads.is_some() {
                 state.seal();
             }
+            state.journal_end = state.open.seq();
         }
         self.shorten_mirror();
         self.wake();

@@ -100,7 +100,7 @@ impl Volume {
         check_features(&description, options.mode)?;
         let store = &*stores.setup;
         let mut ownership = ownership(store, id).await?;
-        let Legacy { mirror, journal } =
+        let Legacy { mirror, journal, is_alone } =
             recover::prepare(store, &description, &mut ownership, &mut options, &mut owner).await?;
         let early = match mutant::on(Mutant::LookupBeforeClaim) {
             true => Some(newest_checkpoint(store, &description).await?),
@@ -140,7 +140,7 @@ impl Volume {
             _ => None,
         };
         let volume = start(env, stores, options, description, claimed, (loaded, taken))?;
-        match recover::finish(&volume.shared, redo).await {
+        match recover::finish(&volume.shared, redo, is_alone).await {
             Ok(()) => Ok(volume),
             Err(e) => {
                 volume.abandon();

@@ -41,6 +41,8 @@ pub(super) struct Legacy {
     pub mirror: Option<Recorded>,
     /// A journal, with or without anything in it.
     pub journal: Option<Prepared>,
+    /// There is a journal that cannot be used: only the mirror and the log are gone on from.
+    pub is_alone: bool,
 }
 
 /// Makes mirror and journal ready for a new owner, before an epoch is claimed. Takes a journal that
@@ -62,6 +64,7 @@ pub(super) async fn prepare(
         Some(mirror) => prepare_beside(store, id, ownership, options, (mirror, owner)).await,
         None => prepare_journal(store, id, ownership, options, owner).await,
     };
+    let mut is_alone = false;
     let journal = match (prepared, &mut mirror) {
         (Ok(Some(journal)), _) => Some(journal),
         (Ok(None), None) => None,
@@ -79,6 +82,7 @@ pub(super) async fn prepare(
                 mirror.stand_alone(root)?;
             }
             go_alone(options, owner, &why.to_string());
+            is_alone = true;
             None
         }
         (Err(why), _) => return Err(why),
@@ -86,7 +90,7 @@ pub(super) async fn prepare(
     if let Some(root) = options.mirror.as_deref().filter(|_| options.mode != Mode::ReadOnly) {
         mirror::note_claim(root, &owner.nonce)?;
     }
-    Ok(Legacy { mirror, journal })
+    Ok(Legacy { mirror, journal, is_alone })
 }
 
 async fn prepare_mirror(
@@ -225,13 +229,21 @@ pub(super) fn first_to_redo(recorded: &Recorded, terms: &Terms) -> Result<Seq> {
 }
 
 /// Makes what has to be made again, `from` says from which slot of which mirror on, and lets go of
-/// older mirrors.
+/// older mirrors. `is_alone`: when the store has all of it.
 ///
 /// # Errors
 /// As those of the volume. The older mirrors are still there then.
-pub(super) async fn finish(shared: &Shared, from: Option<(&Recorded, Seq)>) -> Result<()> {
+pub(super) async fn finish(
+    shared: &Shared,
+    from: Option<(&Recorded, Seq)>,
+    is_alone: bool,
+) -> Result<()> {
     if let Some((recorded, first)) = from {
         redo(shared, recorded, first).await?;
+    }
+    if is_alone {
+        // The journal had promised that a power cut would not matter.
+        shared.flush().await.map_err(|_| shared.failure())?;
     }
     match &shared.options.mirror {
         Some(root) if !shared.is_read_only() => mirror::retire_before(root, shared.epoch),

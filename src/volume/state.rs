@@ -88,6 +88,8 @@ pub(super) struct State {
     pub journal: Option<Stage>,
     /// Why the journal takes no more: flushes wait for the store since.
     pub journal_failure: Option<String>,
+    /// The first slot of which a journal that failed has nothing.
+    pub journal_end: Seq,
     /// The most bytes that waited for the store, and the longest time.
     pub most: (u64, Duration),
     /// A flush waits for a chunk to be sealed as soon as one of those on their way is done.
@@ -133,6 +135,7 @@ impl State {
             mirror: None,
             journal: None,
             journal_failure: None,
+            journal_end: Seq(0),
             most: (0, Duration::ZERO),
             seal_wanted: false,
             slots_since_checkpoint: 0,
@@ -198,7 +201,8 @@ impl State {
         let committed = self.commit.next();
         let journaled = self.working_journal().map(Stage::complete);
         let Some(mirror) = &mut self.mirror else { return Vec::new() };
-        if journaled.is_none() {
+        // What the journal had acknowledged is not needed from it any more.
+        if journaled.is_none() && committed >= self.journal_end {
             mirror.stand_alone(committed);
         }
         mirror.forget_before(match mutant::on(Mutant::MirrorForgottenEarly) {
