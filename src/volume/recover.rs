@@ -7,7 +7,7 @@
 //!
 //! **With a journal** the mirror has only what is not in the journal yet. That is appended to the
 //! journal, in the dead owner's term; then the journal alone has everything, and is gone on from as
-//! after any death ([`takeover`](super::takeover)). A journal in whose newest term the mirror's owner
+//! after any death ([`takeover`]). A journal in whose newest term the mirror's owner
 //! is not needs nothing from the mirror any more.
 //!
 //! **Without one** the changes are made again through the ordinary write path, in order, and so are
