@@ -56,6 +56,10 @@ pub enum Mutant {
     MirrorForgottenEarly,
     /// A dead owner's mirror is let go before its changes are made again.
     MirrorRetiredEarly,
+    /// What only the mirror has is not appended to the journal.
+    MirrorTailDropped,
+    /// One change more than there is is taken for being in the journal.
+    MirrorTailMisplaced,
     /// Recovery does not look who had the volume meanwhile.
     RivalIgnored,
     /// A frame's checksum is not verified.
@@ -90,7 +94,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mistake.
-    pub const ALL: [Mutant; 39] = [
+    pub const ALL: [Mutant; 41] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -115,6 +119,8 @@ impl Mutant {
         Mutant::TrimNotMirrored,
         Mutant::MirrorForgottenEarly,
         Mutant::MirrorRetiredEarly,
+        Mutant::MirrorTailDropped,
+        Mutant::MirrorTailMisplaced,
         Mutant::RivalIgnored,
         Mutant::FrameCrcIgnored,
         Mutant::HeaderCrcIgnored,

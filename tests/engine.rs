@@ -26,6 +26,8 @@ mod model;
 mod patience;
 #[path = "engine/recover.rs"]
 mod recover;
+#[path = "engine/recover_local.rs"]
+mod recover_local;
 #[path = "engine/rig.rs"]
 mod rig;
 #[path = "engine/ring.rs"]

@@ -176,12 +176,8 @@ fn s3_volumes_go_from_kernel_7_2_to_6_12() {
 fn recovery(kernel: &str) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let pool = runtime.block_on(Pool::new());
-    guest(
-        kernel,
-        "recover.sh",
-        &pool.options,
-        &["cycles", "refuse", "start", "table", "ending", "loop"],
-    );
+    let steps = ["cycles", "journal", "refuse", "start", "table", "ending", "loop"];
+    guest(kernel, "recover.sh", &pool.options, &steps);
     runtime.block_on(pool.bucket.empty());
 }
 

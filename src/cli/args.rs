@@ -174,7 +174,7 @@ pub(super) struct Open {
     #[arg(long)]
     pub(super) takeover: bool,
     /// What a flush promises: object, the store has it; local, a journal on this host has it, and
-    /// the store follows within seconds (a device is attached with --no-recovery then)
+    /// the store follows within seconds
     #[arg(long, value_name = "CLASS", default_value = "object", value_parser = ["object", "local"])]
     pub(super) durability: String,
     /// The directory of the journals, on a local disk (with --durability local); made where only

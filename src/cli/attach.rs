@@ -52,8 +52,7 @@ pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()
         door: DoorSpec::Ublk {
             queues: attach.queues,
             depth: attach.depth,
-            // What was acknowledged and not flushed dies with the process: so must the device.
-            recovery: !attach.no_recovery && attach.open.journal()?.is_none(),
+            recovery: !attach.no_recovery,
         },
         journal: attach.open.journal()?,
         io_timeout: attach.open.io_timeout()?,
@@ -101,7 +100,12 @@ pub(super) async fn detach(context: &Context, what: &str, force: bool) -> Result
             return Err(target.kept(&target.state.volumes[0].name));
         }
         run_dir.remove_dead(&target)?;
-        let lost = if kept { "; what it had not stored is lost" } else { "" };
+        let journaled = target.state.successor.as_ref().is_some_and(|spec| spec.journal.is_some());
+        let lost = match (kept, journaled) {
+            (false, _) => "",
+            (true, false) => "; what it had not stored is lost",
+            (true, true) => "; what it had not flushed is lost, its journal is kept",
+        };
         eprintln!("objblk: process {} was dead: removed what it left{lost}", target.state.pid);
         Outcome::default()
     };

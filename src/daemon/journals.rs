@@ -18,6 +18,8 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// A journal that is about to be used.
 #[derive(Debug)]
@@ -87,6 +89,21 @@ pub(super) fn open(spec: &JournalSpec, id: VolumeId) -> Result<Opened> {
         tracing::warn!("the journal {} stays as large as it is", path.display());
     }
     Ok(Opened { disk: Arc::new(disk), is_new, folder })
+}
+
+/// Opens the journal of a process that has just died, which may hold on to it for a while: what it
+/// was writing comes to an end first. Errors: those of [`FileDisk::open`].
+pub(super) async fn reopen(spec: &JournalSpec, id: VolumeId, patience: Duration) -> Result<Opened> {
+    let path = path(&spec.folder, id);
+    let deadline = Instant::now() + patience;
+    loop {
+        match FileDisk::open(&path) {
+            Err(e) if e.kind() == ErrorKind::Busy && Instant::now() < deadline => {
+                sleep(Duration::from_millis(50)).await;
+            }
+            opened => return Ok(Opened { disk: Arc::new(opened?), is_new: false, folder: None }),
+        }
+    }
 }
 
 impl Opened {

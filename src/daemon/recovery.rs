@@ -8,6 +8,7 @@
 //! What may pass (the store does not answer, the driver refuses) leaves everything as it is.
 
 use super::door::{Door, Served};
+use super::journals;
 use super::orders::Order;
 use super::rundir::{Held, RunDir, Target as Left};
 use super::shared::Shared;
@@ -18,6 +19,7 @@ use crate::device::Checked;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::host::Host;
+use crate::journal::mirror::{self, Recorded};
 use crate::pool::backend::Backend;
 use crate::volume::{Mode, Volume, VolumeOptions};
 use std::sync::Arc;
@@ -118,7 +120,7 @@ async fn bring_back(
         Backend::open(&url, &s3).await
     };
     let backend = connect.await.map_err(Refused::ForNow)?;
-    let volume = open(spec, run_dir, &backend, attached.id).await.map_err(judge)?;
+    let volume = open(spec, run_dir, &backend, attached.id).await?;
     let served: Served = (attached.name.clone(), Arc::new(Checked::new(volume.clone())));
     match Door::recover(&served, (dev_id, token)).await {
         Ok(door) => {
@@ -138,17 +140,40 @@ async fn open(
     run_dir: &RunDir,
     backend: &Backend,
     id: VolumeId,
-) -> Result<Volume> {
+) -> std::result::Result<Volume, Refused> {
+    let root = run_dir.mirror(id);
+    let wanted = spec.journal.as_ref().filter(|_| mirror::is_journaled(&root).unwrap_or(true));
+    let (journal, trouble) = match wanted {
+        None => (None, None),
+        Some(wanted) => match journals::reopen(wanted, id, PATIENCE).await {
+            Ok(journal) => (Some((journal, wanted)), None),
+            // The store may have everything that is in it.
+            Err(e) => (None, Some(e)),
+        },
+    };
     let options = VolumeOptions {
         mode: Mode::Recover,
-        mirror: Some(run_dir.mirror(id)),
+        mirror: Some(root),
+        journal: journal.as_ref().map(|(journal, wanted)| journal.options(wanted)),
         cache_bytes: spec.cache_bytes,
         io_timeout: spec.io_timeout,
         watch_every: spec.heartbeat,
         ..VolumeOptions::default()
     };
-    let (stores, owner) = (backend.stores.clone(), Host::local()?.owner());
-    Volume::open(environment(), stores, id, owner, options).await
+    let owner = Host::local().map_err(Refused::ForGood)?.owner();
+    let owner = match &journal {
+        Some((journal, _)) => journal.named_by(owner),
+        None => owner,
+    };
+    let opened = Volume::open(environment(), backend.stores.clone(), id, owner, options).await;
+    opened.map_err(|e| match wanted.map(|_| Recorded::read(&run_dir.mirror(id), id)) {
+        // The mirror is right, so it is the journal: its disk may be mounted again.
+        Some(Ok(_)) if e.kind() == ErrorKind::Failed => Refused::ForNow(match trouble {
+            Some(trouble) => e.because(trouble),
+            None => e,
+        }),
+        _ => judge(e),
+    })
 }
 
 /// What the store says now it may not say later; all else is final.

@@ -10,17 +10,21 @@
 //! ```text
 //! claims              the nonces of all epochs claimed for this device, one a line
 //! <epoch>/<slot>      segments of one owner: one for each slot of the log, the last one open
+//! <epoch>/journaled   slots before the first segment may be in its journal only
 //! <epoch>.old         given up: being removed
 //! ```
 //!
 //! Contract: after the death of the writer at any instant, [`Recorded::read`] gives every change
-//! that was acknowledged and not committed, in order, possibly after some that were committed and
-//! before one that was not acknowledged; or an error, where that is not sure. Making these changes
-//! again in order gives the volume as it was, whatever prefix of them the log already has.
+//! that was acknowledged and is neither committed nor in the owner's journal, in order, possibly
+//! after some that are and before one that was not acknowledged; or an error, where that is not
+//! sure. Making these changes again in order gives the volume as it was, whatever prefix of them is
+//! there already.
 //!
 //! Invariants:
-//! * the segments of an owner are dense, from the first slot that is not committed to the open one;
-//!   a segment says that the next one is there, so that none can be missed;
+//! * the segments of an owner are dense, from the first slot that is neither committed nor whole in
+//!   a journal at work to the open one; a segment says that the next one is there, so that none can
+//!   be missed;
+//! * without a note of the journal they begin at the first slot that is not committed, at the latest;
 //! * the *oldest* epoch that is there is the one that counts: a successor mirrors what it takes
 //!   over in its own epoch and then removes the older one, in one step.
 
@@ -44,6 +48,9 @@ const OLD: &str = "old";
 
 /// File that holds the nonces.
 const CLAIMS: &str = "claims";
+
+/// File that says that there is a journal.
+const JOURNALED: &str = "journaled";
 
 fn epoch_folder(root: &Path, epoch: Epoch) -> PathBuf {
     root.join(format!("{:016x}", epoch.0))
@@ -102,29 +109,46 @@ pub struct Mirror {
     /// Complete segments with their bytes.
     complete: BTreeMap<Seq, u64>,
     bytes: u64,
+    /// Slots before the first segment may be in the journal only, and the folder says so.
+    journaled: bool,
     /// What went wrong while there was nobody to tell.
     trouble: Option<io::Error>,
 }
 
 impl Mirror {
-    /// Begins the mirror of `header`'s epoch below `root`, with the slot `header.seq`.
+    /// Begins the mirror of `header`'s epoch below `root`, with the slot `header.seq`. `journaled`:
+    /// slots before that may be in the journal only.
     ///
     /// # Errors
     /// Failed: it cannot be written.
-    pub fn begin(root: &Path, header: Header) -> Result<Mirror> {
+    pub fn begin(root: &Path, header: Header, journaled: bool) -> Result<Mirror> {
         let folder = epoch_folder(root, header.epoch);
         let begun = DirBuilder::new().mode(0o700).create(&folder);
-        let file = begun.and_then(|()| new_segment(&folder, header));
+        let noted = begun.and_then(|()| match journaled {
+            true => File::create_new(folder.join(JOURNALED)).map(drop),
+            false => Ok(()),
+        });
+        let file = noted.and_then(|()| new_segment(&folder, header));
         let file = file.map_err(|e| {
             failed("begin", &folder, e).hint("make room there, or attach with --no-recovery")
         })?;
         let complete = BTreeMap::new();
-        Ok(Mirror { folder, header, file, open: 0, complete, bytes: 0, trouble: None })
+        Ok(Mirror { folder, header, file, open: 0, complete, bytes: 0, journaled, trouble: None })
     }
 
-    /// Bytes of changes that are not committed.
+    /// Bytes of changes that are there.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes of them that belong to the open slot.
+    pub fn open_bytes(&self) -> u64 {
+        self.open
+    }
+
+    /// Whether a successor needs the journal besides.
+    pub fn is_journaled(&self) -> bool {
+        self.journaled
     }
 
     /// Appends a change; it is safe from the end of this process on return. After an error the
@@ -162,11 +186,24 @@ impl Mirror {
         }
     }
 
-    /// Forgets the segments of slots before `committed`. Returns their files, for the caller to
-    /// remove in this order.
-    pub fn forget_before(&mut self, committed: Seq) -> Vec<PathBuf> {
+    /// The journal takes no more, and slots before `committed` are in the store: from the moment
+    /// that nothing else was forgotten, a successor needs no journal. A failure is reported by the
+    /// next append.
+    pub fn stand_alone(&mut self, committed: Seq) {
+        let first = self.complete.first_key_value().map_or(self.header.seq, |(seq, _)| *seq);
+        if self.journaled && first <= committed {
+            self.journaled = false;
+            if let Err(e) = fs::remove_file(self.folder.join(JOURNALED)) {
+                self.trouble = Some(e);
+            }
+        }
+    }
+
+    /// Forgets the segments of slots before `kept`: the store has them, or a journal at work. Returns
+    /// their files, for the caller to remove in this order.
+    pub fn forget_before(&mut self, kept: Seq) -> Vec<PathBuf> {
         let mut files = Vec::new();
-        while let Some(first) = self.complete.first_entry().filter(|e| *e.key() < committed) {
+        while let Some(first) = self.complete.first_entry().filter(|e| *e.key() < kept) {
             self.bytes -= first.get();
             files.push(segment_path(&self.folder, *first.key()));
             first.remove();
@@ -240,6 +277,16 @@ pub fn retire_before(root: &Path, epoch: Epoch) -> Result<()> {
     Ok(())
 }
 
+/// Whether the owner whose mirror is at `root` left something that may be in its journal only.
+///
+/// # Errors
+/// Failed: the mirror cannot be read.
+pub fn is_journaled(root: &Path) -> Result<bool> {
+    let Some(epoch) = epochs(root)?.into_iter().next() else { return Ok(false) };
+    let note = epoch_folder(root, epoch).join(JOURNALED);
+    note.try_exists().map_err(|e| failed("read", &note, e))
+}
+
 /// Removes files that [`Mirror::forget_before`] named.
 pub fn remove_segments(files: &[PathBuf]) {
     for path in files {
@@ -275,6 +322,7 @@ pub struct Recorded {
     epoch: Epoch,
     segments: Vec<(Seq, Vec<u8>)>,
     claims: Vec<String>,
+    journaled: bool,
 }
 
 impl Recorded {
@@ -296,7 +344,8 @@ impl Recorded {
             let bytes = fs::read(&path).map_err(|e| failed("read", &path, e))?;
             segments.push((Seq(seq), bytes));
         }
-        let recorded = Recorded { epoch, segments, claims };
+        let journaled = is_journaled(root)?;
+        let recorded = Recorded { epoch, segments, claims, journaled };
         recorded.verify(&folder, volume)?;
         Ok(recorded)
     }
@@ -339,15 +388,31 @@ impl Recorded {
         self.segments.first().map_or(Seq(0), |(seq, _)| *seq)
     }
 
+    /// Whether slots before the first one may be in the journal only.
+    pub fn is_journaled(&self) -> bool {
+        self.journaled
+    }
+
+    /// The log has every slot before the first one: no successor needs the journal from now on.
+    ///
+    /// # Errors
+    /// Failed: that cannot be noted.
+    pub fn stand_alone(&mut self, root: &Path) -> Result<()> {
+        let note = epoch_folder(root, self.epoch).join(JOURNALED);
+        fs::remove_file(&note).map_err(|e| failed("write", &note, e))?;
+        self.journaled = false;
+        Ok(())
+    }
+
     /// Whether the epoch that was claimed with `nonce` was claimed for this device.
     pub fn is_own_claim(&self, nonce: &str) -> bool {
         self.claims.iter().any(|claim| claim == nonce)
     }
 
-    /// Every change of the slots from `first` on, in order.
-    pub fn changes_from(&self, first: Seq) -> impl Iterator<Item = Change<'_>> {
+    /// The slots from `first` on, each with its changes in order; all but the last one are complete.
+    pub fn slots_from(&self, first: Seq) -> impl Iterator<Item = Vec<Change<'_>>> {
         let segments = self.segments.iter().filter(move |(seq, _)| *seq >= first);
         let parsed = segments.filter_map(|(_, bytes)| Segment::parse(bytes).ok());
-        parsed.flat_map(|segment| segment.changes)
+        parsed.map(|segment| segment.changes)
     }
 }

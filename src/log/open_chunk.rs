@@ -74,6 +74,12 @@ impl OpenChunk {
         if self.records.len() + 1 >= RECORDS_MAX / 4 {
             return SectorCount(0);
         }
+        self.payload_room()
+    }
+
+    /// As [`OpenChunk::room`], however many records there are: for what was in a chunk before. (The
+    /// first one of a term may have one record more than it had.)
+    pub fn payload_room(&self) -> SectorCount {
         SectorCount((self.capacity - self.payload.len()) as u64 / SECTOR_SIZE)
     }
 

@@ -136,7 +136,9 @@ impl Shared {
             if state.open.is_changed() && state.uploads.is_some() {
                 state.seal();
             }
+            state.journal_end = state.open.seq();
         }
+        self.shorten_mirror();
         self.wake();
     }
 
@@ -201,6 +203,7 @@ pub(super) async fn write_journal(shared: Arc<Shared>) {
         match write_batch(&*options.disk, write).await {
             Ok(blocks) => {
                 shared.state().batch_written(blocks, shared.limits.dirty_bytes);
+                shared.shorten_mirror();
                 shared.wake();
             }
             Err(why) => return shared.journal_failed(&*options.disk, &why),
@@ -257,7 +260,7 @@ fn refill(
             Change::Data { start, offset, data } => {
                 let len = SectorCount(data.len() as u64 / SECTOR_SIZE);
                 let end = u64::from(offset) + len.0;
-                let (next, room) = (open.next_offset(), open.room());
+                let (next, room) = (open.next_offset(), open.payload_room());
                 let range = SectorRange::between(start, Sector(start.0 + len.0));
                 if offset == next && len.0 <= room.0 && data.len() <= PIECE_MAX {
                     open.append(range, data);

@@ -14,10 +14,10 @@ use super::Volume;
 use super::checkpoint::Checkpointer;
 use super::items::Items;
 use super::options::{Env, Mode, Stores, VolumeOptions};
-use super::recover;
+use super::recover::{self, Legacy};
 use super::shared::{Parts, Shared};
 use super::state::State;
-use super::takeover::{self, TakenOver};
+use super::takeover::TakenOver;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checkpoint::Checkpoint;
 use crate::format::features::Access;
@@ -25,7 +25,7 @@ use crate::format::page::Location;
 use crate::format::record::Record;
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::format::{VolumeId, keys, pool};
-use crate::journal::mirror::{self, Header, Mirror};
+use crate::journal::mirror::{Header, Mirror};
 use crate::log::replay::{LogEnd, Replay};
 use crate::log::upload::Uploader;
 use crate::log::{OpenChunk, SealedChunk, Terms};
@@ -93,24 +93,21 @@ impl Volume {
         env: Env,
         stores: Stores,
         id: VolumeId,
-        owner: EpochObject,
-        options: VolumeOptions,
+        mut owner: EpochObject,
+        mut options: VolumeOptions,
     ) -> Result<Volume> {
         let description = read_description(&*stores.setup, id).await?;
         check_features(&description, options.mode)?;
         let store = &*stores.setup;
         let mut ownership = ownership(store, id).await?;
-        let recorded = recover::prepare(store, id, &mut ownership, &options).await?;
-        let prepared = takeover::prepare(store, id, &mut ownership, &options, &owner.nonce).await?;
-        if let Some(mirror) = options.mirror.as_deref().filter(|_| options.mode != Mode::ReadOnly) {
-            mirror::note_claim(mirror, &owner.nonce)?;
-        }
+        let Legacy { mirror, journal, is_alone } =
+            recover::prepare(store, &description, &mut ownership, &mut options, &mut owner).await?;
         let early = match mutant::on(Mutant::LookupBeforeClaim) {
             true => Some(newest_checkpoint(store, &description).await?),
             false => None,
         };
         // Who goes on from a journal takes nothing from anybody.
-        let succeeds = prepared.as_ref().is_some_and(|prepared| prepared.is_succession);
+        let succeeds = journal.as_ref().is_some_and(|journal| journal.is_succession);
         let mode = if succeeds { Mode::Recover } else { options.mode };
         let claimed = claim(store, id, &ownership, &owner, mode).await?;
         let found = match early {
@@ -125,34 +122,29 @@ impl Volume {
             }
             loaded => loaded?,
         };
-        let redo = match recorded {
-            Some(recorded) => {
-                let first = recover::first_to_redo(&recorded, &loaded.terms)?;
-                Some((recorded, first))
+        let redo = match &mirror {
+            Some(mirror) if journal.is_none() => {
+                Some((mirror, recover::first_to_redo(mirror, &loaded.terms)?))
             }
-            None => None,
+            _ => None,
         };
-        let taken = match (prepared, claimed) {
-            (Some(prepared), Some(epoch)) => {
+        let taken = match (journal, claimed) {
+            (Some(journal), Some(epoch)) => {
                 let term = (epoch, loaded.first(), &*owner.nonce);
                 let Loaded { map, size, terms, .. } = &mut loaded;
                 let apply = |chunk: &SealedChunk| apply(chunk.seq, &chunk.records, map, size);
                 let chunk_size = description.chunk_size;
-                prepared.take_over(&options, term, (terms, chunk_size), apply).await?
+                let from = (&options, mirror.as_ref());
+                journal.take_over(from, term, (terms, chunk_size), apply).await?
             }
             _ => None,
         };
         let volume = start(env, stores, options, description, claimed, (loaded, taken))?;
-        match redo {
-            None => Ok(volume),
-            Some((recorded, first)) => {
-                match recover::redo(&volume.shared, &recorded, first).await {
-                    Ok(()) => Ok(volume),
-                    Err(e) => {
-                        volume.abandon();
-                        Err(e)
-                    }
-                }
+        match recover::finish(&volume.shared, redo, is_alone).await {
+            Ok(()) => Ok(volume),
+            Err(e) => {
+                volume.abandon();
+                Err(e)
             }
         }
     }
@@ -276,6 +268,19 @@ fn busy(ownership: &Ownership) -> Error {
     let owner = ownership.owner.as_ref().map_or("an unknown process".into(), EpochObject::owner);
     Error::new(ErrorKind::Busy, format!("the volume is in use by {owner}"))
         .hint("detach it there, or take it over with --takeover if that process is gone for good")
+}
+
+/// Whether the log has every slot before `first`, a slot of the term of `epoch`.
+pub(super) async fn has_all_before(
+    store: &dyn Store,
+    description: &VolumeObject,
+    owner: &EpochObject,
+    (epoch, first): (Epoch, Seq),
+) -> Result<bool> {
+    let found = newest_checkpoint(store, description).await?;
+    let Loaded { terms, end, .. } = load(store, description.id, found, None, owner).await?;
+    let ended = terms.end_of(epoch).or_else(|| (end.epoch == epoch).then_some(end.slot));
+    Ok(ended.is_some_and(|end| first <= end))
 }
 
 /// What replay gives.
@@ -431,7 +436,7 @@ fn start(
     if let (Some(root), Some(epoch)) = (&options.mirror, claimed) {
         // Behind the slots that a journal had.
         let header = Header { volume: description.id, epoch, seq: state.open.seq() };
-        state.mirror = match Mirror::begin(root, header) {
+        state.mirror = match Mirror::begin(root, header, state.journal.is_some()) {
             Err(e) if options.mode == Mode::Recover => {
                 tracing::error!("this device could not be recovered once more: {e}");
                 None

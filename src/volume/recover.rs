@@ -5,16 +5,25 @@
 //! [mirror](crate::journal::mirror) the rest. It counts only if nobody else had the volume since: every
 //! epoch that was claimed since the mirror's own must be one that was claimed for this device.
 //!
-//! The changes are made again through the ordinary write path, in order, and so are in the mirror
-//! of the new epoch before the old one goes. Until then a successor of this owner begins where
-//! this one did; making changes again that the log has already changes nothing.
+//! **With a journal** the mirror has only what is not in the journal yet. That is appended to the
+//! journal, in the dead owner's term; then the journal alone has everything, and is gone on from as
+//! after any death ([`takeover`]). A journal in whose newest term the mirror's owner
+//! is not needs nothing from the mirror any more.
+//!
+//! **Without one** the changes are made again through the ordinary write path, in order, and so are
+//! in the mirror of the new epoch before the old one goes. Until then a successor of this owner
+//! begins where this one did; making changes again that the log has already changes nothing. The
+//! same is done where the journal cannot be used and the log has everything that the mirror forgot;
+//! if the log has not, nothing is changed. Once it was decided so, the mirror says it: two
+//! successors must not choose differently.
 
-use super::open::Ownership;
+use super::open::{self, Ownership};
 use super::options::{Mode, VolumeOptions};
 use super::shared::Shared;
+use super::takeover::{self, Left, Prepared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
-use crate::format::volume::EpochObject;
+use crate::format::volume::{EpochObject, VolumeObject};
 use crate::format::{VolumeId, keys};
 use crate::journal::mirror::{self, Change, Recorded};
 use crate::log::Terms;
@@ -22,13 +31,69 @@ use crate::mutant::{self, Mutant};
 use crate::store::{GetRange, Store, StoreErrorKind};
 use crate::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
 
-/// Makes the mirror ready for a new owner, before an epoch is claimed. Returns the dead owner's
-/// where there is one to recover.
+/// What the nonce of an owner ends with that goes on without the journal of the one before.
+const ALONE: &str = "-alone";
+
+/// What a new owner goes on from.
+#[derive(Debug)]
+pub(super) struct Legacy {
+    /// A dead owner's mirror.
+    pub mirror: Option<Recorded>,
+    /// A journal, with or without anything in it.
+    pub journal: Option<Prepared>,
+    /// There is a journal that cannot be used: only the mirror and the log are gone on from.
+    pub is_alone: bool,
+}
+
+/// Makes mirror and journal ready for a new owner, before an epoch is claimed. Takes a journal that
+/// must not be used out of the options.
 ///
 /// # Errors
-/// Failed: the mirror does not hold all that was acknowledged. Fenced: somebody else has had the
-/// volume since. Store.
+/// Failed: what is left does not hold all that was acknowledged. Fenced: somebody else has had the
+/// volume since. Store, and those of [`takeover::look`].
 pub(super) async fn prepare(
+    store: &dyn Store,
+    description: &VolumeObject,
+    ownership: &mut Ownership,
+    options: &mut VolumeOptions,
+    owner: &mut EpochObject,
+) -> Result<Legacy> {
+    let id = description.id;
+    let mut mirror = prepare_mirror(store, id, ownership, options).await?;
+    let prepared = match &mirror {
+        Some(mirror) => prepare_beside(store, id, ownership, options, (mirror, owner)).await,
+        None => prepare_journal(store, id, ownership, options, owner).await,
+    };
+    let mut is_alone = false;
+    let journal = match (prepared, &mut mirror) {
+        (Ok(Some(journal)), _) => Some(journal),
+        (Ok(None), None) => None,
+        (Ok(None), Some(_)) => {
+            go_alone(options, owner, "it had failed");
+            None
+        }
+        (Err(why), Some(mirror)) if may_go_alone(&why) => {
+            let from = (mirror.epoch(), mirror.first());
+            if !open::has_all_before(store, description, owner, from).await? {
+                let what = "what was acknowledged last is in a journal that cannot be used";
+                return Err(Error::failed(what).because(why));
+            }
+            if let Some(root) = &options.mirror {
+                mirror.stand_alone(root)?;
+            }
+            go_alone(options, owner, &why.to_string());
+            is_alone = true;
+            None
+        }
+        (Err(why), _) => return Err(why),
+    };
+    if let Some(root) = options.mirror.as_deref().filter(|_| options.mode != Mode::ReadOnly) {
+        mirror::note_claim(root, &owner.nonce)?;
+    }
+    Ok(Legacy { mirror, journal, is_alone })
+}
+
+async fn prepare_mirror(
     store: &dyn Store,
     id: VolumeId,
     ownership: &mut Ownership,
@@ -49,6 +114,62 @@ pub(super) async fn prepare(
         }
         (Mode::ReadWrite { .. }, Some(root)) => mirror::create(root).map(|()| None),
         _ => Ok(None),
+    }
+}
+
+async fn prepare_journal(
+    store: &dyn Store,
+    id: VolumeId,
+    ownership: &mut Ownership,
+    options: &VolumeOptions,
+    owner: &EpochObject,
+) -> Result<Option<Prepared>> {
+    let left = takeover::look(store, id, ownership, options).await?;
+    match (left, &options.journal) {
+        (Some(left), Some(journal)) => left.claim(&*journal.disk, id, &owner.nonce).await.map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Makes the journal of the owner whose mirror that is ready. `None`: nobody needs it.
+async fn prepare_beside(
+    store: &dyn Store,
+    id: VolumeId,
+    ownership: &mut Ownership,
+    options: &VolumeOptions,
+    (mirror, owner): (&Recorded, &EpochObject),
+) -> Result<Option<Prepared>> {
+    let Some(journal) = options.journal.as_ref().filter(|_| mirror.is_journaled()) else {
+        return match mirror.is_journaled() {
+            true => Err(Error::failed("it is not there")),
+            false => Ok(None),
+        };
+    };
+    let mut by_journal = ownership.clone();
+    let left = takeover::look(store, id, &mut by_journal, options).await?;
+    let is_its = |left: &Left| left.epoch().is_some_and(|epoch| epoch >= mirror.epoch());
+    let Some(left) = left.filter(is_its) else {
+        let name = journal.disk.name();
+        return Err(Error::failed(format!("{name} is not the journal that the device had")));
+    };
+    let prepared = left.claim(&*journal.disk, id, &owner.nonce).await?;
+    *ownership = by_journal;
+    Ok(Some(prepared))
+}
+
+/// Whether the mirror may be enough where the journal cannot be used.
+fn may_go_alone(why: &Error) -> bool {
+    !matches!(why.kind(), ErrorKind::Store | ErrorKind::Fenced)
+}
+
+/// Goes on without a journal, under a nonce of which the journal knows nothing, whatever became of
+/// an attempt to write it: nobody may ever go on from it behind this owner's back.
+fn go_alone(options: &mut VolumeOptions, owner: &mut EpochObject, why: &str) {
+    if let Some(journal) = options.journal.take() {
+        let name = journal.disk.name();
+        tracing::error!("goes on without the journal {name}, flushes wait for the store: {why}");
+        owner.nonce.push_str(ALONE);
+        owner.journal = None;
     }
 }
 
@@ -107,13 +228,35 @@ pub(super) fn first_to_redo(recorded: &Recorded, terms: &Terms) -> Result<Seq> {
     Err(Error::corrupt(message).hint("restore the objects from a copy of the bucket"))
 }
 
-/// Makes the recorded changes of slots from `first` on again and lets go of the old mirror.
+/// Makes what has to be made again, `from` says from which slot of which mirror on, and lets go of
+/// older mirrors. `is_alone`: when the store has all of it.
 ///
 /// # Errors
-/// As those of the volume. The old mirror is still there then.
-pub(super) async fn redo(shared: &Shared, recorded: &Recorded, first: Seq) -> Result<()> {
-    let root = shared.options.mirror.as_deref();
-    for change in recorded.changes_from(first) {
+/// As those of the volume. The older mirrors are still there then.
+pub(super) async fn finish(
+    shared: &Shared,
+    from: Option<(&Recorded, Seq)>,
+    is_alone: bool,
+) -> Result<()> {
+    if let Some((recorded, first)) = from {
+        redo(shared, recorded, first).await?;
+    }
+    if is_alone {
+        // The journal had promised that a power cut would not matter.
+        shared.flush().await.map_err(|_| shared.failure())?;
+    }
+    match &shared.options.mirror {
+        Some(root) if !shared.is_read_only() => mirror::retire_before(root, shared.epoch),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the recorded changes of slots from `first` on again.
+///
+/// # Errors
+/// As those of the volume.
+async fn redo(shared: &Shared, recorded: &Recorded, first: Seq) -> Result<()> {
+    for change in recorded.slots_from(first).flatten() {
         // What lies beyond the end was cut off by a later change of size, which the log has.
         let all = SectorRange::between(Sector(0), Sector(shared.state().size.0));
         let done = match change {
@@ -137,5 +280,5 @@ pub(super) async fn redo(shared: &Shared, recorded: &Recorded, first: Seq) -> Re
         };
         done.map_err(|_| shared.failure())?;
     }
-    root.map_or(Ok(()), |root| mirror::retire_before(root, shared.epoch))
+    Ok(())
 }

@@ -54,6 +54,8 @@ pub(super) struct Shared {
     /// A checkpoint should begin.
     pub checkpoint_due: Notify,
     pub checkpointer: tokio::sync::Mutex<Checkpointer>,
+    /// Held while files of the mirror are removed.
+    shortening: Mutex<()>,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
@@ -91,6 +93,7 @@ impl Shared {
             changed: Notify::new(),
             checkpoint_due: Notify::new(),
             checkpointer: tokio::sync::Mutex::new(parts.checkpointer),
+            shortening: Mutex::new(()),
             tasks: Mutex::new(Vec::new()),
         }
     }
@@ -218,6 +221,14 @@ impl Shared {
         })
     }
 
+    /// Lets the mirror forget what the store has, or the journal.
+    pub fn shorten_mirror(&self) {
+        // One after the other: a successor must find no gap between segments.
+        let _turn = self.shortening.lock().unwrap_or_else(|e| e.into_inner());
+        let obsolete = self.state().shorten_mirror();
+        remove_segments(&obsolete);
+    }
+
     pub(super) fn cache_payload(&self, chunk: &SealedChunk) {
         let id = ChunkId { volume: self.id, epoch: self.epoch, seq: chunk.seq };
         for (index, frame) in chunk.payload.chunks(FRAME_SIZE).enumerate() {
@@ -246,21 +257,15 @@ impl UploadSink for Shared {
 
     fn uploaded(&self, chunk: &Arc<SealedChunk>) {
         self.cache_payload(chunk);
-        let (due, obsolete) = {
+        let due = {
             let mut state = self.state();
-            let committed = state.uploaded(chunk.seq);
-            let kept = match mutant::on(Mutant::MirrorForgottenEarly) {
-                true => state.open.seq(),
-                false => committed,
-            };
-            let obsolete = state.mirror.as_mut().map(|j| j.forget_before(kept));
-            let due = state.map.changes() >= self.options.checkpoint_extents
-                || state.slots_since_checkpoint >= self.options.checkpoint_slots;
-            (due, obsolete)
+            state.uploaded(chunk.seq);
+            state.map.changes() >= self.options.checkpoint_extents
+                || state.slots_since_checkpoint >= self.options.checkpoint_slots
         };
+        self.shorten_mirror();
         self.wake();
         self.journal_due.notify_one();
-        remove_segments(&obsolete.unwrap_or_default());
         if due {
             self.checkpoint_due.notify_one();
         }

@@ -11,6 +11,7 @@ use crate::log::{CommitPoint, IN_FLIGHT_MAX, OpenChunk, Terms};
 use crate::map::{Map, Overlay, Target};
 use crate::mutant::{self, Mutant};
 use crate::units::{Sector, SectorCount, SectorRange, Seq};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
@@ -87,6 +88,8 @@ pub(super) struct State {
     pub journal: Option<Stage>,
     /// Why the journal takes no more: flushes wait for the store since.
     pub journal_failure: Option<String>,
+    /// The first slot of which a journal that failed has nothing.
+    pub journal_end: Seq,
     /// The most bytes that waited for the store, and the longest time.
     pub most: (u64, Duration),
     /// A flush waits for a chunk to be sealed as soon as one of those on their way is done.
@@ -132,6 +135,7 @@ impl State {
             mirror: None,
             journal: None,
             journal_failure: None,
+            journal_end: Seq(0),
             most: (0, Duration::ZERO),
             seal_wanted: false,
             slots_since_checkpoint: 0,
@@ -167,7 +171,7 @@ impl State {
     pub fn is_full(&self, limits: &Limits) -> bool {
         let mirror = self.mirror.as_ref().map_or(0, Mirror::bytes);
         let memory = self.sealed.memory() + self.open_weight();
-        if memory.max(mirror) >= limits.dirty_bytes {
+        if memory.max(mirror) >= limits.dirty_bytes || self.is_entangled() {
             return true;
         }
         match self.working_journal() {
@@ -179,6 +183,33 @@ impl State {
                     || limits.lag.is_some_and(|most| self.lag() >= most)
             }
         }
+    }
+
+    /// Whether only a journal that has failed has what the mirror forgot. What comes now it would
+    /// not take over, and the mirror alone is not enough.
+    fn is_entangled(&self) -> bool {
+        self.journal_failure.is_some() && self.mirror.as_ref().is_some_and(Mirror::is_journaled)
+    }
+
+    /// Whether the open chunk alone is what fills the budget.
+    pub fn is_full_of_one(&self, limits: &Limits) -> bool {
+        let mirrored = self.mirror.as_ref().map_or(0, Mirror::open_bytes);
+        self.sealed.is_empty() || mirrored >= limits.dirty_bytes
+    }
+
+    /// The mirror forgets what the store has, or a journal at work. Returns files to be removed.
+    pub fn shorten_mirror(&mut self) -> Vec<PathBuf> {
+        let committed = self.commit.next();
+        let journaled = self.working_journal().map(Stage::complete);
+        let Some(mirror) = &mut self.mirror else { return Vec::new() };
+        // What the journal had acknowledged is not needed from it any more.
+        if journaled.is_none() && committed >= self.journal_end {
+            mirror.stand_alone(committed);
+        }
+        mirror.forget_before(match mutant::on(Mutant::MirrorForgottenEarly) {
+            true => self.open.seq(),
+            false => journaled.map_or(committed, |journaled| journaled.max(committed)),
+        })
     }
 
     /// The journal, if flushes count on it.

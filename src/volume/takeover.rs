@@ -9,6 +9,11 @@
 //! of the new term, and so on, each chunk as the dead owner would have put it. That is settled, in
 //! the journal, before anything else is put into the log. So at any moment the log is a prefix of
 //! what the dead owner did, and the next successor finds out in the same way how far this one got.
+//!
+//! Where a process died and not its host, its [mirror](crate::journal::mirror) has besides what was
+//! never flushed. It is appended to the journal first, in the dead owner's term, as the owner would
+//! have done; the new term begins when that is durable. So a journal in a later term than the
+//! mirror's has all of the mirror, and a power cut meanwhile leaves a prefix of what was done.
 
 use super::local::{Wanted, rebuild, write_batch};
 use super::open::Ownership;
@@ -16,11 +21,21 @@ use super::options::{JournalOptions, Mode, VolumeOptions};
 use super::recover::check_succession;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
+use crate::journal::disk::Disk;
+use crate::journal::mirror::Recorded;
 use crate::journal::ring::{Found, SlotIndex, Stage, Term, note_claim};
 use crate::log::{SealedChunk, Terms};
 use crate::mutant::{self, Mutant};
 use crate::store::Store;
 use crate::units::{Epoch, Seq};
+
+/// A journal as it was left.
+#[derive(Debug)]
+pub(super) struct Left {
+    found: Option<Found>,
+    /// It goes on from a dead owner's.
+    is_succession: bool,
+}
 
 /// A journal before its owner's term begins.
 #[derive(Debug)]
@@ -38,18 +53,17 @@ pub(super) struct TakenOver {
     pub slots: Vec<(Seq, u64)>,
 }
 
-/// Reads the journal, if there is one, and notes the claim that is about to be made.
+/// Looks at the journal, if there is one.
 ///
 /// # Errors
 /// Fenced: somebody else has had the volume, and the journal holds what the store may lack.
-/// Failed: it is another volume's, or cannot be read or written. Corrupt: it is damaged. Store.
-pub(super) async fn prepare(
+/// Failed: it is another volume's, or cannot be read. Corrupt: it is damaged. Store.
+pub(super) async fn look(
     store: &dyn Store,
     id: VolumeId,
     ownership: &mut Ownership,
     options: &VolumeOptions,
-    nonce: &str,
-) -> Result<Option<Prepared>> {
+) -> Result<Option<Left>> {
     let (Some(journal), true) = (&options.journal, options.mode != Mode::ReadOnly) else {
         return Ok(None);
     };
@@ -65,7 +79,8 @@ pub(super) async fn prepare(
         match left.term() {
             Some(term) => match succession(store, id, left, term).await {
                 Ok(newest) => (ownership.epoch, is_succession) = (newest, true),
-                Err(e) if e.kind() == ErrorKind::Fenced => {
+                // What is in a device's journal is not given up, its users still count on it.
+                Err(e) if e.kind() == ErrorKind::Fenced && options.mode != Mode::Recover => {
                     refuse_superseded(left, journal, &e)?;
                     found = None;
                 }
@@ -75,12 +90,24 @@ pub(super) async fn prepare(
             None => found = None,
         }
     }
-    if mutant::on(Mutant::ClaimNotNoted) {
-        let found = note_claim(disk, id, found, "nobody").await?;
-        return Ok(Some(Prepared { found, is_succession }));
+    Ok(Some(Left { found, is_succession }))
+}
+
+impl Left {
+    /// The epoch of its newest term.
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.found.as_ref()?.term().map(|term| term.epoch)
     }
-    let found = note_claim(disk, id, found, nonce).await?;
-    Ok(Some(Prepared { found, is_succession }))
+
+    /// Notes the claim that is about to be made.
+    ///
+    /// # Errors
+    /// Failed: it cannot be written.
+    pub async fn claim(self, disk: &dyn Disk, id: VolumeId, nonce: &str) -> Result<Prepared> {
+        let nonce = if mutant::on(Mutant::ClaimNotNoted) { "nobody" } else { nonce };
+        let found = note_claim(disk, id, self.found, nonce).await?;
+        Ok(Prepared { found, is_succession: self.is_succession })
+    }
 }
 
 async fn succession(store: &dyn Store, id: VolumeId, left: &Found, term: Term) -> Result<Epoch> {
@@ -118,26 +145,76 @@ impl Prepared {
         })
     }
 
+    /// Appends what only the mirror of the journal's last owner has, in that owner's term, where the
+    /// log of it ended at the slot `end` of the ring.
+    ///
+    /// # Errors
+    /// Corrupt: the journal is damaged, or slots are missing between the two. Failed: it cannot be
+    /// read or written.
+    async fn complete(
+        &mut self,
+        disk: &dyn Disk,
+        (term, end): (Term, SlotIndex),
+        mirror: &Recorded,
+    ) -> Result<()> {
+        // A later term begins with all that the mirror has, and its owner has served nobody yet.
+        if term.epoch != mirror.epoch() || mutant::on(Mutant::MirrorTailDropped) {
+            return Ok(());
+        }
+        let position = self.found.position(disk).await?;
+        let (slot, there) = if position.0 < end { (end, 0) } else { position };
+        let from = term.seq(slot);
+        if from < mirror.first() {
+            let (name, first) = (disk.name(), mirror.first());
+            let text =
+                format!("the journal {name} ends at slot {from}, the mirror begins at {first}");
+            return Err(Error::corrupt(text));
+        }
+        let mut slots = mirror.slots_from(from).peekable();
+        let mut skipped = there + usize::from(mutant::on(Mutant::MirrorTailMisplaced));
+        let Some(mut stage) = self.found.extend(term.seq(end), slot) else { return Ok(()) };
+        while let Some(changes) = slots.next() {
+            for change in changes.into_iter().skip(std::mem::take(&mut skipped)) {
+                stage.push(change);
+                write_due(disk, &mut stage).await?;
+            }
+            if slots.peek().is_some() {
+                stage.end_slot();
+            }
+        }
+        stage.want_all();
+        write_due(disk, &mut stage).await?;
+        check_written(disk, &stage)?;
+        self.found.extended(stage);
+        Ok(())
+    }
+
     /// Takes over what the log lacks. `apply` makes the changes of a chunk in the map, in order.
     ///
     /// # Errors
     /// Corrupt: the journal is damaged, or the log lacks what it had. Failed: it cannot be read or
     /// written.
     pub async fn take_over(
-        self,
-        options: &VolumeOptions,
+        mut self,
+        (options, mirror): (&VolumeOptions, Option<&Recorded>),
         (epoch, first, nonce): (Epoch, Seq, &str),
         (terms, chunk_size): (&Terms, u64),
         mut apply: impl FnMut(&SealedChunk) -> Result<()>,
     ) -> Result<Option<TakenOver>> {
         let Some(journal) = &options.journal else { return Ok(None) };
         let disk = &*journal.disk;
-        let next = self.found.next_slot();
         let base = match self.found.term() {
-            Some(_) if mutant::on(Mutant::JournalNotReplayed) => next,
-            Some(term) => self.first_lacking(term, terms)?,
-            None => next,
+            Some(_) if mutant::on(Mutant::JournalNotReplayed) => self.found.next_slot(),
+            Some(term) => {
+                let end = self.first_lacking(term, terms)?;
+                if let Some(mirror) = mirror {
+                    self.complete(disk, (term, end), mirror).await?;
+                }
+                end
+            }
+            None => self.found.next_slot(),
         };
+        let next = self.found.next_slot();
         let term = Term { epoch, first, base };
         let mut stage = self.found.resume(term);
         let mut slots = Vec::new();
@@ -148,17 +225,25 @@ impl Prepared {
             apply(&chunk)?;
             slots.push((seq, chunk.weight()));
         }
-        let failed =
-            |e: std::io::Error| Error::failed(format!("cannot write {}", disk.name())).because(e);
-        while let Some(write) = stage.take() {
-            let blocks = write_batch(disk, write).await.map_err(failed)?;
-            stage.written(blocks);
-        }
-        if stage.durable() < stage.staged() {
-            let text = format!("the journal {} has no place for a new term", disk.name());
-            return Err(Error::failed(text));
-        }
+        write_due(disk, &mut stage).await?;
+        check_written(disk, &stage)?;
         Found::settle(disk, nonce).await?;
         Ok(Some(TakenOver { stage, slots }))
+    }
+}
+
+async fn write_due(disk: &dyn Disk, stage: &mut Stage) -> Result<()> {
+    while let Some(write) = stage.take() {
+        let written = write_batch(disk, write).await;
+        let failed = |e| Error::failed(format!("cannot write {}", disk.name())).because(e);
+        stage.written(written.map_err(failed)?);
+    }
+    Ok(())
+}
+
+fn check_written(disk: &dyn Disk, stage: &Stage) -> Result<()> {
+    match stage.durable() < stage.staged() {
+        true => Err(Error::failed(format!("the journal {} has no more place", disk.name()))),
+        false => Ok(()),
     }
 }

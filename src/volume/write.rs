@@ -43,7 +43,7 @@ impl Shared {
         state.check()?;
         if state.is_full(&self.limits) {
             // Nothing but the open chunk may be what fills the budget.
-            if state.sealed.is_empty() {
+            if state.is_full_of_one(&self.limits) {
                 state.seal();
             }
             self.journal_due.notify_one();

@@ -12,6 +12,8 @@ type Written = (u64, Vec<u8>);
 struct State {
     bytes: Vec<u8>,
     writes: u64,
+    /// No write comes to an end.
+    hangs: bool,
     /// Writes left until all fail.
     fails_after: Option<u64>,
     /// What it held once, and every write since, if that is kept.
@@ -43,6 +45,11 @@ impl MemoryDisk {
         self.0.lock().unwrap().fails_after = Some(writes);
     }
 
+    /// No write happens any more, or returns.
+    pub fn hang(&self) {
+        self.0.lock().unwrap().hangs = true;
+    }
+
     /// From now on every content is kept.
     pub fn keep_history(&self) {
         let mut state = self.0.lock().unwrap();
@@ -72,6 +79,9 @@ impl Disk for MemoryDisk {
 
     async fn write(&self, offset: u64, blocks: Blocks) -> io::Result<Blocks> {
         tokio::task::yield_now().await;
+        if self.0.lock().unwrap().hangs {
+            std::future::pending::<()>().await;
+        }
         let mut state = self.0.lock().unwrap();
         check_place(state.bytes.len() as u64, offset, blocks.bytes().len())?;
         if state.fails_after == Some(0) {

@@ -1,9 +1,10 @@
 //! Durability before the store: journals, successors, outages, failing disks.
 
 use crate::disk::MemoryDisk;
-use crate::rig::{Rig, pattern, read, write};
+use crate::rig::{Rig, pattern, range, read, write};
 use objblk::device::BlockDevice;
 use objblk::error::ErrorKind;
+use objblk::format::chunk::RECORDS_MAX;
 use objblk::format::keys;
 use objblk::store::Op;
 use objblk::store::StoreErrorKind;
@@ -14,10 +15,10 @@ use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use std::time::Duration;
 
-const JOURNAL: u64 = 16 << 20;
+pub const JOURNAL: u64 = 16 << 20;
 const SECTORS: u64 = 64 << 10;
 
-fn with_journal(rig: &mut Rig, disk: &MemoryDisk) {
+pub fn with_journal(rig: &mut Rig, disk: &MemoryDisk) {
     let disk = Arc::new(disk.clone());
     rig.options.journal = Some(JournalOptions { disk, max_lag_bytes: None, max_lag: None });
 }
@@ -29,13 +30,13 @@ async fn rig(disk: &MemoryDisk) -> Rig {
 }
 
 /// No chunk reaches the store.
-fn outage(rig: &Rig) {
+pub fn outage(rig: &Rig) {
     let fault = Fault::Fail(Moment::Before, StoreErrorKind::Unavailable);
     let log = format!("{}log/", keys::volume_prefix(rig.id));
     rig.faults.add(Rule::new(fault).on(&[Op::Put]).below(log));
 }
 
-async fn settled(volume: &Volume) {
+pub async fn settled(volume: &Volume) {
     while volume.status().dirty_bytes > 0 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -177,6 +178,34 @@ async fn a_failed_journal_is_never_trusted_again() {
     volume.abandon();
     let volume = rig.memory_only().take_over(2).await;
     assert_eq!(read(&volume, 16, 8).await.unwrap(), pattern(16, 8, 3));
+}
+
+/// A slot with as many records as a chunk takes: the successor's has one more, of its term.
+#[tokio::test(start_paused = true)]
+async fn a_chunk_that_is_full_of_records_is_gone_on_from() {
+    let disk = MemoryDisk::new(JOURNAL);
+    let mut rig = rig(&disk).await;
+    rig.options.dirty_bytes = 64 << 20;
+    let volume = rig.open().await;
+    write(&volume, 0, &[1; 512]).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    outage(&rig);
+    // Data is what a chunk without room for it does not take.
+    for sector in 0..RECORDS_MAX as u64 / 4 - 2 {
+        volume.discard(range(sector % SECTORS, 1)).await.unwrap();
+        if sector % 1000 == 0 {
+            volume.flush().await.unwrap();
+        }
+    }
+    write(&volume, 7, &pattern(7, 1, 2)).await.unwrap();
+    volume.flush().await.unwrap();
+    volume.abandon();
+    rig.faults.clear();
+    let volume = rig.open_as(2, Mode::ReadWrite { takeover: false }).await.unwrap();
+    assert_eq!(read(&volume, 7, 1).await.unwrap(), pattern(7, 1, 2));
+    assert_eq!(read(&volume, 0, 1).await.unwrap(), vec![0; 512]);
+    settled(&volume).await;
+    volume.close().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

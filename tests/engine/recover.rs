@@ -17,16 +17,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
-const SECTORS: u64 = 4096;
+pub const SECTORS: u64 = 4096;
 
-struct Host {
-    rig: Rig,
-    mirror: PathBuf,
+pub struct Host {
+    pub rig: Rig,
+    pub mirror: PathBuf,
     _folder: TempDir,
 }
 
 impl Host {
-    async fn new(seed: u64) -> Host {
+    pub async fn new(seed: u64) -> Host {
         let folder = tempfile::tempdir().unwrap();
         let mut rig = Rig::new(seed, SECTORS * 512).await;
         let mirror = folder.path().join("mirror");
@@ -34,25 +34,25 @@ impl Host {
         Host { rig, mirror, _folder: folder }
     }
 
-    async fn recover(&self, pid: u32) -> objblk::error::Result<Volume> {
+    pub async fn recover(&self, pid: u32) -> objblk::error::Result<Volume> {
         self.rig.open_as(pid, Mode::Recover).await
     }
 
     /// Segments of the oldest epoch, in order.
-    fn segments(&self) -> Vec<PathBuf> {
+    pub fn segments(&self) -> Vec<PathBuf> {
         let epoch = entries(&self.mirror).into_iter().find(|path| path.is_dir()).unwrap();
         entries(&epoch)
     }
 }
 
-fn entries(folder: &Path) -> Vec<PathBuf> {
+pub fn entries(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     found.sort();
     found
 }
 
 /// One random change, made on the volume and on the model. Returns false for what changes nothing.
-async fn step(volume: &Volume, model: &mut [u8], rng: &mut StdRng, stamp: u64) -> bool {
+pub async fn step(volume: &Volume, model: &mut [u8], rng: &mut StdRng, stamp: u64) -> bool {
     let start = rng.random_range(0..SECTORS);
     // Small places are overwritten often, in the open chunk too.
     let (start, longest) = if rng.random_bool(0.5) { (start % 64, 16) } else { (start, 200) };
@@ -85,7 +85,7 @@ async fn step(volume: &Volume, model: &mut [u8], rng: &mut StdRng, stamp: u64) -
     true
 }
 
-async fn assert_image(volume: &Volume, model: &[u8], what: &str) {
+pub async fn assert_image(volume: &Volume, model: &[u8], what: &str) {
     let found = read(volume, 0, SECTORS).await.unwrap();
     let wrong = (0..SECTORS as usize)
         .find(|s| found[s * 512..s * 512 + 512] != model[s * 512..s * 512 + 512]);

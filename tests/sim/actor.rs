@@ -106,9 +106,16 @@ impl Actor {
             }
             // Refused to go on: somebody else had the volume.
             ErrorKind::Fenced => self.has_rival(),
-            ErrorKind::Failed => self.process.had_disk_trouble(),
+            ErrorKind::Failed => self.process.had_disk_trouble() || self.has_lost_its_journal(),
             _ => false,
         }
+    }
+
+    /// Whether the journal of the device that it serves was discarded.
+    fn has_lost_its_journal(&self) -> bool {
+        let journal = self.process.journal.as_ref().map(|disk| disk.heritage.last_term());
+        let device = self.process.device.as_ref().map(|device| device.heritage.last_term());
+        device.zip(journal).is_some_and(|(device, journal)| journal < device)
     }
 
     /// Whether somebody else had the volume since this process's device, or what is in its journal,
@@ -116,9 +123,9 @@ impl Actor {
     fn has_rival(&self) -> bool {
         let device = self.process.device.as_ref().map(|device| &device.heritage);
         let journal = self.process.journal.as_ref().filter(|disk| !disk.is_blank());
-        let things = device.into_iter().chain(journal.map(|disk| &disk.heritage));
-        let claims = self.world.claims();
-        things.into_iter().any(|thing| thing.has_rival(&claims))
+        let journal = journal.map(|disk| &disk.heritage);
+        device.is_some_and(|device| device.has_rival(&self.world.claims()))
+            || journal.is_some_and(|journal| journal.has_rival(&self.world.claims_by_journal()))
     }
 
     pub async fn live(self) {
@@ -153,7 +160,8 @@ impl Actor {
         let client = self.client(volume);
         let Some(image) = client.survey().await else { return };
         let lanes = self.lanes;
-        match self.begin(epoch, image) {
+        let journaled = client.volume.status().journal.is_some();
+        match self.begin(epoch, image, journaled) {
             Ok(true) => {}
             Ok(false) => return,
             Err(what) => return self.world.violated(what),
@@ -170,11 +178,13 @@ impl Actor {
 
     /// The volume has been read: a new term, or that of the device's last server or of the journal
     /// goes on. False: it was superseded meanwhile.
-    fn begin(&self, epoch: u64, image: Image) -> Result<bool, String> {
+    fn begin(&self, epoch: u64, image: Image, journaled: bool) -> Result<bool, String> {
         let device = self.process.device.as_ref().map(|device| &device.heritage);
         let journal = self.process.journal.as_ref();
+        let alone = journal.is_some() && !journaled;
+        let journal = journal.filter(|_| journaled);
         let whole = journal.is_none_or(|journal| journal.was_read_well());
-        let mut claims = self.world.claims();
+        let mut claims = self.world.claims_by_journal();
         claims.retain(|(claimed, _)| *claimed < epoch);
         let mut state = self.world.state();
         let before = state.model.before(epoch);
@@ -190,6 +200,8 @@ impl Actor {
                 };
             }
             state.counts.recovered += 1;
+            state.counts.recovered_journaled += u64::from(journal.is_some());
+            state.counts.recovered_alone += u64::from(alone);
             state.model.resume(last, epoch, &image)?;
         } else if is_heir {
             state.counts.inherited += 1;

@@ -9,6 +9,7 @@ use crate::world::World;
 use bytes::Bytes;
 use objblk::format::volume::VolumeObject;
 use objblk::format::{features::Features, keys, pool};
+use objblk::journal::mirror;
 use objblk::store::Store;
 use objblk::volume::{Mode, VolumeOptions};
 use rand::Rng;
@@ -37,6 +38,8 @@ pub struct Director {
     devices: bool,
     /// Flushes are acknowledged by journals.
     journals: bool,
+    /// Servers die often, and somebody recovers their devices before anything else is done.
+    devoted: bool,
     limits: (Option<u64>, Option<Duration>),
 }
 
@@ -72,9 +75,11 @@ impl Director {
             let age = [None, None, None, Some(3)][rng.random_range(0..4)];
             (bytes, age.map(Duration::from_secs))
         });
+        let devoted = devices && world.random(|rng| rng.random_bool(0.5));
         let host = |number| Arc::new(Host::new(number, world.new_medium()));
         let hosts = (0..HOSTS).map(host).collect();
-        Director { world, options, processes: Vec::new(), hosts, lanes, devices, journals, limits }
+        let processes = Vec::new();
+        Director { world, options, processes, hosts, lanes, devices, journals, devoted, limits }
     }
 
     /// The whole story.
@@ -127,7 +132,7 @@ impl Director {
             let time = 1000f64.powf(rng.random_range(0.3..1.7));
             (rng.random_range(0..100), which, Duration::from_secs_f64(time / 1000.0))
         });
-        if let Some(orphan) = self.orphan().filter(|_| what % 2 == 0) {
+        if let Some(orphan) = self.orphan().filter(|_| self.devoted || what % 2 == 0) {
             return self.recover(orphan);
         }
         let (polite, takeover) =
@@ -137,6 +142,7 @@ impl Director {
         };
         self.world.trace(|| format!("step {what} for {}", process.pid));
         match what {
+            0..45 if self.devoted => self.world.kill(&process),
             0..28 if live.len() < 3 => self.boot(takeover),
             28..34 if live.len() < 3 => self.boot(polite),
             34..45 => self.world.kill(&process),
@@ -198,12 +204,18 @@ impl Director {
     fn recover(&mut self, device: Arc<Device>) {
         let of = |process: &&Arc<Process>| device.heritage.is_of(process.pid);
         let last = self.processes.iter().rev().find(of).expect("somebody served it");
-        let (host, journaled) = (last.host.clone(), last.journal.is_some());
+        let host = last.host.clone();
+        // As the daemon does: a journal that had failed is left alone.
+        let journaled = mirror::is_journaled(&device.mirror).expect("the mirror is readable");
         let journal = host.free_medium();
         if journaled && journal.is_none() {
             return;
         }
         let journal = journal.filter(|_| journaled);
+        let mut state = self.world.state();
+        state.counts.recoveries += 1;
+        state.counts.recoveries_journaled += u64::from(journaled);
+        drop(state);
         self.start(Mode::Recover, Process::new(self.next_pid(), host, journal, Some(device)));
     }
 

@@ -35,6 +35,9 @@ const DISTURBED_MAX: u32 = 24;
 /// Requests after which a world is thought to run in circles.
 const REQUESTS_MAX: u64 = 200_000;
 
+/// No process has this number.
+const NOBODY: u32 = 0;
+
 /// What a request is dealt.
 #[derive(Clone, Debug)]
 pub struct Fate {
@@ -70,7 +73,11 @@ pub struct Counts {
     pub fenced: u64,
     pub killed: u64,
     pub paused: u64,
+    pub recoveries: u64,
+    pub recoveries_journaled: u64,
     pub recovered: u64,
+    pub recovered_journaled: u64,
+    pub recovered_alone: u64,
     pub power_cuts: u64,
     pub inherited: u64,
     pub discarded: u64,
@@ -93,7 +100,7 @@ impl Counts {
         self.journaled += u64::from(by == Keeper::Journal);
     }
 
-    fn all_mut(&mut self) -> [(&'static str, &mut u64); 15] {
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 19] {
         [
             ("operations", &mut self.operations),
             ("requests", &mut self.requests),
@@ -101,7 +108,11 @@ impl Counts {
             ("fenced", &mut self.fenced),
             ("killed", &mut self.killed),
             ("paused", &mut self.paused),
+            ("recoveries begun", &mut self.recoveries),
+            ("of them with a journal", &mut self.recoveries_journaled),
             ("recovered", &mut self.recovered),
+            ("of them with a journal", &mut self.recovered_journaled),
+            ("without the one they had", &mut self.recovered_alone),
             ("power cuts", &mut self.power_cuts),
             ("journals gone on from", &mut self.inherited),
             ("discarded", &mut self.discarded),
@@ -310,14 +321,26 @@ impl World {
         slots.filter_map(ended).any(|ended| ended)
     }
 
+    /// Every epoch that was claimed, and by which process, as somebody sees it who goes on from a
+    /// journal: [`NOBODY`] is one that goes on without.
+    pub fn claims_by_journal(&self) -> Vec<(u64, u32)> {
+        let claims = self.owners().into_iter();
+        let alone = |owner: &EpochObject| owner.nonce.ends_with("-alone");
+        claims.map(|(epoch, o)| (epoch, if alone(&o) { NOBODY } else { o.pid })).collect()
+    }
+
     /// Every epoch that was claimed, and by which process.
     pub fn claims(&self) -> Vec<(u64, u32)> {
+        self.owners().into_iter().map(|(epoch, owner)| (epoch, owner.pid)).collect()
+    }
+
+    fn owners(&self) -> Vec<(u64, EpochObject)> {
         let list = list_all(&self.memory, &keys::epochs(self.id)).now_or_never();
         let keys = list.and_then(Result::ok).unwrap_or_default().into_iter().map(|o| o.key);
         let claim = |key: Key| {
             let body = self.memory.get(&key, GetRange::All).now_or_never()?.ok()?;
             let owner = EpochObject::parse(&body).ok()?;
-            Some((keys::parse_epoch(self.id, &key)?.0, owner.pid))
+            Some((keys::parse_epoch(self.id, &key)?.0, owner))
         };
         keys.filter_map(claim).collect()
     }

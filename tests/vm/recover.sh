@@ -6,6 +6,7 @@
 # usage: recover.sh STEP...
 #   cycles   under load: the target killed (its supervisor acts), and both killed (`objblk recover`),
 #            CYCLES times each; now and then the successor is killed before it is ready
+#   journal  the same with --durability local: it is in the journal that the successors find most of it
 #   refuse   what a dead target's device refuses; detach --force; a damaged mirror; another owner
 #   start    everything dies during attach
 #   table    everything dies while the partition table is read
@@ -195,6 +196,40 @@ cycles() {
     attach vol || return
     run "fsck after a clean attach" e2fsck -fn "$dev"
     run "detach" objblk detach vol
+}
+
+journaled() {
+    is "$1: its durability" "$(objblk status vol --json | grep -o '"durability": *"[^"]*"')" '"durability": "local"'
+    is "$1: its journal" "$(objblk status vol --json | grep -cF "\"path\": \"$T/journals/")" 1
+    is "$1: it could be recovered once more" "$(objblk status vol --json | grep -c '"recoverable": *true')" 1
+}
+
+journal() {
+    local i
+    volume
+    mkdir -p "$T/journals"
+    truncate -s 128M "$T/disk"
+    run "a file system for the journal" mkfs.ext4 -q -F "$T/disk"
+    run "its mount" mount -o loop "$T/disk" "$T/journals" || return
+    attach vol --durability local --journal "$T/journals" --journal-size 64M || return
+    journaled "attached"
+    start_load || return
+    for i in $(seq "$CYCLES"); do
+        sleep "1.$((RANDOM % 10))"
+        cycle_supervised
+        journaled "killed"
+        sleep "1.$((RANDOM % 10))"
+        cycle_by_hand
+        journaled "killed with its supervisor"
+    done
+    end_load
+    run "detach" objblk detach vol
+    nothing_left journal
+    is "journals left" "$(find "$T/journals" -name '*.journal*')" ""
+    attach vol || return
+    run "fsck after a clean attach" e2fsck -fn "$dev"
+    run "detach" objblk detach vol
+    run "the journals' file system is let go" umount "$T/journals"
 }
 
 # A device with a reader that waits for it: target and supervisor are dead.

@@ -11,7 +11,6 @@ use crate::format::codec::{FormatResult, Reader};
 use crate::journal::disk::{BLOCK, Blocks, Disk};
 use crate::journal::entry::{self, Change, Entry};
 use crate::units::Seq;
-use std::collections::{BTreeMap, VecDeque};
 
 /// What entries are a part of, in errors.
 const OBJECT: &str = "journal batch";
@@ -127,13 +126,8 @@ impl Found {
         let ring = RingId::of_claim(nonce);
         let claims = Vec::new();
         let superblock = Superblock { volume, ring, generation, segment, segments, claims };
-        let present = Present {
-            next: BatchNumber(0),
-            filled: 0,
-            used: VecDeque::new(),
-            places: BTreeMap::new(),
-        };
-        Found { superblock, geometry, last: None, committed: SlotIndex(0), present }
+        let (last, committed) = (None, SlotIndex(0));
+        Found { superblock, geometry, last, committed, present: Present::default() }
     }
 
     /// Reads a ring. `None` where there is none on the disk.
@@ -236,6 +230,43 @@ impl Found {
     /// The number of the batch after the last one.
     pub fn next_batch(&self) -> BatchNumber {
         self.present.next
+    }
+
+    /// Where the last writer was: the slot of its next entry, and the changes of that slot which are
+    /// there.
+    ///
+    /// # Errors
+    /// Failed: it cannot be read. Corrupt.
+    pub async fn position(&self, disk: &dyn Disk) -> Result<(SlotIndex, usize)> {
+        // The last batch may be one without entries.
+        let began = self.last.map_or(self.committed, |batch| batch.slot.max(self.committed));
+        let Some((slot, places)) = self.present.places.last_key_value() else {
+            return Ok((began, 0));
+        };
+        if *slot < began {
+            return Ok((began, 0));
+        }
+        let slots = read_slot(disk, (*slot, places.clone())).await;
+        let slots = slots.map_err(|e| unreadable(disk, e))?;
+        let there = slots.changes().map_err(|e| damaged(disk, e))?.len();
+        let has_ended = slots.has_ended().map_err(|e| damaged(disk, e))?;
+        Ok(if has_ended { (slot.next(), 0) } else { (*slot, there) })
+    }
+
+    /// Goes on where the last writer was, in its term, with an entry of `slot`; slots of the log
+    /// before `end` are in the store. `None` where nothing was ever written. Everything that is
+    /// staged has to be written, and then [`Found::extended`].
+    pub fn extend(&mut self, end: Seq, slot: SlotIndex) -> Option<Stage> {
+        let term = self.term()?;
+        let present = std::mem::take(&mut self.present);
+        let mut stage = Stage::at(slot, self.superblock.ring, self.geometry, term, present);
+        stage.commit(end);
+        Some(stage)
+    }
+
+    /// Takes back what [`Found::extend`] gave.
+    pub fn extended(&mut self, stage: Stage) {
+        self.present = stage.into_present();
     }
 
     /// Goes on writing it, in a term whose first slots of the log are the slots from `term.base`
@@ -388,6 +419,25 @@ pub async fn read_slot(
 }
 
 impl Slots {
+    /// Whether the slot's mark of its end is there.
+    ///
+    /// # Errors
+    /// The place was used again, or is damaged.
+    pub fn has_ended(&self) -> FormatResult<bool> {
+        let mut has_ended = false;
+        for batch in &self.batches {
+            let (header, entries) = BatchHeader::parse(batch.bytes())?;
+            let mut slot = header.slot;
+            walk(entries, |entry| {
+                if entry == Entry::SlotEnd {
+                    has_ended |= slot == self.index;
+                    slot = slot.next();
+                }
+            })?;
+        }
+        Ok(has_ended)
+    }
+
     /// The changes of the slot, in order.
     ///
     /// # Errors

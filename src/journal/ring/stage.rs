@@ -101,7 +101,7 @@ pub struct Stage {
 }
 
 /// What a ring has when it is written on.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Present {
     pub next: BatchNumber,
     pub filled: u64,
@@ -117,13 +117,29 @@ impl Stage {
     pub(super) fn new(ring: RingId, geometry: Geometry, term: Term, present: Present) -> Stage {
         let next_slot = present.places.last_key_value().map(|(slot, _)| slot.next());
         let slot = next_slot.unwrap_or(term.base).max(term.base);
-        let mut stage = Stage {
+        let mut stage = Stage::at(slot, ring, geometry, term, present);
+        stage.commit(term.first);
+        // The term itself has to be written.
+        stage.waiting.push_back(stage.empty_batch());
+        stage.want_all();
+        stage
+    }
+
+    /// A stage whose next entry belongs to `slot`.
+    pub(super) fn at(
+        slot: SlotIndex,
+        ring: RingId,
+        geometry: Geometry,
+        term: Term,
+        present: Present,
+    ) -> Stage {
+        Stage {
             ring,
             geometry,
             term,
             waiting: VecDeque::new(),
             next: present.next,
-            wanted: present.next.next(),
+            wanted: present.next,
             durable: present.next,
             taken: None,
             slot,
@@ -134,11 +150,13 @@ impl Stage {
             used: present.used,
             places: present.places,
             spare: Vec::new(),
-        };
-        stage.commit(term.first);
-        // The term itself has to be written.
-        stage.waiting.push_back(stage.empty_batch());
-        stage
+        }
+    }
+
+    /// What the ring has now, where everything staged was written.
+    pub(super) fn into_present(self) -> Present {
+        let Stage { next, filled, used, places, .. } = self;
+        Present { next, filled, used, places }
     }
 
     /// The term.
@@ -317,6 +335,11 @@ impl Stage {
         {
             self.used.pop_front();
         }
+    }
+
+    /// All changes of the slots of the log before this one are durable.
+    pub fn complete(&self) -> Seq {
+        self.term.seq(self.complete)
     }
 
     /// Whether all changes of the slot `seq` are durable.
