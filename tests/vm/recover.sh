@@ -384,7 +384,7 @@ ending() {
     local sum how
     run "a pool of files" objblk pool init
     run "create" objblk create vol --size 256M
-    head -c 150M /dev/urandom >"$T/data"
+    head -c 90M /dev/urandom >"$T/data"
     sum=$(sha256sum <"$T/data")
     for how in '' --force; do
         attach vol || return
@@ -400,7 +400,7 @@ ending() {
         if [ -z "$how" ]; then
             run "recover" objblk recover vol
             wait
-            is "what was written" "$(head -c 150M "$dev" | sha256sum)" "$sum"
+            is "what was written" "$(head -c 90M "$dev" | sha256sum)" "$sum"
             run "detach" objblk detach vol
         else
             # Begun by force, it may have been over.
