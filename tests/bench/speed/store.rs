@@ -28,6 +28,11 @@ const COLD: u64 = 512 * MIB;
 const CHUNK: usize = 4 << 20;
 /// What one turn writes at most: the test server's disk is small.
 const TURN_MAX: u64 = 3 << 30;
+/// Cold reads of 4 KiB in a turn: many times as many as there are chunks, of each of which something is
+/// fetched once.
+const READS: usize = 2000;
+/// A turn that ends when its work is done.
+const UNTIL_DONE: Duration = Duration::from_secs(3600);
 /// PUTs in a GiB of chunks that are full.
 const FULL: f64 = ((1 << 30) / CHUNK) as f64;
 
@@ -194,8 +199,7 @@ fn read_in_order(place: &Place, id: VolumeId) -> f64 {
 /// MB/s of reading all of its chunks.
 fn get(place: &Place, chunks: &[Key]) -> f64 {
     let (store, chunks) = (place.ground.store.clone(), Arc::new(chunks.to_vec()));
-    let forever = Duration::from_secs(3600);
-    let (rate, _) = place.ground.wait(many(forever, chunks.len(), move |number| {
+    let (rate, _) = place.ground.wait(many(UNTIL_DONE, chunks.len(), move |number| {
         let (store, chunks) = (store.clone(), chunks.clone());
         async move {
             let body = store.get(&chunks[number], GetRange::All).await.unwrap();
@@ -206,11 +210,11 @@ fn get(place: &Place, chunks: &[Key]) -> f64 {
 }
 
 /// Reads a second of 4 KiB, no two of them in one frame, and GETs for each of them.
-fn read_at_random(place: &Place, id: VolumeId, turn: Duration) -> (f64, f64) {
+fn read_at_random(place: &Place, id: VolumeId) -> (f64, f64) {
     let volume = place.ground.open(id, VolumeOptions::default());
     let frames = Arc::new(Dice::new(5).shuffled(COLD / FRAME_SIZE as u64));
     let (gets, reader) = (place.count("get"), volume.clone());
-    let (rate, reads) = place.ground.wait(many(turn, frames.len(), move |number| {
+    let (rate, reads) = place.ground.wait(many(UNTIL_DONE, READS, move |number| {
         let (volume, frames) = (reader.clone(), frames.clone());
         async move {
             let at = Sector(frames[number] * FRAME_SIZE as u64 / SECTOR_SIZE);
@@ -223,11 +227,11 @@ fn read_at_random(place: &Place, id: VolumeId, turn: Duration) -> (f64, f64) {
 }
 
 /// GETs a second of as much as a frame.
-fn get_at_random(place: &Place, chunks: &[Key], turn: Duration) -> f64 {
+fn get_at_random(place: &Place, chunks: &[Key]) -> f64 {
     let (store, chunks) = (place.ground.store.clone(), Arc::new(chunks.to_vec()));
     let frames = CHUNK / FRAME_SIZE;
     let order = Arc::new(Dice::new(6).shuffled((chunks.len() * frames) as u64));
-    let (rate, _) = place.ground.wait(many(turn, order.len(), move |number| {
+    let (rate, _) = place.ground.wait(many(UNTIL_DONE, READS, move |number| {
         let (store, chunks, at) = (store.clone(), chunks.clone(), order[number] as usize);
         async move {
             let offset = (at % frames * FRAME_SIZE) as u64;
@@ -256,14 +260,13 @@ fn contest(place: &Place, name: &str, settings: &Settings, report: &mut Report) 
     let rates = take_turns(rounds, [&mut || read_in_order(place, id), &mut || get(place, &chunks)]);
     report.add(&format!("cold reads in order{name}"), "MB/s", "GETs of 4 MiB", rates);
 
-    let turn = turn / 6;
     let mut gets = Vec::new();
     let ours = &mut || {
-        let (rate, each) = read_at_random(place, id, turn);
+        let (rate, each) = read_at_random(place, id);
         gets.push(each);
         rate
     };
-    let rates = take_turns(rounds, [ours, &mut || get_at_random(place, &chunks, turn)]);
+    let rates = take_turns(rounds, [ours, &mut || get_at_random(place, &chunks)]);
     report.add(&format!("cold 4 KiB random reads{name}"), "/s", "GETs of 64 KiB", rates);
     let work = format!("GETs for each of them{name}, less is better");
     report.add(&work, "", "one GET", [gets, vec![1.0; rounds]]);
