@@ -30,8 +30,7 @@ test: ## install what is missing, then run all checks and all tests, those in gu
 test-full: bootstrap ## the long versions of the system tests, with their figures
 	OBJBLK_FULL=1 $(CARGO) nextest run --locked --profile full --test system
 
-# Optimised as the release is. ROUNDS and SECONDS are not taken from the environment: shells have one
-# of that name.
+# Optimised as the release is. SECONDS counts on the command line only: shells have one of their own.
 bench: bootstrap ## how fast it is beside its limits (PARTS=..., ROUNDS=5, SECONDS= of each turn)
 	$(CARGO) bench --locked --bench speed -- $(PARTS) $(if $(ROUNDS),rounds=$(ROUNDS)) \
 		$(if $(filter command line,$(origin SECONDS)),seconds=$(SECONDS))

@@ -3,7 +3,8 @@
 //! `make bench`, or some of it: `make bench PARTS="engine nbd" ROUNDS=3 SECONDS=2`. In every round
 //! each contestant has one turn, and another one begins each time, so that whatever else the machine
 //! does meets all of them: only ratios within one run mean anything. What is printed is also written
-//! to `tmp/speed.jsonl` and, as bars, to `tmp/speed.svg` in the target directory.
+//! to `tmp/speed.jsonl` and, as bars, to `tmp/speed.svg` in the target directory. SECONDS is the time
+//! of a turn where a turn is a matter of time; others end when their work is done.
 //!
 //! It runs as the optimised program does (profile `bench`, which is `release`). Needs what the system
 //! tests need: fio and nbdkit for the part `nbd`, the S3 server for `store`.
