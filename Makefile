@@ -13,7 +13,7 @@ export OBJBLK_LAB
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-full bench-flush crash crash-vm sim sim-soak fuzz check demo vm-shell clean-lab install bootstrap-build bootstrap fmt clippy doc doctest
+.PHONY: help build test test-full bench bench-flush crash crash-vm sim sim-soak fuzz check demo vm-shell clean-lab install bootstrap-build bootstrap fmt clippy doc doctest
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ test: ## install what is missing, then run all checks and all tests, those in gu
 
 test-full: bootstrap ## the long versions of the system tests, with their figures
 	OBJBLK_FULL=1 $(CARGO) nextest run --locked --profile full --test system
+
+# Optimised as the release is. SECONDS counts on the command line only: shells have one of their own.
+bench: bootstrap ## how fast it is beside its limits (PARTS=..., ROUNDS=5, SECONDS= of each turn)
+	$(CARGO) bench --locked --bench speed -- $(PARTS) $(if $(ROUNDS),rounds=$(ROUNDS)) \
+		$(if $(filter command line,$(origin SECONDS)),seconds=$(SECONDS))
 
 bench-flush: bootstrap ## what a flush costs beside fdatasync, a PUT and a plain file (PARTS=...: some of it)
 	$(CARGO) bench --locked --profile dev --bench flush -- $(PARTS)

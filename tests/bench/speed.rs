@@ -1,0 +1,70 @@
+//! How fast objblk is, beside its limits: what the same machine does without it.
+//!
+//! `make bench`, or some of it: `make bench PARTS="engine nbd" ROUNDS=3 SECONDS=2`. In every round
+//! each contestant has one turn, and another one begins each time, so that whatever else the machine
+//! does meets all of them: only ratios within one run mean anything. What is printed is also written
+//! to `tmp/speed.jsonl` and, as bars, to `tmp/speed.svg` in the target directory. SECONDS is the time
+//! of a turn where a turn is a matter of time; others end when their work is done.
+//!
+//! It runs as the optimised program does (profile `bench`, which is `release`). Needs what the system
+//! tests need: fio and nbdkit for the part `nbd`, the S3 server for `store`.
+
+#![allow(clippy::unwrap_used, reason = "a measurement fails by panicking")]
+#![allow(dead_code, reason = "the modules of the system tests are used in part")]
+
+#[path = "speed/chart.rs"]
+mod chart;
+#[path = "../support/nbd_client.rs"]
+mod client;
+#[path = "speed/contest.rs"]
+mod contest;
+#[path = "speed/disk.rs"]
+mod disk;
+#[path = "speed/engine.rs"]
+mod engine;
+#[path = "../support/fault_proxy.rs"]
+mod fault_proxy;
+#[path = "../system/hosts.rs"]
+mod hosts;
+#[path = "../support/http.rs"]
+mod http;
+#[path = "../system/leftovers.rs"]
+mod leftovers;
+#[path = "../support/nbd.rs"]
+mod nbd;
+#[path = "../support/proxy.rs"]
+mod proxy;
+#[path = "../support/s3.rs"]
+mod s3;
+#[path = "speed/served.rs"]
+mod served;
+#[path = "speed/store.rs"]
+mod store;
+#[path = "../system/table.rs"]
+mod table;
+#[path = "../system/world.rs"]
+mod world;
+
+use contest::{Report, Settings};
+
+/// A part of the measurements.
+type Part = fn(&Settings, &mut Report);
+
+fn main() {
+    // `cargo bench` passes options of the standard harness.
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let (settings, wanted) = Settings::parse(&words);
+    let parts: [(&str, Part); 3] =
+        [("engine", engine::run), ("nbd", served::run), ("store", store::run)];
+    let known = |name: &&str| parts.iter().any(|(part, _)| part == name);
+    assert!(wanted.iter().all(known), "parts are {:?}", parts.map(|(name, _)| name));
+    let mut report = Report::default();
+    for (name, run) in parts {
+        if wanted.is_empty() || wanted.contains(&name) {
+            report.begin(name);
+            run(&settings, &mut report);
+            report.print();
+        }
+    }
+    report.write();
+}
