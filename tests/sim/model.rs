@@ -216,13 +216,13 @@ impl Term {
             for change in &mut lane.changes {
                 change.done.get_or_insert(now);
             }
-            let Some(mut torn) = torn.filter(|torn| torn.resize.is_none()) else { continue };
-            // It is there as far as it came: pieces go in order.
-            let came = torn.sectors.clone().take_while(|s| image.stamps[*s] == torn.stamp).count();
-            torn.sectors.end = torn.sectors.start + came;
-            torn.done = Some(now);
-            if came > 0 {
-                lane.changes.push(torn);
+            let Some(torn) = torn.filter(|torn| torn.resize.is_none()) else { continue };
+            // It is there as far as it came, wherever that is: a change of its own for each run.
+            let is_there = |s: &usize| image.stamps[*s] == torn.stamp;
+            let mut at = torn.sectors.start;
+            while let Some(start) = (at..torn.sectors.end).find(is_there) {
+                at = (start..torn.sectors.end).find(|s| !is_there(s)).unwrap_or(torn.sectors.end);
+                lane.changes.push(Change { sectors: start..at, done: Some(now), ..torn.clone() });
             }
         }
     }
@@ -571,6 +571,20 @@ mod tests {
             assert!(continued().check(2, &image(&bad)).is_err(), "{bad:?}");
         }
         assert!(continued().inherit(3, image(&[0, 0, 2, 2]), true).is_err());
+    }
+
+    #[test]
+    fn model_tears_have_two_readings() {
+        // 2 never came, or it came and a trim of all took its second half only: the latter is
+        // believed, and what follows has to fit it.
+        let mut model = model();
+        let trim = model.issue(1, 1, change(2..4, 0));
+        model.complete(1, 1, trim);
+        model.inherit(2, image(&[1, 1, 2, 0]), true).unwrap();
+        let now = model.tick();
+        model.flushed(2, Keeper::Store, now, None).unwrap();
+        assert_eq!(model.check(2, &image(&[1, 1, 2, 0])), Ok(()));
+        assert!(model.check(2, &image(&[1, 1, 2, 2])).is_err());
     }
 
     #[test]
