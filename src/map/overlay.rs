@@ -33,6 +33,9 @@ struct Entry {
     target: Target,
 }
 
+/// The entries on both sides of a run, the left one with its position.
+type Neighbours = (Option<(u64, Entry)>, Option<Entry>);
+
 /// Changed extents, sorted by position.
 #[derive(Debug, Default)]
 pub struct Overlay {
@@ -56,21 +59,40 @@ impl Overlay {
             return;
         }
         let (mut start, mut end, mut target) = (range.start().0, range.end().0, target);
-        self.cut(start, end);
-        if let Some((&left, entry)) = self.entries.range(..start).next_back()
+        let (left, right) = match self.apart(start, end) {
+            Some(neighbours) => neighbours,
+            None => {
+                self.cut(start, end);
+                let left = self.entries.range(..start).next_back().map(|(at, e)| (*at, *e));
+                (left, self.entries.get(&end).copied())
+            }
+        };
+        if let Some((at, entry)) = left
             && entry.end == start
-            && entry.target.advance(start - left) == target
+            && entry.target.advance(start - at) == target
         {
             target = entry.target;
-            start = left;
+            start = at;
         }
-        if let Some(right) = self.entries.get(&end).copied()
+        if let Some(right) = right
             && target.advance(end - start) == right.target
         {
             self.entries.remove(&end);
             end = right.end;
         }
         self.entries.insert(start, Entry { end, target });
+    }
+
+    /// The entry before `start..end` and the one that begins at `end`, where there are such; `None`
+    /// where something between them is known. One walk down the tree: most writes are of this kind.
+    fn apart(&self, start: u64, end: u64) -> Option<Neighbours> {
+        let mut before = self.entries.range(..=end).rev().map(|(at, entry)| (*at, *entry));
+        let mut left = before.next();
+        let right = left.filter(|(at, _)| *at == end).map(|(_, entry)| entry);
+        if right.is_some() {
+            left = before.next();
+        }
+        left.is_none_or(|(_, entry)| entry.end <= start).then_some((left, right))
     }
 
     /// Removes all knowledge of `start..end`.
@@ -111,8 +133,12 @@ impl Overlay {
 
     /// Where the whole of `range` lies contiguously in one chunk.
     pub fn covering(&self, range: SectorRange) -> Option<Location> {
-        match self.first(range) {
-            (len, Some(Target::Data(location))) if len == range.len() => Some(location),
+        let start = range.start().0;
+        let (&at, entry) = self.entries.range(..=start).next_back()?;
+        match entry.target {
+            Target::Data(location) if entry.end >= range.end().0 => {
+                Some(location.advance(start - at))
+            }
             _ => None,
         }
     }
