@@ -2,9 +2,10 @@
 # ceph.sh start|stop|env [DIR]: a real S3 server on 127.0.0.1 for the tests.
 #
 # Ceph: one monitor, one OSD on a sparse file, one RADOS gateway; no systemd, no manager, no
-# keyrings. All state lies under DIR (default ${OBJBLK_LAB:-/tmp/objblk-lab}/ceph) and survives
-# stop and start; remove DIR after a stop to begin anew. `start` leaves a running server alone,
-# waits until a bucket can be created, and prints what `env` prints:
+# keyrings. All state lies under DIR (default ${OBJBLK_LAB:-/tmp/objblk-lab}/ceph). `start` leaves
+# a running server alone; where one of the three is not running it begins anew, with nothing in
+# the store (what an earlier run left may be full or broken), waits until a bucket can be created,
+# and prints what `env` prints:
 #
 #   eval "$(scripts/s3/ceph.sh start)"
 #
@@ -130,51 +131,40 @@ X
 }
 
 start_mon() {
-  if [ ! -e "$DIR/mon/ready" ]; then
-    rm -rf "$DIR/mon"
-    mkdir -p "$DIR/mon"
-    fsid=$(sed -n 's/^fsid = //p' "$CONF")
-    host=$(sed -n 's/^mon host = //p' "$CONF")
-    monmaptool --create --clobber --fsid "$fsid" --addv a "$host" "$DIR/monmap"
-    ceph-mon -c "$CONF" --mkfs -i a --monmap "$DIR/monmap"
-    : >"$DIR/mon/ready"
-  fi
-  alive mon ceph-mon || ceph-mon -i a -c "$CONF"
+  mkdir -p "$DIR/mon"
+  fsid=$(sed -n 's/^fsid = //p' "$CONF")
+  host=$(sed -n 's/^mon host = //p' "$CONF")
+  monmaptool --create --clobber --fsid "$fsid" --addv a "$host" "$DIR/monmap"
+  ceph-mon -c "$CONF" --mkfs -i a --monmap "$DIR/monmap"
+  ceph-mon -i a -c "$CONF"
 }
 
 start_osd() {
-  if [ ! -e "$DIR/osd/ready" ]; then
-    rm -rf "$DIR/osd"
-    mkdir -p "$DIR/osd"
-    uuid=$(cat /proc/sys/kernel/random/uuid)
-    ceph-osd -c "$CONF" -i 0 --mkfs --osd-uuid "$uuid" --no-mon-config
-    # One client for all of it: the OSD's number, and the gateway's pools before it needs them.
-    {
-      echo "osd new $uuid 0"
-      for pool in .rgw.root default.rgw.log default.rgw.control default.rgw.meta \
-        default.rgw.buckets.index default.rgw.buckets.data default.rgw.buckets.non-ec; do
-        echo "osd pool create $pool 8"
-        echo "osd pool application enable $pool rgw"
-      done
-    } | ceph -c "$CONF" --connect-timeout 30
-    : >"$DIR/osd/ready"
-  fi
-  alive osd ceph-osd || ceph-osd -i 0 -c "$CONF"
+  mkdir -p "$DIR/osd"
+  uuid=$(cat /proc/sys/kernel/random/uuid)
+  ceph-osd -c "$CONF" -i 0 --mkfs --osd-uuid "$uuid" --no-mon-config
+  # One client for all of it: the OSD's number, and the gateway's pools before it needs them.
+  {
+    echo "osd new $uuid 0"
+    for pool in .rgw.root default.rgw.log default.rgw.control default.rgw.meta \
+      default.rgw.buckets.index default.rgw.buckets.data default.rgw.buckets.non-ec; do
+      echo "osd pool create $pool 8"
+      echo "osd pool application enable $pool rgw"
+    done
+  } | ceph -c "$CONF" --connect-timeout 30
+  ceph-osd -i 0 -c "$CONF"
 }
 
 start_gateway() {
-  alive client radosgw || radosgw -n client.rgw -c "$CONF"
+  radosgw -n client.rgw -c "$CONF"
   tries=0
   until listens "$(cat "$DIR/port")"; do
     tries=$((tries + 1))
     [ $tries -lt 1200 ] || die "the gateway did not come up; see $DIR/log"
     sleep 0.1
   done
-  if [ ! -e "$DIR/user" ]; then
-    radosgw-admin -c "$CONF" user create --uid=objblk --display-name=objblk --max-buckets=0 \
-      --access-key="$ACCESS_KEY" --secret-key="$SECRET_KEY"
-    : >"$DIR/user"
-  fi
+  radosgw-admin -c "$CONF" user create --uid=objblk --display-name=objblk --max-buckets=0 \
+    --access-key="$ACCESS_KEY" --secret-key="$SECRET_KEY"
 }
 
 # Creates (again) the bucket objblk-ready with a signature of version 2, which a shell can make.
@@ -196,28 +186,40 @@ wait_ready() {
   done
 }
 
-start() {
-  mkdir -p "$DIR/run" "$DIR/log" "$DIR/rgw" "$DIR/crash"
-  [ "${#DIR}" -le 80 ] || die "$DIR is too long a path for the servers' sockets"
-  install_packages
+running() {
+  alive mon ceph-mon && alive osd ceph-osd && alive client radosgw
+}
+
+lock() {
   exec 9>"$DIR/lock"
   flock -w 300 9 || die "another start or stop holds $DIR/lock for more than 300 s"
-  : >>"$DIR/keyring"
-  [ -s "$CONF" ] || write_conf
-  # The daemons must not inherit the lock (9) nor the caller's pipes.
-  {
-    start_mon && start_osd && start_gateway
-  } </dev/null >>"$DIR/log/start.log" 2>&1 9>&- ||
-    die "the server did not start; see $DIR/log/start.log"
+}
+
+start() {
+  mkdir -p "$DIR/run" "$DIR/log"
+  [ "${#DIR}" -le 80 ] || die "$DIR is too long a path for the servers' sockets"
+  install_packages
+  lock
+  if ! running; then
+    stop_daemons
+    (cd "$DIR" && rm -rf mon osd rgw crash log run)
+    mkdir -p "$DIR/run" "$DIR/log" "$DIR/rgw" "$DIR/crash"
+    : >>"$DIR/keyring"
+    [ -s "$CONF" ] || write_conf
+    # The daemons must not inherit the lock (9) nor the caller's pipes.
+    {
+      start_mon && start_osd && start_gateway
+    } </dev/null >>"$DIR/log/start.log" 2>&1 9>&- || {
+      tail -n 20 "$DIR/log/start.log" >&2
+      die "the server did not start; see $DIR/log/start.log"
+    }
+  fi
   wait_ready
   print_env
 }
 
-stop() {
-  [ -d "$DIR/run" ] || exit 0
-  exec 9>"$DIR/lock"
-  flock -w 300 9 || die "another start or stop holds $DIR/lock for more than 300 s"
-  # The gateway goes before the store under it; only processes recorded here are ended.
+# The gateway goes before the store under it; only processes recorded here are ended.
+stop_daemons() {
   for pair in client:radosgw osd:ceph-osd mon:ceph-mon; do
     name=${pair%%:*}
     if alive "$name" "${pair##*:}"; then
@@ -232,6 +234,12 @@ stop() {
     fi
     rm -f "$DIR/run/$name.pid"
   done
+}
+
+stop() {
+  [ -d "$DIR/run" ] || exit 0
+  lock
+  stop_daemons
 }
 
 case ${1:-} in

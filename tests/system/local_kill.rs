@@ -95,6 +95,8 @@ fn s3_kill_9_loses_nothing_that_the_journal_has() {
         let flushes = counts.flushes.load(Ordering::Relaxed);
         let (kind, ready) = (format!("{round:?}"), server.took.as_millis());
         let cells = row(&[&number, &kind, &changes, &flushes, &alone, &ready, &demanded, &beyond]);
+        // A loop that is ended early has still shown what it saw.
+        eprintln!("{}", cells.join("  "));
         table.push(cells);
     }
     print(&format!("kill -9 with a journal, seed {seed}: first read after {recovery}"), &table);
