@@ -26,6 +26,7 @@
 //! | [`error`] | the error of every public call: kind, sentence, hint |
 //! | [`clock`], [`mutant`] | time of day for people; mistakes on purpose, which the simulator has to notice |
 //! | [`sync`], [`flight`] | locks and channels; sharing one answer among many callers |
+//! | [`direct`] | files of a local disk, past the page cache |
 //! | [`store`] | named immutable objects and the layers around them |
 //! | [`mod@format`] | the on-store format |
 //! | [`device`] | what a block device promises |
@@ -47,6 +48,7 @@ pub mod cli;
 pub mod clock;
 pub mod daemon;
 pub mod device;
+pub mod direct;
 pub mod error;
 pub mod flight;
 pub mod format;

@@ -13,13 +13,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("mutant", &[]),
     ("sync", &[]),
     ("flight", &["sync"]),
+    ("direct", &["sync"]),
     ("store", &["error", "units", "mutant"]),
     ("format", &["units", "store", "mutant"]),
     ("device", &["units"]),
     ("map", &["units", "format"]),
-    ("cache", &["units", "format"]),
+    ("cache", &["units", "error", "sync", "direct", "format"]),
     ("log", &["units", "error", "clock", "flight", "mutant", "store", "format"]),
-    ("journal", &["units", "error", "format", "mutant", "sync"]),
+    ("journal", &["units", "error", "direct", "format", "mutant"]),
     (
         "volume",
         &[
@@ -215,7 +216,7 @@ fn unsafe_code_says_why_it_is_safe() {
             if starts && !explained {
                 wrong.push(format!("{file}:{}: unsafe without SAFETY", at + 1));
             }
-            let places = ["src/frontend/", "src/journal/uring/", "examples/"];
+            let places = ["src/frontend/", "src/direct/", "examples/"];
             if starts && !places.iter().any(|place| file.starts_with(place)) {
                 wrong.push(format!("{file}:{}: unsafe code where none is needed", at + 1));
             }

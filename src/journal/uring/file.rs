@@ -1,6 +1,6 @@
 //! A journal's file: made whole, locked, open past the page cache.
 
-use super::fill::{FIRST, GRANULE};
+use crate::direct::{FIRST, GRANULE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::disk::{BLOCK, Blocks, Disk, check_place};
 use async_trait::async_trait;

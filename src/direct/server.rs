@@ -1,4 +1,4 @@
-//! The thread of a disk: it owns the ring and every buffer that the kernel may touch.
+//! The thread of a file: it owns the ring and every buffer that the kernel may touch.
 //!
 //! Callers put requests into the [`Inbox`]; its bell, an eventfd, is polled for in the same ring and
 //! rung only while the thread sleeps. Several reads and writes may be in flight; a filling is alone
@@ -7,15 +7,17 @@
 //! Invariants: a buffer is freed or given back only when the kernel is done with it; after a write
 //! that failed, no write is submitted and none succeeds.
 
-use super::file::Locked;
+use super::Use;
+use super::blocks::{BLOCK, Blocks};
 use super::fill::Fill;
-use crate::journal::disk::{BLOCK, Blocks};
 use crate::sync::{Mutex, MutexGuard, PoisonError, oneshot};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
+use nix::fcntl::Flock;
 use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -40,7 +42,7 @@ const SUBMISSION_MAX: usize = 1 << 30;
 /// What to do with blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Job {
-    /// Durably.
+    /// Durably, if the file is for that.
     Write,
     Read,
     /// A write of zeros that nobody waits for.
@@ -169,8 +171,10 @@ impl Drop for Flights {
 struct Server<'a> {
     ring: IoUring,
     inbox: &'a Inbox,
-    file: Locked,
-    fill: Fill,
+    file: Flock<File>,
+    what: Use,
+    /// What to fill ahead of the writes, if anything.
+    fill: Option<Fill>,
     flights: Flights,
     /// Taken from the inbox, not in the kernel yet.
     waiting: VecDeque<Request>,
@@ -184,7 +188,8 @@ struct Server<'a> {
 /// Serves `file` until the inbox is closed and empty. Says through `ready` whether that begins;
 /// `_alive` is dropped after the file.
 pub(super) fn serve(
-    file: Locked,
+    (file, what): (Flock<File>, Use),
+    fill: Option<Fill>,
     inbox: &Inbox,
     _alive: Sender<()>,
     ready: &Sender<io::Result<()>>,
@@ -198,11 +203,11 @@ pub(super) fn serve(
             return;
         }
     };
-    let fill = Fill::new(&file.file, file.size);
     let mut server = Server {
         ring,
         inbox,
         file,
+        what,
         fill,
         flights: Flights::default(),
         waiting: VecDeque::new(),
@@ -212,7 +217,7 @@ pub(super) fn serve(
     };
     let _ = ready.send(Ok(()));
     if let Err(e) = server.run() {
-        tracing::error!("the thread of a journal's disk ended: {e}");
+        tracing::error!("the thread of a {}'s disk ended: {e}", what.name);
         // Whoever asks, or asked, is told.
         let mut state = inbox.state();
         state.ended = true;
@@ -273,8 +278,8 @@ impl Server<'_> {
                 let _ = reply.send(Err(io::Error::other(why.clone())));
                 continue;
             }
-            if job == Job::Write {
-                self.fill.writing(range);
+            if let (Job::Write, Some(fill)) = (job, &mut self.fill) {
+                fill.writing(range);
             }
             self.start(Flight { job, offset, blocks, done: 0, tries: 0, reply: Some(reply) });
         }
@@ -290,7 +295,7 @@ impl Server<'_> {
             return;
         }
         let idle = self.idle() && self.asked.elapsed() >= IDLE_AFTER;
-        if let Some(range) = self.fill.take(idle) {
+        if let Some(range) = self.fill.as_mut().and_then(|fill| fill.take(idle)) {
             let blocks = Blocks::zeroed((range.end - range.start) as usize);
             let offset = range.start;
             self.start(Flight { job: Job::Fill, offset, blocks, done: 0, tries: 0, reply: None });
@@ -307,12 +312,13 @@ impl Server<'_> {
         let Some(flight) = &mut self.flights.places[place] else { return };
         let left = &mut flight.blocks.bytes_mut()[flight.done..];
         let (at, len) = (left.as_mut_ptr(), left.len().min(SUBMISSION_MAX) as u32);
-        let fd = types::Fd(self.file.file.as_raw_fd());
+        let fd = types::Fd(self.file.as_raw_fd());
         let offset = flight.offset + flight.done as u64;
         let entry = match flight.job {
             Job::Read => opcode::Read::new(fd, at, len).offset(offset).build(),
             Job::Write | Job::Fill => {
-                opcode::Write::new(fd, at, len).offset(offset).rw_flags(libc::RWF_DSYNC).build()
+                let flags = if self.what.durable { libc::RWF_DSYNC } else { 0 };
+                opcode::Write::new(fd, at, len).offset(offset).rw_flags(flags).build()
             }
         };
         self.push(entry.user_data(place as u64));
@@ -357,8 +363,12 @@ impl Server<'_> {
 
     /// When to look for something to fill; never where there is nothing.
     fn until_idle(&self) -> Option<Duration> {
-        let may = self.idle() && !self.closed && self.broken.is_none() && self.fill.some_left();
+        let may = self.idle() && !self.closed && self.broken.is_none() && self.some_to_fill();
         may.then(|| IDLE_AFTER.saturating_sub(self.asked.elapsed()) + Duration::from_millis(1))
+    }
+
+    fn some_to_fill(&self) -> bool {
+        self.fill.as_ref().is_some_and(Fill::some_left)
     }
 
     fn reap(&mut self) {
@@ -405,8 +415,9 @@ impl Server<'_> {
         if flight.job != Job::Read {
             match (&outcome, &self.broken) {
                 (Err(e), None) => {
-                    tracing::error!("a journal is written no more: {e}");
-                    self.broken = Some(format!("the journal's disk failed before: {e}"));
+                    let name = self.what.name;
+                    tracing::error!("a {name} is written no more: {e}");
+                    self.broken = Some(format!("the {name}'s disk failed before: {e}"));
                 }
                 // It may have been reported to the other write what happened to this one.
                 (Ok(()), Some(why)) => outcome = Err(io::Error::other(why.clone())),

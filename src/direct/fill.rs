@@ -13,7 +13,7 @@ use std::fs::File;
 use std::ops::Range;
 
 /// What is filled at once.
-pub(super) const GRANULE: u64 = 256 << 10;
+pub const GRANULE: u64 = 256 << 10;
 
 /// Filled while the disk is idle: so much ahead of the last write. Not all of a large journal, of
 /// which most may never be used.
@@ -23,7 +23,7 @@ const FAR: u64 = 256 << 20;
 const NEAR: u64 = 8 << 20;
 
 /// Filled by the one who makes a file.
-pub(super) const FIRST: u64 = 16 << 20;
+pub const FIRST: u64 = 16 << 20;
 
 /// Writes at least so large gain nothing: filling would double the bytes that the disk writes.
 const LARGE: u64 = 128 << 10;
