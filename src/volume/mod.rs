@@ -21,6 +21,7 @@
 //! | `local`, `takeover` | flushes that count on a journal; going on from one |
 //! | `write` | writes, trims, flushes |
 //! | `read`, `readahead` | reads |
+//! | `tier` | the cache on a local disk |
 //! | `patience` | the time limit of requests |
 //! | `items` | leaves and pages on demand |
 //! | [`checkpoint`], `tree`, `census` | checkpoints, live counts, garbage |
@@ -43,12 +44,14 @@ mod recover;
 mod shared;
 mod state;
 mod takeover;
+mod tier;
 mod tree;
 mod write;
 
 pub use open::{Ownership, ownership};
 pub use options::{
-    Durability, Env, JournalOptions, JournalStatus, Mode, Stores, VolumeOptions, VolumeStatus,
+    DiskCacheStatus, Durability, Env, JournalOptions, JournalStatus, Mode, Stores, VolumeOptions,
+    VolumeStatus,
 };
 
 use crate::error::{Error, Result};
@@ -97,6 +100,7 @@ impl Volume {
     pub async fn close(&self) -> Result<()> {
         if self.shared.is_read_only() {
             self.shared.state().end_service();
+            self.settle_cache().await;
             return Ok(());
         }
         let target = self.shared.state().begin_close()?;
@@ -108,7 +112,14 @@ impl Volume {
         {
             tracing::warn!("the journal {} is left: {e}", journal.disk.name());
         }
+        self.settle_cache().await;
         outcome
+    }
+
+    async fn settle_cache(&self) {
+        if let Some(disk) = &self.shared.disk {
+            disk.settle().await;
+        }
     }
 
     /// Ends service and all background work without waiting for the store: what the journal can

@@ -100,6 +100,7 @@ impl Volume {
         check_features(&description, options.mode)?;
         let store = &*stores.setup;
         let mut ownership = ownership(store, id).await?;
+        let mut claims = vec![(ownership.epoch, ownership.owner.clone())];
         let Legacy { mirror, journal, is_alone } =
             recover::prepare(store, &description, &mut ownership, &mut options, &mut owner).await?;
         let early = match mutant::on(Mutant::LookupBeforeClaim) {
@@ -140,6 +141,12 @@ impl Volume {
             _ => None,
         };
         let volume = start(env, stores, options, description, claimed, (loaded, taken))?;
+        if let Some(disk) = &volume.shared.disk {
+            claims.extend(claimed.map(|epoch| (epoch, Some(owner))));
+            for (epoch, owner) in &claims {
+                owner.iter().for_each(|owner| disk.claimed(id, *epoch, owner));
+            }
+        }
         match recover::finish(&volume.shared, redo, is_alone).await {
             Ok(()) => Ok(volume),
             Err(e) => {

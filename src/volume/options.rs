@@ -1,5 +1,6 @@
 //! What a volume is opened with, and what it tells of itself.
 
+use crate::cache::disk::DiskCache;
 use crate::clock::Clock;
 use crate::journal::disk::Disk;
 use crate::store::Store;
@@ -78,6 +79,8 @@ pub struct VolumeOptions {
     pub journal: Option<JournalOptions>,
     /// Memory for cached frames, in bytes.
     pub cache_bytes: u64,
+    /// A cache on a local disk behind that one, which other volumes may use as well.
+    pub disk_cache: Option<Arc<DiskCache>>,
     /// Memory for cached leaves and pages of the map, in bytes (at least 8 MiB).
     pub map_bytes: u64,
     /// Memory for data the store has not taken yet, in bytes; beyond it writers wait.
@@ -108,6 +111,7 @@ impl Default for VolumeOptions {
             mirror: None,
             journal: None,
             cache_bytes: 64 << 20,
+            disk_cache: None,
             map_bytes: 32 << 20,
             dirty_bytes: 64 << 20,
             uploads: 8,
@@ -131,6 +135,21 @@ pub struct JournalStatus {
     /// Bytes that hold what is not committed.
     pub used_bytes: u64,
     /// Why flushes wait for the store all the same.
+    pub failure: Option<String>,
+}
+
+/// A disk cache, as a volume uses it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCacheStatus {
+    /// Its folder.
+    pub path: String,
+    /// Its size in bytes, for all volumes of the host.
+    pub size: u64,
+    /// Frames that this volume found in it.
+    pub hits: u64,
+    /// Frames that it did not find.
+    pub misses: u64,
+    /// Why it is used no more.
     pub failure: Option<String>,
 }
 
@@ -180,6 +199,8 @@ pub struct VolumeStatus {
     pub cache_misses: u64,
     /// Bytes in the cache.
     pub cache_bytes: u64,
+    /// The cache on a local disk, if there is one.
+    pub disk_cache: Option<DiskCacheStatus>,
     /// Changed extents that no checkpoint has taken yet.
     pub map_changes: usize,
 }

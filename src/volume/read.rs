@@ -1,8 +1,10 @@
-//! Reads: open and sealed chunks in memory, then cached frames, then the journal, then ranged GETs.
+//! Reads: open and sealed chunks in memory, then cached frames, then the disk cache and the journal,
+//! then ranged GETs.
 
 use super::backlog::Held;
 use super::items::ItemError;
 use super::shared::Shared;
+use super::tier::Tier;
 use crate::cache::FrameId;
 use crate::device::{DeviceError, DeviceResult};
 use crate::flight::{Lead, Turn};
@@ -43,6 +45,9 @@ struct Part {
 
 /// Frames that were asked for; by somebody else, perhaps, who is told to hurry.
 type Pending = Vec<(FrameId, oneshot::Receiver<FetchResult<Bytes>>, Option<Urgent>)>;
+
+/// Frames of one chunk, each behind the one before it, that somebody has to answer for.
+type Run = Vec<Lead<FrameId, FetchResult<Bytes>>>;
 
 impl Shared {
     /// Fills `buf` from `start`.
@@ -188,7 +193,7 @@ impl Shared {
         ids.sort_unstable();
         ids.dedup();
         let mut pending = Pending::new();
-        let mut run: Vec<Lead<FrameId, FetchResult<Bytes>>> = Vec::new();
+        let mut run = Run::new();
         for id in ids {
             let follows = run.last().is_some_and(|last| {
                 let last = *last.key();
@@ -213,28 +218,62 @@ impl Shared {
         pending
     }
 
-    fn fetch_run(
-        self: &Arc<Shared>,
-        from: Arc<dyn Store>,
-        run: Vec<Lead<FrameId, FetchResult<Bytes>>>,
-    ) {
-        let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
-        let (chunk, range) = (first.key().chunk, first.key().index..last.key().index + 1);
+    fn fetch_run(self: &Arc<Shared>, from: Arc<dyn Store>, run: Run) {
+        if run.is_empty() {
+            return;
+        }
         let shared = self.clone();
         self.env.runtime.spawn(async move {
-            match shared.fetch_patiently(&*from, chunk, range).await {
-                Ok(frames) => {
-                    for (lead, frame) in run.into_iter().zip(frames) {
-                        if let Ok(frame) = &frame {
-                            let weight = frame.len() as u64;
-                            shared.frames.insert(*lead.key(), frame.clone(), weight);
-                        }
-                        lead.done(frame);
-                    }
-                }
-                Err(why) => run.into_iter().for_each(|lead| lead.done(Err(why.clone()))),
+            let Some(disk) = &shared.disk else { return shared.answer(&*from, run).await };
+            for missed in shared.answer_from_disk(disk, &*from, run).await {
+                // Each by itself: one that waits for the store does not hold up the others.
+                let (shared, from) = (shared.clone(), from.clone());
+                let runtime = shared.env.runtime.clone();
+                runtime.spawn(async move { shared.answer(&*from, missed).await });
             }
         });
+    }
+
+    /// Answers for the frames of a run that the disk cache has; returns the runs that are left.
+    async fn answer_from_disk(&self, disk: &Tier, from: &dyn Store, run: Run) -> Vec<Run> {
+        let Some(chunk) = run.first().map(|lead| lead.key().chunk) else { return Vec::new() };
+        let waits = chunk.epoch == self.epoch && self.state().sealed.get(chunk.seq).is_some();
+        if waits {
+            return vec![run];
+        }
+        let found = disk.read(from, chunk, run.iter().map(|lead| lead.key().index)).await;
+        let mut left: Vec<Run> = Vec::new();
+        for (lead, frame) in run.into_iter().zip(found) {
+            let Some(frame) = frame else {
+                let before = |run: &Run| run.last().map(|last| last.key().index + 1);
+                match left.last_mut() {
+                    Some(run) if before(run) == Some(lead.key().index) => run.push(lead),
+                    _ => left.push(vec![lead]),
+                }
+                continue;
+            };
+            self.frames.insert(*lead.key(), frame.clone(), frame.len() as u64);
+            lead.done(Ok(frame));
+        }
+        left
+    }
+
+    /// Answers for a run of frames, from the journal or the store.
+    async fn answer(&self, from: &dyn Store, run: Run) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
+        let (chunk, range) = (first.key().chunk, first.key().index..last.key().index + 1);
+        match self.fetch_patiently(from, chunk, range).await {
+            Ok(frames) => {
+                for (lead, frame) in run.into_iter().zip(frames) {
+                    if let Ok(frame) = &frame {
+                        let weight = frame.len() as u64;
+                        self.frames.insert(*lead.key(), frame.clone(), weight);
+                    }
+                    lead.done(frame);
+                }
+            }
+            Err(why) => run.into_iter().for_each(|lead| lead.done(Err(why.clone()))),
+        }
     }
 
     /// Fetches frames for as long as the volume lives: what the store refuses today (expired
@@ -259,7 +298,24 @@ impl Shared {
                     tracing::error!(volume = %self.id, "cannot read now, trying on: {e}");
                     tokio::time::sleep(REFUSED_DELAY).await;
                 }
-                outcome => return outcome,
+                outcome => {
+                    self.offer_fetched(chunk, range.start, &outcome);
+                    return outcome;
+                }
+            }
+        }
+    }
+
+    /// Frames from `first` on came from the store: they go to the disk cache.
+    fn offer_fetched(
+        &self,
+        chunk: ChunkId,
+        first: u32,
+        fetched: &FetchResult<Vec<FetchResult<Bytes>>>,
+    ) {
+        if let (Some(disk), Ok(frames)) = (&self.disk, fetched) {
+            for (index, frame) in (first..).zip(frames) {
+                frame.iter().for_each(|frame| disk.offer(FrameId { chunk, index }, frame));
             }
         }
     }

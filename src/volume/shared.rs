@@ -6,6 +6,7 @@ use super::local;
 use super::options::{Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus};
 use super::readahead::Readahead;
 use super::state::{Limits, Phase, State};
+use super::tier::Tier;
 use crate::cache::{FrameCache, FrameId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::flight::Flights;
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     /// simulated world replays exactly.
     progress: Notify,
     pub frames: FrameCache,
+    /// The cache behind `frames`.
+    pub disk: Option<Tier>,
     pub frame_flights: Flights<FrameId, FetchResult<Bytes>>,
     pub fetcher: Fetcher,
     pub items: Arc<Items>,
@@ -80,6 +83,7 @@ impl Shared {
             description: parts.description,
             fetcher: Fetcher::default(),
             frames: FrameCache::new(parts.options.cache_bytes),
+            disk: parts.options.disk_cache.clone().map(Tier::new),
             frame_flights: Flights::default(),
             items: parts.items,
             env: parts.env,
@@ -207,6 +211,7 @@ impl Shared {
             cache_hits,
             cache_misses,
             cache_bytes,
+            disk_cache: self.disk.as_ref().map(Tier::status),
             map_changes: state.map.changes(),
         }
     }
@@ -238,6 +243,17 @@ impl Shared {
             self.frames.insert(FrameId { chunk: id, index: index as u32 }, frame, weight);
         }
     }
+
+    /// The store has this chunk: it goes to the disk cache as well.
+    fn offer_payload(&self, chunk: &SealedChunk) {
+        let Some(disk) = &self.disk else { return };
+        let id = ChunkId { volume: self.id, epoch: self.epoch, seq: chunk.seq };
+        for index in 0..chunk.payload.len().div_ceil(FRAME_SIZE) {
+            let end = chunk.payload.len().min((index + 1) * FRAME_SIZE);
+            let frame = chunk.payload.slice(index * FRAME_SIZE..end);
+            disk.offer(FrameId { chunk: id, index: index as u32 }, &frame);
+        }
+    }
 }
 
 fn millis(time: Duration) -> u64 {
@@ -257,6 +273,7 @@ impl UploadSink for Shared {
 
     fn uploaded(&self, chunk: &Arc<SealedChunk>) {
         self.cache_payload(chunk);
+        self.offer_payload(chunk);
         let due = {
             let mut state = self.state();
             state.uploaded(chunk.seq);

@@ -1,0 +1,112 @@
+//! The index of a disk cache at work: an ordinary file, which the kernel's page cache shares between
+//! all processes of the host.
+//!
+//! Every call may wait for the disk. Within a process they take turns; with other processes there is
+//! no lock: whoever changes an entry at the same time may undo a change or leave an entry that does
+//! not fit its slot, and whoever reads the slot finds that out by the checksum.
+
+use super::entry::{ENTRY_LEN, Entry, FrameKey, Geometry, SET_LEN, USES_MAX, WAYS, victim};
+use nix::fcntl::Flock;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A place for a payload, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slot(pub(super) u64);
+
+#[derive(Debug)]
+pub(super) struct Index {
+    /// Locked for as long as this process uses the cache.
+    file: Flock<File>,
+    geometry: Geometry,
+    /// Where the next victim is looked for. Held by whoever is at the file.
+    hand: Mutex<usize>,
+}
+
+impl Index {
+    pub(super) fn new(file: Flock<File>, geometry: Geometry) -> Index {
+        Index { file, geometry, hand: Mutex::default() }
+    }
+
+    pub(super) fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Where the payload of `key` should be, which is counted as a use.
+    pub(super) fn find(&self, key: &FrameKey) -> io::Result<Option<(Slot, Entry)>> {
+        let _turn = self.turn();
+        let set = key.set(self.geometry.sets);
+        let entries = self.read_set(set)?;
+        let is_its = |entry: &Option<Entry>| entry.is_some_and(|entry| entry.key == *key);
+        let Some(way) = entries.iter().position(is_its) else { return Ok(None) };
+        let Some(entry) = entries[way] else { return Ok(None) };
+        let slot = slot(set, way);
+        if entry.uses < USES_MAX {
+            self.write(slot, &Entry { uses: entry.uses + 1, ..entry }.encode())?;
+        }
+        Ok(Some((slot, entry)))
+    }
+
+    /// Takes a slot for the payload of `key` from whatever was there; `None` where that payload is
+    /// there already.
+    pub(super) fn claim(&self, key: &FrameKey) -> io::Result<Option<Slot>> {
+        let mut hand = self.turn();
+        let set = key.set(self.geometry.sets);
+        let entries = self.read_set(set)?;
+        if entries.iter().flatten().any(|entry| entry.key == *key) {
+            return Ok(None);
+        }
+        *hand = (*hand + 1) % WAYS;
+        let way = victim(&entries, *hand);
+        // What was popular long ago goes too, in the end.
+        if let Some(entry) = entries[*hand].filter(|entry| entry.uses > 0 && *hand != way) {
+            self.write(slot(set, *hand), &Entry { uses: entry.uses - 1, ..entry }.encode())?;
+        }
+        let slot = slot(set, way);
+        self.write(slot, &[0; ENTRY_LEN])?;
+        Ok(Some(slot))
+    }
+
+    /// The slot holds what the entry says.
+    pub(super) fn publish(&self, slot: Slot, entry: &Entry) -> io::Result<()> {
+        let _turn = self.turn();
+        self.write(slot, &entry.encode())
+    }
+
+    /// The slot does not hold what the entry said.
+    pub(super) fn forget(&self, slot: Slot, entry: &Entry) -> io::Result<()> {
+        let _turn = self.turn();
+        let mut bytes = [0; ENTRY_LEN];
+        self.file.read_exact_at(&mut bytes, place(slot))?;
+        match Entry::parse(&bytes) {
+            Ok(Some(now)) if now.is_same(entry) => self.write(slot, &[0; ENTRY_LEN]),
+            _ => Ok(()),
+        }
+    }
+
+    fn turn(&self) -> MutexGuard<'_, usize> {
+        self.hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The entries of a set; one that is damaged is none.
+    fn read_set(&self, set: u64) -> io::Result<Vec<Option<Entry>>> {
+        let mut bytes = [0; SET_LEN];
+        self.file.read_exact_at(&mut bytes, place(slot(set, 0)))?;
+        Ok(bytes.chunks(ENTRY_LEN).map(|bytes| Entry::parse(bytes).ok().flatten()).collect())
+    }
+
+    fn write(&self, slot: Slot, bytes: &[u8; ENTRY_LEN]) -> io::Result<()> {
+        self.file.write_all_at(bytes, place(slot))
+    }
+}
+
+fn slot(set: u64, way: usize) -> Slot {
+    Slot(set * WAYS as u64 + way as u64)
+}
+
+/// Where the entry of a slot is.
+fn place(slot: Slot) -> u64 {
+    SET_LEN as u64 + slot.0 * ENTRY_LEN as u64
+}

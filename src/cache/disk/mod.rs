@@ -1,0 +1,342 @@
+//! Frames on a local disk, for all volumes of a host. Never needed for correctness.
+//!
+//! A cache is a folder with two files of a fixed size: `frames`, slots of 64 KiB that are read and
+//! written past the page cache through io_uring, and `index`, which says what is in them ([`entry`]).
+//! Every process of the host that names the folder uses the same cache, without asking the others.
+//!
+//! Contract:
+//! * [`DiskCache::get`] gives the bytes that [`DiskCache::offer`] was given for that key, at any time
+//!   by any process, or none. Whatever is wrong (a torn write, damage, a race, a crash) is a miss.
+//! * Nothing waits for the cache: an offer is dropped where too many wait, and a lookup is a miss
+//!   where too many are under way or the disk does not answer in time.
+//! * When the disk fails, or again and again does not answer, this process uses the cache no more,
+//!   and says so.
+//!
+//! Invariants: an entry is cleared before its slot is written and written after it; a payload is
+//! given out only if it has the checksum of its entry. Nothing is ever synced.
+
+pub mod entry;
+mod files;
+mod index;
+
+pub use entry::{Claim, FrameKey};
+
+use crate::direct::{Blocks, DirectFile, Use};
+use crate::error::{Error, Result};
+use crate::format::chunk::FRAME_SIZE;
+use async_trait::async_trait;
+use bytes::Bytes;
+use entry::{Entry, Geometry};
+use futures::future::{join_all, try_join_all};
+use index::{Index, Slot};
+use std::collections::{HashSet, VecDeque};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+/// Frames that wait to be written; what is offered beyond them is dropped.
+const QUEUE_MAX: usize = 512;
+/// Frames that are written at once.
+const BATCH_MAX: usize = 16;
+/// Frames that are read at once; the others are misses.
+const READS_MAX: usize = 256;
+/// How long a lookup may take before it is a miss.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Lookups in a row that took longer, after which the cache is used no more.
+const LATE_MAX: u32 = 8;
+
+/// The slots of a cache: a file, but for tests.
+#[async_trait]
+pub trait Slots: Send + Sync + fmt::Debug {
+    /// Reads `len` bytes from `offset`, both multiples of 4 KiB.
+    ///
+    /// # Errors
+    /// The disk failed.
+    async fn read(&self, offset: u64, len: usize) -> io::Result<Blocks>;
+
+    /// Writes all of `blocks` at `offset`.
+    ///
+    /// # Errors
+    /// The disk failed.
+    async fn write(&self, offset: u64, blocks: Blocks) -> io::Result<()>;
+}
+
+#[async_trait]
+impl Slots for DirectFile {
+    async fn read(&self, offset: u64, len: usize) -> io::Result<Blocks> {
+        DirectFile::read(self, offset, len).await
+    }
+
+    async fn write(&self, offset: u64, blocks: Blocks) -> io::Result<()> {
+        DirectFile::write(self, offset, blocks).await.map(drop)
+    }
+}
+
+/// A cache on a local disk, as this process uses it. See the module's documentation.
+#[derive(Debug)]
+pub struct DiskCache {
+    inner: Arc<Inner>,
+    writer: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Inner {
+    folder: PathBuf,
+    index: Index,
+    slots: Arc<dyn Slots>,
+    runtime: Handle,
+    /// Why it is used no more.
+    off: OnceLock<String>,
+    reads: Semaphore,
+    /// Lookups in a row that took too long.
+    late: AtomicU32,
+    queue: Mutex<Queue>,
+    /// Something waits to be written.
+    due: Notify,
+    /// Nothing does.
+    idle: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<(FrameKey, Bytes)>,
+    busy: bool,
+}
+
+impl DiskCache {
+    /// Opens the cache in `folder`, of at most `size` bytes. It is made where there is none, as is
+    /// the folder (but not what that is in); one of another size, or a damaged one, is made anew,
+    /// unless other processes use it.
+    ///
+    /// # Errors
+    /// Usage: `size` is too small. Failed: the folder holds something else, the file system is full or
+    /// not fit for a cache, or the kernel allows no io_uring. Busy: others hold on to what has to be
+    /// made anew.
+    pub fn open(folder: &Path, size: u64, runtime: Handle) -> Result<DiskCache> {
+        DiskCache::open_over(folder, size, runtime, |slots| slots)
+    }
+
+    /// As [`DiskCache::open`], with slots that `wrap` makes of those of the file.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_over(
+        folder: &Path,
+        size: u64,
+        runtime: Handle,
+        wrap: impl FnOnce(Arc<dyn Slots>) -> Arc<dyn Slots>,
+    ) -> Result<DiskCache> {
+        let wanted = Geometry::within(size)
+            .ok_or_else(|| Error::usage(format!("{size} bytes is no size for a cache")))?;
+        let files::Files { index, frames, geometry } = files::open(folder, wanted)?;
+        let file = DirectFile::serve(frames, geometry.frames_len(), Use::CACHE).map_err(|e| {
+            Error::failed(format!("cannot use the cache in {}", folder.display()))
+                .because(e)
+                .hint("a cache needs io_uring: see the sysctl kernel.io_uring_disabled")
+        })?;
+        let inner = Arc::new(Inner {
+            folder: folder.into(),
+            index: Index::new(index, geometry),
+            slots: wrap(Arc::new(file)),
+            runtime: runtime.clone(),
+            off: OnceLock::new(),
+            reads: Semaphore::new(READS_MAX),
+            late: AtomicU32::new(0),
+            queue: Mutex::default(),
+            due: Notify::new(),
+            idle: Notify::new(),
+        });
+        let writer = runtime.spawn(write_queued(inner.clone())).abort_handle();
+        Ok(DiskCache { inner, writer })
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.inner.folder
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        let geometry = self.inner.index.geometry();
+        geometry.frames_len() + geometry.index_len()
+    }
+
+    /// Why this process uses it no more, if so.
+    pub fn failure(&self) -> Option<&str> {
+        self.inner.off.get().map(String::as_str)
+    }
+
+    /// The payloads of `keys`, as far as they are there.
+    pub async fn get(&self, keys: &[FrameKey]) -> Vec<Option<Bytes>> {
+        let none = vec![None; keys.len()];
+        let Ok(count) = u32::try_from(keys.len()) else { return none };
+        let Ok(_reading) = self.inner.reads.try_acquire_many(count) else { return none };
+        if self.failure().is_some() {
+            return none;
+        }
+        match timeout(PATIENCE, self.inner.look(keys)).await {
+            Ok(Ok(found)) => {
+                self.inner.late.store(0, Ordering::Relaxed);
+                found
+            }
+            Ok(Err(e)) => {
+                self.inner.turn_off(&e);
+                none
+            }
+            Err(_) => {
+                if self.inner.late.fetch_add(1, Ordering::Relaxed) + 1 >= LATE_MAX {
+                    self.inner.turn_off(&io::Error::other("its disk does not answer in time"));
+                }
+                none
+            }
+        }
+    }
+
+    /// Takes a payload to keep, unless too many wait to be written. It must be that of an object that
+    /// the store has and will never have otherwise.
+    pub fn offer(&self, key: FrameKey, payload: Bytes) {
+        if payload.is_empty() || payload.len() > FRAME_SIZE || self.failure().is_some() {
+            return;
+        }
+        let mut queue = self.inner.queue();
+        if queue.waiting.len() < QUEUE_MAX {
+            queue.waiting.push_back((key, payload));
+            drop(queue);
+            self.inner.due.notify_one();
+        }
+    }
+
+    /// Waits until what was offered is written or given up.
+    pub async fn settle(&self) {
+        loop {
+            // Woken by `notify_waiters` from its creation on.
+            let idle = self.inner.idle.notified();
+            {
+                let queue = self.inner.queue();
+                if self.failure().is_some() || (queue.waiting.is_empty() && !queue.busy) {
+                    return;
+                }
+            }
+            idle.await;
+        }
+    }
+}
+
+impl Drop for DiskCache {
+    fn drop(&mut self) {
+        self.writer.abort();
+    }
+}
+
+impl Inner {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turn_off(&self, why: &io::Error) {
+        let text = format!("the cache in {} is used no more: {why}", self.folder.display());
+        if self.off.set(text.clone()).is_ok() {
+            tracing::error!("{text}; reads go to the store");
+        }
+        self.queue().waiting.clear();
+        self.idle.notify_waiters();
+    }
+
+    /// Does what may wait for the index's disk.
+    async fn at_index<T: Send + 'static>(
+        self: &Arc<Inner>,
+        work: impl FnOnce(&Index) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let inner = self.clone();
+        let done = self.runtime.spawn_blocking(move || work(&inner.index)).await;
+        done.map_err(io::Error::other)?
+    }
+
+    async fn look(self: &Arc<Inner>, keys: &[FrameKey]) -> io::Result<Vec<Option<Bytes>>> {
+        let wanted = keys.to_vec();
+        let find = move |index: &Index| wanted.iter().map(|key| index.find(key)).collect();
+        let found: Vec<Option<(Slot, Entry)>> = self.at_index(find).await?;
+        let reads = found.into_iter().map(|found| async move {
+            match found {
+                Some((slot, entry)) => self.read(slot, entry).await,
+                None => Ok(None),
+            }
+        });
+        try_join_all(reads).await
+    }
+
+    /// The payload in a slot, if it is the one that is meant to be there.
+    async fn read(self: &Arc<Inner>, slot: Slot, entry: Entry) -> io::Result<Option<Bytes>> {
+        let len = entry.len as usize;
+        let blocks = self.slots.read(place(slot), len.next_multiple_of(4096)).await?;
+        if crc32c::crc32c(&blocks.bytes()[..len]) == entry.crc {
+            return Ok(Some(Bytes::from_owner(blocks).slice(..len)));
+        }
+        self.at_index(move |index| index.forget(slot, &entry)).await?;
+        Ok(None)
+    }
+
+    /// What to write next: payloads of different sets, so that no two of them meet in a slot.
+    fn next_batch(&self) -> Vec<(FrameKey, Bytes)> {
+        let sets = self.index.geometry().sets;
+        let mut queue = self.queue();
+        let (mut batch, mut taken) = (Vec::new(), HashSet::new());
+        while let Some((key, _)) = queue.waiting.front()
+            && batch.len() < BATCH_MAX
+            && taken.insert(key.set(sets))
+        {
+            batch.extend(queue.waiting.pop_front());
+        }
+        queue.busy = !batch.is_empty();
+        batch
+    }
+
+    async fn keep(self: &Arc<Inner>, batch: Vec<(FrameKey, Bytes)>) -> io::Result<()> {
+        let claim = move |index: &Index| {
+            let mut claimed = Vec::new();
+            for (key, payload) in batch {
+                if let Some(slot) = index.claim(&key)? {
+                    claimed.push((slot, Entry::new(key, &payload), payload));
+                }
+            }
+            Ok(claimed)
+        };
+        let claimed = self.at_index(claim).await?;
+        let writes = claimed.into_iter().map(|(slot, entry, payload)| async move {
+            let mut blocks = Blocks::zeroed(payload.len());
+            blocks.bytes_mut()[..payload.len()].copy_from_slice(&payload);
+            self.slots.write(place(slot), blocks).await.map(|()| (slot, entry))
+        });
+        let written: io::Result<Vec<_>> = join_all(writes).await.into_iter().collect();
+        let written = written?;
+        let publish = move |index: &Index| {
+            written.iter().try_for_each(|(slot, entry)| index.publish(*slot, entry))
+        };
+        self.at_index(publish).await
+    }
+}
+
+/// Where a slot begins.
+fn place(slot: Slot) -> u64 {
+    slot.0 * FRAME_SIZE as u64
+}
+
+/// Writes what is offered, until the disk fails.
+async fn write_queued(inner: Arc<Inner>) {
+    while inner.off.get().is_none() {
+        let batch = inner.next_batch();
+        if batch.is_empty() {
+            inner.idle.notify_waiters();
+            inner.due.notified().await;
+        } else if let Err(e) = inner.keep(batch).await {
+            inner.turn_off(&e);
+        }
+    }
+}
