@@ -35,7 +35,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "daemon",
         &[
-            "units", "error", "clock", "store", "format", "device", "journal", "volume",
+            "units", "error", "clock", "store", "format", "device", "cache", "journal", "volume",
             "frontend", "host", "settings", "pool",
         ],
     ),

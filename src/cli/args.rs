@@ -1,7 +1,7 @@
 //! What was typed. What it means is for the verbs' own files.
 
 use super::{duration, size};
-use crate::daemon::JournalSpec;
+use crate::daemon::{CacheSpec, JournalSpec};
 use crate::error::{Error, Result};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -158,6 +158,9 @@ pub(super) struct Attach {
     pub(super) foreground: bool,
 }
 
+/// The smallest disk cache, in bytes.
+const CACHE_MIN: u64 = 64 << 20;
+
 /// The smallest journal, in bytes.
 const JOURNAL_MIN: u64 = 16 << 20;
 
@@ -170,6 +173,13 @@ pub(super) struct Open {
     /// Memory for cached data of each volume
     #[arg(long, value_name = "S", default_value = "64M")]
     pub(super) mem_cache: String,
+    /// The directory of a cache on a local disk, which all volumes of this host may share and which
+    /// outlives them; made where only it is missing
+    #[arg(long, value_name = "DIR", requires = "cache_size")]
+    pub(super) cache_dir: Option<PathBuf>,
+    /// The most that the cache in --cache-dir takes
+    #[arg(long, value_name = "S", requires = "cache_dir")]
+    pub(super) cache_size: Option<String>,
     /// Take the volume from an owner that has not closed it: that one is fenced
     #[arg(long)]
     pub(super) takeover: bool,
@@ -239,6 +249,21 @@ impl Open {
             }
         }
         Ok(Some(spec))
+    }
+
+    /// What `--cache-dir` and `--cache-size` say.
+    pub(super) fn disk_cache(&self) -> Result<Option<CacheSpec>> {
+        let (Some(folder), Some(size)) = (&self.cache_dir, &self.cache_size) else {
+            return Ok(None);
+        };
+        let folder = std::path::absolute(folder)
+            .map_err(|e| Error::usage("--cache-dir is no path").because(e))?;
+        let size = size::parse("--cache-size", size)?;
+        if size < CACHE_MIN {
+            let least = size::show(CACHE_MIN);
+            return Err(Error::usage(format!("a cache on a disk has at least {least}")));
+        }
+        Ok(Some(CacheSpec { folder, size }))
     }
 
     /// What `--io-timeout` says.

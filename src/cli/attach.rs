@@ -24,6 +24,7 @@ pub(super) fn plain(location: Location, name: VolumeName) -> TargetSpec {
         takeover: false,
         recover: None,
         cache_bytes: CACHE_BYTES,
+        disk_cache: None,
         door: DoorSpec::Ublk { queues: 1, depth: 128, recovery: true },
         journal: None,
         io_timeout: None,
@@ -49,6 +50,7 @@ pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()
         read_only: attach.open.read_only,
         takeover: attach.open.takeover,
         cache_bytes: size::parse("--mem-cache", &attach.open.mem_cache)?,
+        disk_cache: attach.open.disk_cache()?,
         door: DoorSpec::Ublk {
             queues: attach.queues,
             depth: attach.depth,

@@ -4,7 +4,7 @@ use super::{Context, render, size};
 use crate::daemon::client;
 use crate::daemon::{Attached, KnownTarget, RunDir, TargetStatus, VolumeReport};
 use crate::error::Result;
-use crate::volume::JournalStatus;
+use crate::volume::{DiskCacheStatus, JournalStatus};
 use serde::Serialize;
 
 /// An attached volume.
@@ -28,6 +28,7 @@ struct Line {
     recoverable: Option<bool>,
     failure: Option<String>,
     cache: Option<Cache>,
+    disk_cache: Option<DiskCacheStatus>,
     requests: serde_json::Value,
     store_requests: serde_json::Value,
 }
@@ -125,6 +126,7 @@ fn line(target: &KnownTarget, volume: &Attached, told: &Result<Option<TargetStat
             Ok(_) => report.and_then(|r| r.failure.clone()),
         },
         cache: report.map(cache),
+        disk_cache: report.and_then(|r| r.disk_cache.clone()),
         requests: report.map(|r| r.frontend.clone()).unwrap_or_default(),
         store_requests: match told {
             Ok(Some(status)) => status.store.clone(),
@@ -147,6 +149,14 @@ fn cache(report: &VolumeReport) -> Cache {
     let all = hits + misses;
     let hit_rate = (all > 0).then(|| hits as f64 / all as f64);
     Cache { hits, misses, bytes: report.cache_bytes, hit_rate }
+}
+
+fn disk_cache(cache: &DiskCacheStatus) -> String {
+    let (hits, all) = (cache.hits, cache.hits + cache.misses);
+    match &cache.failure {
+        Some(why) => format!("off ({why})"),
+        None => format!("{}, {}, {hits} of {all} frames", cache.path, size::show(cache.size)),
+    }
 }
 
 fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
@@ -204,6 +214,9 @@ fn details(line: &Line) -> String {
     if let Some(journal) = &line.journal {
         let (used, size) = (size::show(journal.used_bytes), size::show(journal.size));
         fields.push(("journal", format!("{}, {used} of {size} used", journal.path)));
+    }
+    if let Some(cache) = &line.disk_cache {
+        fields.push(("disk cache", disk_cache(cache)));
     }
     if let Some(failure) = &line.failure {
         fields.push(("failure", failure.clone()));

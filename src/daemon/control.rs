@@ -7,7 +7,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::pool::VolumeName;
-use crate::volume::JournalStatus;
+use crate::volume::{DiskCacheStatus, JournalStatus};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
@@ -129,6 +129,9 @@ pub struct VolumeReport {
     pub cache_misses: u64,
     /// Bytes in the cache.
     pub cache_bytes: u64,
+    /// Its cache on a local disk, if it has one.
+    #[serde(default)]
+    pub disk_cache: Option<DiskCacheStatus>,
     /// Counters of its frontend.
     pub frontend: serde_json::Value,
 }

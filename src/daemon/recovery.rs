@@ -14,7 +14,7 @@ use super::rundir::{Held, RunDir, Target as Left};
 use super::shared::Shared;
 use super::spec::TargetSpec;
 use super::state::Attached;
-use super::target::{Target, environment};
+use super::target::{Target, environment, open_cache};
 use crate::device::Checked;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
@@ -156,6 +156,14 @@ async fn open(
         mirror: Some(root),
         journal: journal.as_ref().map(|(journal, wanted)| journal.options(wanted)),
         cache_bytes: spec.cache_bytes,
+        disk_cache: spec.disk_cache.as_ref().and_then(|spec| match open_cache(spec) {
+            Ok(cache) => Some(cache),
+            Err(e) => {
+                // A device is not given up for the sake of its cache.
+                tracing::error!("goes on without the disk cache: {e}");
+                None
+            }
+        }),
         io_timeout: spec.io_timeout,
         watch_every: spec.heartbeat,
         ..VolumeOptions::default()

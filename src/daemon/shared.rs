@@ -135,6 +135,7 @@ impl Shared {
                 cache_hits: now.cache_hits,
                 cache_misses: now.cache_misses,
                 cache_bytes: now.cache_bytes,
+                disk_cache: now.disk_cache,
                 frontend: door.as_ref().map(|d| d.counters(&attached.name)).unwrap_or_default(),
             }
         };

@@ -23,6 +23,9 @@ pub struct TargetSpec {
     pub recover: Option<VolumeId>,
     /// Memory for cached data of each volume, in bytes.
     pub cache_bytes: u64,
+    /// The cache of all of them on a local disk.
+    #[serde(default)]
+    pub disk_cache: Option<CacheSpec>,
     /// The frontend.
     pub door: DoorSpec,
     /// Flushes count on a journal; without it they wait for the store.
@@ -52,6 +55,16 @@ pub struct JournalSpec {
     pub max_lag_bytes: Option<u64>,
     /// Age of the oldest of them at which writers wait.
     pub max_lag: Option<Duration>,
+}
+
+/// A cache on a local disk, shared by all targets that name its folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheSpec {
+    /// Where it is.
+    pub folder: PathBuf,
+    /// The most that it takes there, in bytes.
+    pub size: u64,
 }
 
 /// The frontend of a target.

@@ -7,8 +7,9 @@ use super::orders::Order;
 use super::rundir::{Held, RunDir};
 use super::server;
 use super::shared::Shared;
-use super::spec::{DoorSpec, TargetSpec};
+use super::spec::{CacheSpec, DoorSpec, TargetSpec};
 use super::state::{Attached, FrontendKind, Serving, TargetState};
+use crate::cache::disk::DiskCache;
 use crate::clock::SystemClock;
 use crate::device::Checked;
 use crate::error::{Error, Result};
@@ -231,9 +232,10 @@ async fn serve(
     let mut opened: Vec<Volume> = Vec::new();
     let opening = async {
         let mut served: Vec<Served> = Vec::new();
+        let cache = spec.disk_cache.as_ref().map(open_cache).transpose()?;
         for (id, name) in wanted {
             let mirror = recovery.then(|| run_dir.mirror(*id));
-            let volume = open(spec, backend, *id, name, mirror).await?;
+            let volume = open(spec, backend, (*id, name), mirror, cache.clone()).await?;
             opened.push(volume.clone());
             served.push((name.clone(), Arc::new(Checked::new(volume))));
         }
@@ -262,12 +264,19 @@ async fn serve(
     }
 }
 
+/// Opens the disk cache of this process. Errors: those of [`DiskCache::open`].
+pub(super) fn open_cache(spec: &CacheSpec) -> Result<Arc<DiskCache>> {
+    let runtime = tokio::runtime::Handle::current();
+    let cache = DiskCache::open(&spec.folder, spec.size, runtime)?;
+    Ok(Arc::new(cache))
+}
+
 async fn open(
     spec: &TargetSpec,
     backend: &Backend,
-    id: VolumeId,
-    name: &VolumeName,
+    (id, name): (VolumeId, &VolumeName),
     mirror: Option<PathBuf>,
+    disk_cache: Option<Arc<DiskCache>>,
 ) -> Result<Volume> {
     let host = Host::local()?;
     let ownership = ownership(&*backend.stores.setup, id).await?;
@@ -280,6 +289,7 @@ async fn open(
             mirror,
             journal: journal.as_ref().zip(spec.journal.as_ref()).map(|(j, spec)| j.options(spec)),
             cache_bytes: spec.cache_bytes,
+            disk_cache,
             io_timeout: spec.io_timeout,
             watch_every: spec.heartbeat,
             ..VolumeOptions::default()

@@ -52,7 +52,9 @@ impl FileDisk {
         let served = DirectFile::serve(locked.file, locked.size, Use::JOURNAL);
         let file = served.map_err(|e| {
             let hint = "a journal needs io_uring: see the sysctl kernel.io_uring_disabled";
-            Error::failed(format!("cannot use the journal {}", path.display())).because(e).hint(hint)
+            Error::failed(format!("cannot use the journal {}", path.display()))
+                .because(e)
+                .hint(hint)
         })?;
         Ok(FileDisk { path: path.into(), file })
     }
