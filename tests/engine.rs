@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "engine/cache_files.rs"]
+mod cache_files;
+#[path = "engine/cached.rs"]
+mod cached;
 #[path = "engine/chase.rs"]
 mod chase;
 #[path = "engine/crash.rs"]

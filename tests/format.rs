@@ -1,8 +1,10 @@
-//! The formats in the store and of the journal: golden samples of every object, and parsers that
+//! The formats in the store, of the journal and of the disk cache: golden samples of every object, and parsers that
 //! are total.
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "format/cache.rs"]
+mod cache;
 #[path = "format/golden.rs"]
 mod golden;
 #[path = "format/journal.rs"]

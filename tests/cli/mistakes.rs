@@ -25,6 +25,13 @@ const MISTAKES: &[(&[&str], i32, &str)] = &[
     (&["attach", "data@yesterday"], USAGE, "snapshots are not in this version"),
     (&["attach", "data", "--journal", "/x"], USAGE, "of no use with --durability object"),
     (&["attach", "data", "--mem-cache", "lots"], USAGE, "--mem-cache \"lots\" is no size"),
+    (&["attach", "data", "--cache-size", "1G"], USAGE, "--cache-dir <DIR>"),
+    (&["attach", "data", "--cache-dir", "/x"], USAGE, "--cache-size <S>"),
+    (
+        &["serve", "nbd", "data", "--cache-dir", "/x", "--cache-size", "63M"],
+        USAGE,
+        "a cache on a disk has at least 64 MiB",
+    ),
     (&["attach", "data", "--io-timeout", "3"], USAGE, "its unit is not one of ms, s, m"),
     (&["attach", "data", "--io-timeout", "0s"], USAGE, "leaves no time"),
     (&["serve", "nbd", "data", "--heartbeat", "often"], USAGE, "does not begin with a digit"),

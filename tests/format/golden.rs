@@ -30,7 +30,7 @@ fn shown(name: &str, bytes: &[u8]) -> Vec<u8> {
 fn this_version_writes_the_golden_bytes() {
     // Written once for a new object or version: OBJBLK_WRITE_GOLDEN=1 creates missing files.
     let create = std::env::var_os("OBJBLK_WRITE_GOLDEN").is_some();
-    for (name, bytes) in [samples::binary(), samples::journal()].concat() {
+    for (name, bytes) in [samples::binary(), samples::journal(), samples::cache()].concat() {
         let bytes = shown(name, &bytes);
         if create && !path(name).exists() {
             std::fs::write(path(name), hex(&bytes)).unwrap();

@@ -1,11 +1,14 @@
 //! One sample of every object, with every field set to something that shows.
 
+use objblk::cache::FrameId;
+use objblk::cache::disk::entry::{Entry, Geometry};
+use objblk::cache::disk::{Claim, FrameKey};
 use objblk::format::VolumeId;
 use objblk::format::checkpoint::{Checkpoint, Garbage, MapObjectUse, Term};
 use objblk::format::chunk::ChunkParts;
 use objblk::format::features::Features;
 use objblk::format::fence::Fence;
-use objblk::format::keys::MapObjectId;
+use objblk::format::keys::{ChunkId, MapObjectId};
 use objblk::format::map_object::{ItemKind, MapObjectBuilder};
 use objblk::format::page::{
     Extent, ItemRef, Location, encode_chunk_page, encode_leaf, encode_map_page,
@@ -174,6 +177,22 @@ pub fn binary() -> Vec<(&'static str, Vec<u8>)> {
         ("map-object-v1.hex", map_object()),
         ("checkpoint-v1.hex", checkpoint().encode()),
     ]
+}
+
+pub fn cache_entry() -> Entry {
+    let chunk = ChunkId { volume: volume(), epoch: Epoch(3), seq: Seq(0x1234) };
+    let key = FrameKey {
+        frame: FrameId { chunk, index: 0x0506 },
+        claim: Claim::of_nonce("00ff1234567890abcdef"),
+    };
+    Entry { uses: 2, ..Entry::new(key, &sector()) }
+}
+
+/// A head and an entry of the index of a disk cache, by the name of their golden file.
+pub fn cache() -> Vec<(&'static str, Vec<u8>)> {
+    let head = Geometry { sets: 0x0304_0506 }.encode();
+    let entry = cache_entry().encode().to_vec();
+    vec![("cache-head-v1.hex", head), ("cache-entry-v1.hex", entry)]
 }
 
 fn ring() -> RingId {

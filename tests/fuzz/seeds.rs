@@ -57,6 +57,8 @@ fn objects() -> Vec<Seed> {
         ("journal", "entries", batch[96..].to_vec()),
         ("journal", "batch", batch),
         ("journal", "mirror", golden("mirror-segment-v2.hex")),
+        ("cache", "head", golden("cache-head-v1.hex")),
+        ("cache", "entry", golden("cache-entry-v1.hex")),
     ]);
     for name in ["pool", "volume", "epoch", "name", "tombstone"] {
         seeds.push(("json", name, golden(&format!("{name}.json"))));

@@ -3,8 +3,9 @@
 //! Whoever uses a cache holds a shared lock of its index; only who holds it alone makes it anew. What
 //! does not begin as an index does is somebody else's, and is never written.
 
-use super::entry::{Geometry, MAGIC, SET_LEN};
+use super::entry::{ENTRY_LEN, Geometry, MAGIC, SET_LEN};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::codec::{Problem, check_trailing_crc};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, OFlag, fallocate};
 use nix::sys::statvfs::statvfs;
@@ -50,7 +51,10 @@ pub(super) fn open(folder: &Path, wanted: Geometry) -> Result<Files> {
             return Ok(files);
         }
         if Instant::now() >= deadline {
-            let text = format!("the cache in {} is in use by another process", folder.display());
+            let text = format!(
+                "the cache in {} has to be made anew, and another process has it open",
+                folder.display()
+            );
             return Err(Error::new(ErrorKind::Busy, text).hint("choose another --cache-dir"));
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -190,7 +194,11 @@ impl Place<'_> {
                 Head::Damaged("its index was cut".into())
             }
             Ok(geometry) => Head::Sound(geometry),
-            Err(e) => Head::Damaged(e.to_string()),
+            Err(e) => match (&e.problem, check_trailing_crc("cache index", head(&bytes))) {
+                // As it was written, by another objblk.
+                (Problem::Unsupported(_), Ok(_)) => Head::Foreign(e.to_string()),
+                _ => Head::Damaged(e.to_string()),
+            },
         })
     }
 
@@ -271,6 +279,10 @@ impl Place<'_> {
             _ => self.failed().because(errno),
         })
     }
+}
+
+fn head(index: &[u8]) -> &[u8] {
+    &index[..ENTRY_LEN.min(index.len())]
 }
 
 fn open_file(path: &Path, flags: OFlag) -> io::Result<File> {

@@ -6,6 +6,7 @@
 //! what it accepted does not encode to what it read.
 
 mod alloc;
+mod cache;
 mod formats;
 mod journal;
 mod nbd;
@@ -31,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "page", body: formats::page },
     Target { name: "checkpoint", body: formats::checkpoint },
     Target { name: "journal", body: journal::journal },
+    Target { name: "cache", body: cache::cache },
     Target { name: "json", body: formats::json },
     Target { name: "names", body: text::names },
     Target { name: "size", body: text::size },
