@@ -12,6 +12,8 @@
 #![allow(clippy::unwrap_used, reason = "a measurement fails by panicking")]
 #![allow(dead_code, reason = "the modules of the system tests are used in part")]
 
+#[path = "speed/cached.rs"]
+mod cached;
 #[path = "speed/chart.rs"]
 mod chart;
 #[path = "../support/nbd_client.rs"]
@@ -54,8 +56,12 @@ fn main() {
     // `cargo bench` passes options of the standard harness.
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (settings, wanted) = Settings::parse(&words);
-    let parts: [(&str, Part); 3] =
-        [("engine", engine::run), ("nbd", served::run), ("store", store::run)];
+    let parts: [(&str, Part); 4] = [
+        ("engine", engine::run),
+        ("cache", cached::run),
+        ("nbd", served::run),
+        ("store", store::run),
+    ];
     let known = |name: &&str| parts.iter().any(|(part, _)| part == name);
     assert!(wanted.iter().all(known), "parts are {:?}", parts.map(|(name, _)| name));
     let mut report = Report::default();

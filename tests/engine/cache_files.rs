@@ -47,7 +47,7 @@ async fn close(cache: DiskCache) {
 fn key(number: u64) -> FrameKey {
     let volume = VolumeId::from_bytes([number as u8 % 3; 16]);
     let chunk = ChunkId { volume, epoch: Epoch(1 + number % 2), seq: Seq(number / 5) };
-    let claim = Claim::of_nonce(if number % 7 == 0 { "one" } else { "another" });
+    let claim = Claim::of_nonce(if number.is_multiple_of(7) { "one" } else { "another" });
     FrameKey { frame: FrameId { chunk, index: number as u32 }, claim }
 }
 

@@ -16,12 +16,14 @@ mod readahead;
 mod shared;
 #[path = "../../src/volume/state.rs"]
 mod state;
+#[path = "../../src/volume/tier.rs"]
+mod tier;
 #[path = "../../src/volume/write.rs"]
 mod write;
 
 mod options {
     pub(super) use objblk::volume::{
-        Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus,
+        DiskCacheStatus, Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus,
     };
 }
 

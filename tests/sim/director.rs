@@ -52,6 +52,7 @@ fn options(rng: &mut StdRng) -> VolumeOptions {
         mirror: None,
         journal: None,
         cache_bytes: one(rng, &[0, 64 << 10, 1 << 20]),
+        disk_cache: None,
         map_bytes: 0,
         dirty_bytes: one(rng, &[64 << 10, 256 << 10, 1 << 20]),
         uploads: one(rng, &[1, 2, 4, 8]),

@@ -81,7 +81,7 @@ impl FrameKey {
         ];
         let hash = words.into_iter().fold(0, |hash, word| mix(hash ^ word));
         // Below `sets`, as evenly as the hash is.
-        (u128::from(hash) * u128::from(sets) >> 64) as u64
+        ((u128::from(hash) * u128::from(sets)) >> 64) as u64
     }
 }
 
