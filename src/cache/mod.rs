@@ -4,21 +4,8 @@
 //! be forgotten at any time. Each cache is bounded in bytes.
 
 pub mod disk;
-mod weighted;
+mod fifo;
+mod frames;
 
-pub use weighted::WeightedCache;
-
-use crate::format::keys::ChunkId;
-use bytes::Bytes;
-
-/// One frame of one chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FrameId {
-    /// The chunk.
-    pub chunk: ChunkId,
-    /// The frame's index in it.
-    pub index: u32,
-}
-
-/// Payloads of frames.
-pub type FrameCache = WeightedCache<FrameId, Bytes>;
+pub use fifo::FifoCache;
+pub use frames::{FrameCache, FrameId};

@@ -118,9 +118,14 @@ pub struct ChunkParts<'a> {
 impl ChunkParts<'_> {
     /// The object's bytes.
     pub fn encode(&self) -> Vec<u8> {
+        self.encode_in(Vec::new())
+    }
+
+    /// The object's bytes, in `memory` (instead of what is in it), which grows where it must.
+    pub fn encode_in(&self, memory: Vec<u8>) -> Vec<u8> {
         let frames = self.payload.chunks(FRAME_SIZE);
         let size = FIXED + self.records.len() * super::record::MAX_LEN + frames.len() * 8 + 4;
-        let mut w = Writer::with_capacity(size + self.payload.len());
+        let mut w = Writer::reusing(memory, size + self.payload.len());
         w.put(MAGIC).u16(VERSION).u8(0).u8(0).zeros(4).put(&self.volume.bytes());
         w.u64(self.epoch.0).u64(self.seq.0).u64(self.committed.0).u64(self.sealed_at_ms);
         w.u32(self.records.len() as u32).u32(frames.len() as u32);

@@ -190,7 +190,14 @@ pub struct Writer {
 impl Writer {
     /// An empty buffer with room for `capacity` bytes.
     pub fn with_capacity(capacity: usize) -> Writer {
-        Writer { bytes: Vec::with_capacity(capacity) }
+        Writer::reusing(Vec::new(), capacity)
+    }
+
+    /// An empty buffer in `memory`, made to have room for `capacity` bytes.
+    pub fn reusing(mut memory: Vec<u8>, capacity: usize) -> Writer {
+        memory.clear();
+        memory.reserve(capacity);
+        Writer { bytes: memory }
     }
 
     /// Appends bytes.

@@ -4,7 +4,12 @@ use crate::format::chunk::RECORDS_MAX;
 use crate::format::page::Location;
 use crate::format::record::{self, Record};
 use crate::units::{SECTOR_SIZE, SectorCount, SectorRange, Seq};
-use bytes::Bytes;
+
+/// Bytes of memory that is kept for the payloads of coming chunks: fresh memory costs a page fault
+/// every 4 KiB, as much as the copy itself.
+const SPARE_BYTES: usize = 32 << 20;
+/// A payload that is smaller than one part in so many of a full one is kept in memory of its own.
+const SMALL_PART: usize = 8;
 
 /// Records and payload of the slot after the last sealed one. Pure.
 #[derive(Debug)]
@@ -14,6 +19,7 @@ pub struct OpenChunk {
     payload: Vec<u8>,
     records: Vec<Record>,
     changed: bool,
+    spares: Vec<Vec<u8>>,
 }
 
 /// A chunk that no longer changes and is on its way to the store.
@@ -26,7 +32,7 @@ pub struct SealedChunk {
     /// What it does.
     pub records: Vec<Record>,
     /// Its data.
-    pub payload: Bytes,
+    pub payload: Vec<u8>,
 }
 
 impl SealedChunk {
@@ -44,7 +50,8 @@ impl OpenChunk {
     /// An empty chunk for `seq` with room for `capacity` bytes of payload.
     pub fn new(seq: Seq, capacity: u64) -> OpenChunk {
         let capacity = capacity as usize;
-        OpenChunk { seq, capacity, payload: Vec::new(), records: Vec::new(), changed: false }
+        let (payload, records, spares) = (Vec::new(), Vec::new(), Vec::new());
+        OpenChunk { seq, capacity, payload, records, changed: false, spares }
     }
 
     /// An empty chunk that begins an owner's term.
@@ -92,6 +99,7 @@ impl OpenChunk {
     pub fn append(&mut self, range: SectorRange, data: &[u8]) -> Location {
         debug_assert_eq!(range.len().bytes(), data.len() as u64);
         if self.payload.capacity() == 0 {
+            self.payload = self.spares.pop().unwrap_or_default();
             self.payload.reserve_exact(self.capacity);
         }
         let offset = self.next_offset();
@@ -120,21 +128,37 @@ impl OpenChunk {
         self.changed = true;
     }
 
-    /// The payload from `offset` (sectors) on.
-    pub fn payload_at(&self, offset: u32) -> &[u8] {
-        &self.payload[offset as usize * SECTOR_SIZE as usize..]
+    /// The payload so far.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
     }
 
     /// Ends the chunk; writes go on in an empty one in the next slot.
     pub fn seal(&mut self, committed: Seq) -> SealedChunk {
-        let next = OpenChunk::new(self.seq.next(), self.capacity as u64);
-        let sealed = std::mem::replace(self, next);
-        SealedChunk {
-            seq: sealed.seq,
-            committed,
-            records: sealed.records,
-            payload: sealed.payload.into(),
+        let seq = self.seq;
+        self.seq = seq.next();
+        self.changed = false;
+        let records = std::mem::take(&mut self.records);
+        let mut payload = std::mem::take(&mut self.payload);
+        if payload.len() < self.capacity / SMALL_PART {
+            let small = payload.as_slice().to_vec();
+            self.reuse(std::mem::replace(&mut payload, small));
         }
+        SealedChunk { seq, committed, records, payload }
+    }
+
+    /// Takes the memory of a payload that nobody needs any more for one to come.
+    pub fn reuse(&mut self, mut payload: Vec<u8>) {
+        let room = (self.spares.len() + 1) * self.capacity <= SPARE_BYTES;
+        if room && payload.capacity() >= self.capacity {
+            payload.clear();
+            self.spares.push(payload);
+        }
+    }
+
+    /// Gives back the memory for payloads to come: the volume is idle.
+    pub fn take_spares(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.spares)
     }
 }
 

@@ -149,6 +149,8 @@ impl<'a> Replay<'a> {
         behind.map(|(seq, epoch)| keys::slot(self.volume, *seq, *epoch)).collect()
     }
 
+    /// Gives up what is being read ahead: nobody reads on while this waits for something else, and
+    /// requests that nobody attends to would keep the turns that it needs.
     fn restart(&mut self) {
         self.ahead = FuturesOrdered::new();
         self.ahead_next = self.next;
@@ -212,6 +214,7 @@ impl<'a> Replay<'a> {
     /// Store.
     pub async fn own_end(&mut self) -> Result<Option<LogEnd>> {
         let Some((slot, epoch)) = self.left else { return Ok(None) };
+        self.restart();
         let (store, volume) = (self.store, self.volume);
         let behind = (slot.0 + 1..slot.0 + 1 + WINDOW).map(Seq).map(|seq| async move {
             (seq, read_slot(store, ChunkId { volume, epoch, seq }).await)
@@ -248,6 +251,7 @@ impl<'a> Replay<'a> {
     pub async fn bar(&mut self, next_epoch: Epoch, owner: &str) -> Result<()> {
         // The owner is past the slots at these distances, and not past those.
         let (mut past, mut ahead) = (0, WINDOW);
+        self.restart();
         while !self.barred {
             self.barred = self.bar_at(ahead, next_epoch, owner).await?;
             if !self.barred {

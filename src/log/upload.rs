@@ -18,7 +18,7 @@ use crate::store::{GetRange, Key, ReadBack, Store, StoreError, StoreErrorKind, S
 use crate::units::{Epoch, Seq};
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
@@ -27,6 +27,11 @@ use tokio::task::JoinSet;
 /// renewed and buckets restored while a device lives.
 const REFUSED_DELAY: Duration = Duration::from_secs(2);
 
+/// Encoded chunks whose memory is kept, and how long one must be for that: what is smaller costs
+/// nothing to have anew.
+const SPARES_MAX: usize = 8;
+const SPARE_MIN: usize = 128 << 10;
+
 /// What becomes of sealed chunks.
 #[async_trait]
 pub trait UploadSink: Send + Sync + 'static {
@@ -34,8 +39,10 @@ pub trait UploadSink: Send + Sync + 'static {
     fn window(&self) -> Seq;
     /// The chunk of a sealed slot, or why it is lost.
     async fn chunk(&self, seq: Seq) -> Result<Arc<SealedChunk>, Error>;
-    /// The chunk is in the store.
-    fn uploaded(&self, chunk: &Arc<SealedChunk>);
+    /// The chunk is in the store. Told in the task that put it.
+    fn stored(&self, chunk: &SealedChunk);
+    /// The chunk of this slot is in the store, and nobody here uses it any more.
+    fn uploaded(&self, seq: Seq);
     /// A slot is taken by somebody else: nothing from there on can be committed.
     fn lost(&self, why: Error);
 }
@@ -53,6 +60,8 @@ pub struct Uploader {
     pub parallel: usize,
     /// For the time of sealing.
     pub clock: Arc<dyn Clock>,
+    /// Memory of encoded chunks that are in the store, while others are on their way.
+    pub spares: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl Uploader {
@@ -70,7 +79,12 @@ impl Uploader {
             tokio::select! {
                 biased;
                 Some(put) = puts.join_next(), if !puts.is_empty() => match put {
-                    Ok(Ok(chunk)) => sink.uploaded(&chunk),
+                    Ok(Ok(seq)) => {
+                        sink.uploaded(seq);
+                        if puts.is_empty() {
+                            self.spares().clear();
+                        }
+                    }
                     Ok(Err(why)) => return sink.lost(why),
                     Err(why) => {
                         let why = Error::failed("the task of a chunk died").because(why);
@@ -86,7 +100,22 @@ impl Uploader {
         }
     }
 
-    async fn put(self, seq: Seq, sink: Arc<dyn UploadSink>) -> Result<Arc<SealedChunk>, Error> {
+    fn spares(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the memory of an encoded chunk for the next one.
+    fn reuse(&self, body: Bytes) {
+        // A store in memory still has it.
+        if body.is_unique() && body.len() >= SPARE_MIN {
+            let mut spares = self.spares();
+            if spares.len() < SPARES_MAX {
+                spares.push(Vec::from(body));
+            }
+        }
+    }
+
+    async fn put(self, seq: Seq, sink: Arc<dyn UploadSink>) -> Result<Seq, Error> {
         let chunk = sink.chunk(seq).await?;
         let parts = ChunkParts {
             volume: self.volume,
@@ -97,14 +126,20 @@ impl Uploader {
             records: &chunk.records,
             payload: &chunk.payload,
         };
-        let body = Bytes::from(parts.encode());
-        let key = keys::slot(self.volume, chunk.seq, self.epoch);
-        put_slot(&*self.store, &key, body).await?;
-        Ok(chunk)
+        let memory = match chunk.payload.len() < SPARE_MIN {
+            true => Vec::new(),
+            false => self.spares().pop().unwrap_or_default(),
+        };
+        let body = Bytes::from(parts.encode_in(memory));
+        let key = keys::slot(self.volume, seq, self.epoch);
+        put_slot(&*self.store, &key, &body).await?;
+        self.reuse(body);
+        sink.stored(&chunk);
+        Ok(seq)
     }
 }
 
-async fn put_slot(store: &dyn Store, key: &Key, body: Bytes) -> Result<(), Error> {
+async fn put_slot(store: &dyn Store, key: &Key, body: &Bytes) -> Result<(), Error> {
     loop {
         let error = match store.put_if_absent(key, body.clone()).await {
             Ok(()) => return Ok(()),
@@ -112,8 +147,8 @@ async fn put_slot(store: &dyn Store, key: &Key, body: Bytes) -> Result<(), Error
                 if mutant::on(Mutant::FenceTakenForChunk) {
                     return Ok(());
                 }
-                match read_back(store, key, &body).await {
-                    Ok(there) if there == body => return Ok(()),
+                match read_back(store, key, body).await {
+                    Ok(there) if there == *body => return Ok(()),
                     Ok(there) => return Err(taken(key, &there)),
                     Err(e) => e,
                 }
@@ -172,7 +207,7 @@ mod tests {
         memory.put_if_absent(&key, Bytes::copy_from_slice(there)).await?;
         let store = FaultStore::new(memory, 1);
         let rule = store.handle().add(Rule::new(Fault::Truncate).on(&[Op::Get]).times(damaged));
-        let outcome = put_slot(&store, &key, Bytes::copy_from_slice(chunk)).await;
+        let outcome = put_slot(&store, &key, &Bytes::copy_from_slice(chunk)).await;
         assert_eq!(rule.hits(), damaged);
         outcome
     }

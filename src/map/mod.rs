@@ -96,6 +96,29 @@ impl Map {
         Ok(())
     }
 
+    /// Where `range` is, if it is one run by what one of the layers knows; otherwise it takes a
+    /// [`Map::lookup`].
+    ///
+    /// # Errors
+    /// [`Missing`]: as [`Map::lookup`].
+    pub fn single(
+        &self,
+        range: SectorRange,
+        items: &dyn ItemSource,
+    ) -> Result<Option<Source>, Missing> {
+        let (len, target) = self.newest(range);
+        if len < range.len() {
+            return Ok(None);
+        }
+        let mut found = target.map(Source::from);
+        if found.is_none() {
+            self.base.lookup(range, items, &mut |run, source| {
+                found = (run == range).then_some(source);
+            })?;
+        }
+        Ok(found)
+    }
+
     /// The first run of `range` of which an overlay knows, or does not know, as a whole.
     fn newest(&self, range: SectorRange) -> (SectorCount, Option<Target>) {
         let (len, target) = self.active.first(range);

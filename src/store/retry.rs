@@ -57,7 +57,8 @@ pub struct RetryPolicy {
     pub first_delay: Duration,
     /// Upper bound of every pause.
     pub max_delay: Duration,
-    /// How long a request is tried; `None` is for ever.
+    /// How long a request is tried; `None` is for ever. One attempt gets at most half of what is
+    /// left of it (while that is a third of the whole), so that one lost reply is not the end.
     pub deadline: Option<Duration>,
     /// How long one attempt may take, beyond the time that its payload needs.
     pub attempt_timeout: Duration,
@@ -199,7 +200,7 @@ impl Attempts<'_> {
         self.wait_for_turn(op).await?;
         let policy = &self.store.policy;
         let limit = policy.attempt_timeout + Duration::from_secs(self.payload / SLOWEST_TRANSFER);
-        let limit = self.left().map_or(limit, |left| limit.min(left));
+        let limit = self.share_of_the_rest().map_or(limit, |share| limit.min(share));
         let result = match tokio::time::timeout(limit, request).await {
             Ok(result) => result,
             Err(_) => Err(self.unavailable(format!("no answer within {limit:?}"))),
@@ -240,6 +241,13 @@ impl Attempts<'_> {
     /// The time until the deadline.
     fn left(&self) -> Option<Duration> {
         self.store.policy.deadline.map(|deadline| deadline.saturating_sub(self.begun.elapsed()))
+    }
+
+    /// The part of the time until the deadline that the next attempt may take.
+    fn share_of_the_rest(&self) -> Option<Duration> {
+        let left = self.left()?;
+        let third = self.store.policy.deadline? / 3;
+        Some((left / 2).max(third).min(left))
     }
 
     fn unavailable(&self, detail: String) -> StoreError {

@@ -54,15 +54,18 @@ impl Backlog {
         self.slots.get(&seq).map(|waiting| &waiting.held)
     }
 
-    /// Slots before `committed` are in the store.
-    pub fn commit(&mut self, committed: Seq) {
+    /// Slots before `committed` are in the store. Returns the chunks of them that were in memory.
+    pub fn commit(&mut self, committed: Seq) -> Vec<Arc<SealedChunk>> {
+        let mut chunks = Vec::new();
         while let Some(first) = self.slots.first_entry().filter(|first| *first.key() < committed) {
             let waiting = first.remove();
             self.bytes -= waiting.weight;
-            if let Held::Memory(_) = waiting.held {
+            if let Held::Memory(chunk) = waiting.held {
                 self.memory -= waiting.weight;
+                chunks.push(chunk);
             }
         }
+        chunks
     }
 
     /// Lets chunks leave memory until no more than `budget` bytes of them are left there: the

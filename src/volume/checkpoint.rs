@@ -100,6 +100,10 @@ pub(super) async fn run(shared: &Arc<Shared>, kind: Kind) -> Result<()> {
     }
     if checkpointer.is_due(shared) {
         attempt(shared, &mut checkpointer).await?;
+    } else {
+        // Nothing was written for long: memory that waited for writes goes back.
+        let spares = shared.state().open.take_spares();
+        drop(spares);
     }
     let batches = if kind == Kind::Close { CLOSE_BATCHES } else { usize::MAX };
     if let Err(why) = delete_garbage(shared, &mut checkpointer, batches).await {

@@ -1,7 +1,7 @@
 //! Decoded items of map objects: cached, loaded once for all who wait.
 
 use super::options::Stores;
-use crate::cache::WeightedCache;
+use crate::cache::FifoCache;
 use crate::error::{Error, Result};
 use crate::flight::{Flights, Turn};
 use crate::format::map_object::{ItemKind, check_item};
@@ -67,14 +67,14 @@ impl From<ItemError> for Error {
 pub struct Items {
     volume: VolumeId,
     stores: Stores,
-    cache: WeightedCache<ItemRef, Item>,
+    cache: FifoCache<ItemRef, Item>,
     flights: Flights<ItemRef, std::result::Result<Item, ItemError>>,
 }
 
 impl Items {
     /// Items of `volume`, of which at most `capacity` bytes are kept.
     pub fn new(volume: VolumeId, stores: &Stores, capacity: u64) -> Items {
-        let (stores, cache) = (stores.clone(), WeightedCache::new(capacity));
+        let (stores, cache) = (stores.clone(), FifoCache::new(capacity));
         Items { volume, stores, cache, flights: Flights::default() }
     }
 
@@ -123,7 +123,7 @@ impl Items {
         kind: ItemKind,
         item: ItemRef,
     ) -> std::result::Result<Item, ItemError> {
-        if let Some(found) = self.cache.get(&item) {
+        if let Some(found) = self.cache.with(&item, true, Item::clone) {
             return Ok(found);
         }
         match self.flights.join(item) {
@@ -175,16 +175,18 @@ fn wrong_kind(item: Item) -> Error {
 
 impl ItemSource for Items {
     fn map_page(&self, item: ItemRef) -> Option<Arc<MapPage>> {
-        match self.cache.get(&item) {
-            Some(Item::MapPage(page)) => Some(page),
+        let look = |item: &Item| match item {
+            Item::MapPage(page) => Some(page.clone()),
             _ => None,
-        }
+        };
+        self.cache.with(&item, true, look)?
     }
 
     fn leaf(&self, item: ItemRef) -> Option<Arc<Vec<Extent>>> {
-        match self.cache.get(&item) {
-            Some(Item::Leaf(leaf)) => Some(leaf),
+        let look = |item: &Item| match item {
+            Item::Leaf(leaf) => Some(leaf.clone()),
             _ => None,
-        }
+        };
+        self.cache.with(&item, true, look)?
     }
 }

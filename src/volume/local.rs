@@ -186,7 +186,7 @@ impl Shared {
         let frame = |index: u32| {
             let from = (index as usize * FRAME_SIZE).min(chunk.payload.len());
             let to = (from + FRAME_SIZE).min(chunk.payload.len());
-            chunk.payload.slice(from..to)
+            Bytes::copy_from_slice(&chunk.payload[from..to])
         };
         Some(Ok(range.clone().map(frame).collect()))
     }

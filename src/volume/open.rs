@@ -457,6 +457,7 @@ fn start(
         store: stores.live.clone(),
         parallel: options.uploads.clamp(1, 16),
         clock: env.clock.clone(),
+        spares: Arc::default(),
     };
     let checkpointer = Checkpointer::new(loaded.checkpoint, loaded.obsolete);
     // Deaths in quick succession must not make the log to be replayed longer each time.

@@ -1,7 +1,6 @@
 //! Reads: open and sealed chunks in memory, then cached frames, then the disk cache and the journal,
 //! then ranged GETs.
 
-use super::backlog::Held;
 use super::items::ItemError;
 use super::shared::Shared;
 use super::tier::Tier;
@@ -54,11 +53,63 @@ impl Shared {
     pub async fn read(self: &Arc<Shared>, start: Sector, buf: &mut [u8]) -> DeviceResult<()> {
         let len = buf.len() as u64 / SECTOR_SIZE;
         let range = SectorRange::between(start, Sector(start.0 + len));
+        // A hint: where others are looking at it, this read is left out.
+        let scan = self.readahead.try_lock().is_ok_and(|ahead| ahead.is_next(start));
+        if !self.read_at_once(range, scan, buf)? {
+            self.read_patiently(range, scan, buf).await?;
+        }
+        let ahead = self.readahead.try_lock().ok().and_then(|mut ahead| ahead.on_read(range));
+        if let Some(ahead) = ahead {
+            self.clone().prefetch(ahead);
+        }
+        Ok(())
+    }
+
+    /// The short way, which most reads of what is in memory take: one run, in one frame. False
+    /// where it takes the long one.
+    fn read_at_once(&self, range: SectorRange, scan: bool, buf: &mut [u8]) -> DeviceResult<bool> {
+        let (chunk, place) = {
+            let state = self.state();
+            state.check()?;
+            let place = match state.map.single(range, &*self.items) {
+                Ok(Some(Source::Data(place))) => place,
+                Ok(Some(Source::Hole)) => {
+                    buf.fill(0);
+                    return Ok(true);
+                }
+                Ok(None) | Err(_) => return Ok(false),
+            };
+            if state.copy_from_memory(place, buf) {
+                return Ok(true);
+            }
+            (self.chunk_id(&state, place.seq), place)
+        };
+        let frame = FrameId { chunk, index: place.offset / FRAME_SECTORS };
+        let from = (place.offset % FRAME_SECTORS) as usize * SECTOR_SIZE as usize;
+        let Some(to) = from.checked_add(buf.len()).filter(|to| *to <= FRAME_SIZE) else {
+            return Ok(false);
+        };
+        let copied = self.frames.with(&frame, !scan, |frame| match frame.get(from..to) {
+            Some(bytes) => {
+                buf.copy_from_slice(bytes);
+                true
+            }
+            None => false,
+        });
+        Ok(copied == Some(true))
+    }
+
+    async fn read_patiently(
+        self: &Arc<Shared>,
+        range: SectorRange,
+        scan: bool,
+        buf: &mut [u8],
+    ) -> DeviceResult<()> {
         let mut lookups = 1;
         loop {
             let parts = self.read_memory(range, buf).await?;
-            match self.read_frames(&parts, buf).await {
-                Ok(()) => break,
+            match self.read_frames(&parts, scan, buf).await {
+                Ok(()) => return Ok(()),
                 Err(FetchError::Missing(_)) if lookups < LOOKUPS => lookups += 1,
                 Err(why) => {
                     tracing::error!(volume = %self.id, "cannot read {range}: {why}");
@@ -66,11 +117,6 @@ impl Shared {
                 }
             }
         }
-        let ahead = self.readahead.lock().unwrap_or_else(|e| e.into_inner()).on_read(range);
-        if let Some(ahead) = ahead {
-            self.clone().prefetch(ahead);
-        }
-        Ok(())
     }
 
     /// Fills what is a hole or in a chunk that is still in memory; returns the rest.
@@ -92,20 +138,11 @@ impl Shared {
                     let out = &mut buf[to..to + piece.range.len().bytes() as usize];
                     match piece.source {
                         Source::Hole => out.fill(0),
-                        Source::Data(place) if place.seq == state.open.seq() => {
-                            let from = state.open.payload_at(place.offset);
-                            out.copy_from_slice(&from[..out.len()]);
+                        Source::Data(place) if state.copy_from_memory(place, out) => {}
+                        Source::Data(place) => {
+                            let chunk = self.chunk_id(&state, place.seq);
+                            split(chunk, place, to, out.len(), &mut parts);
                         }
-                        Source::Data(place) => match state.sealed.get(place.seq) {
-                            Some(Held::Memory(chunk)) => {
-                                let from = place.offset as usize * 512;
-                                out.copy_from_slice(&chunk.payload[from..from + out.len()]);
-                            }
-                            Some(Held::Journal) | None => {
-                                let chunk = self.chunk_id(&state, place.seq);
-                                split(chunk, place, to, out.len(), &mut parts);
-                            }
-                        },
                     }
                 }
                 found
@@ -162,12 +199,20 @@ impl Shared {
     }
 
     /// Fills `parts`: from the cache at once, from the store for what is not in it.
-    async fn read_frames(self: &Arc<Shared>, parts: &[Part], buf: &mut [u8]) -> FetchResult<()> {
+    async fn read_frames(
+        self: &Arc<Shared>,
+        parts: &[Part],
+        scan: bool,
+        buf: &mut [u8],
+    ) -> FetchResult<()> {
         let mut rest: Vec<Part> = Vec::new();
         for part in parts {
-            match self.frames.get(&part.frame) {
-                Some(frame) => copy(&frame, part, buf)?,
-                None => rest.push(*part),
+            match self.frames.with(&part.frame, !scan, |frame| copy(frame, part, buf)) {
+                Some(copied) => copied?,
+                None => {
+                    self.frames.count_miss();
+                    rest.push(*part);
+                }
             }
         }
         if rest.is_empty() {
@@ -252,7 +297,7 @@ impl Shared {
                 }
                 continue;
             };
-            self.frames.insert(*lead.key(), frame.clone(), frame.len() as u64);
+            self.frames.insert(*lead.key(), &frame);
             lead.done(Ok(frame));
         }
         left
@@ -266,8 +311,7 @@ impl Shared {
             Ok(frames) => {
                 for (lead, frame) in run.into_iter().zip(frames) {
                     if let Ok(frame) = &frame {
-                        let weight = frame.len() as u64;
-                        self.frames.insert(*lead.key(), frame.clone(), weight);
+                        self.frames.insert(*lead.key(), frame);
                     }
                     lead.done(frame);
                 }
@@ -341,7 +385,7 @@ impl Shared {
             }
             let mut ids: Vec<FrameId> = parts.iter().map(|part| part.frame).collect();
             ids.retain(|id| !self.frames.contains(id));
-            // No more than a quarter of the cache, or what was fetched would push itself out.
+            // A volume without a cache of any size has no use for it.
             ids.truncate((self.options.cache_bytes / 4 / FRAME_SIZE as u64) as usize);
             drop(self.request(&self.stores.background, ids));
         });

@@ -1,13 +1,15 @@
 //! Detects a sequential reader and says what to fetch next. Pure.
 
-use crate::units::{Sector, SectorRange};
+use crate::units::{SECTOR_SIZE, Sector, SectorRange};
 
 /// Sequential reads in a row after which something is fetched ahead.
 const STREAK: u32 = 2;
 /// First window, in sectors: 1 MiB. It doubles with every window that was used.
 const WINDOW_MIN: u64 = 2 << 10;
-/// Largest window, in sectors: 8 MiB.
-const WINDOW_MAX: u64 = 16 << 10;
+/// Largest window, in sectors: 32 MiB.
+const WINDOW_MAX: u64 = 64 << 10;
+/// The window's part of the cache, of which it may use a quarter before it is read.
+const CACHE_PART: u64 = 8;
 
 /// State of one volume's read-ahead.
 #[derive(Debug)]
@@ -15,20 +17,26 @@ pub(super) struct Readahead {
     next: Sector,
     streak: u32,
     window: u64,
+    max: u64,
     /// Everything before it was asked for.
     ahead: Sector,
 }
 
-impl Default for Readahead {
-    fn default() -> Readahead {
-        Readahead { next: Sector(0), streak: 0, window: WINDOW_MIN, ahead: Sector(0) }
-    }
-}
-
 impl Readahead {
+    /// For a cache of so many bytes.
+    pub fn new(cache_bytes: u64) -> Readahead {
+        let max = (cache_bytes / CACHE_PART / SECTOR_SIZE).clamp(WINDOW_MIN, WINDOW_MAX);
+        Readahead { next: Sector(0), streak: 0, window: WINDOW_MIN, max, ahead: Sector(0) }
+    }
+
+    /// Whether a read that begins here goes on where the last one ended.
+    pub fn is_next(&self, at: Sector) -> bool {
+        at == self.next
+    }
+
     /// `range` was read. Returns what to fetch now.
     pub fn on_read(&mut self, range: SectorRange) -> Option<SectorRange> {
-        let sequential = range.start() == self.next;
+        let sequential = self.is_next(range.start());
         self.next = range.end();
         if !sequential {
             (self.streak, self.window, self.ahead) = (0, WINDOW_MIN, range.end());
@@ -41,7 +49,7 @@ impl Readahead {
         }
         let start = self.ahead.max(self.next);
         self.ahead = Sector(self.next.0 + self.window);
-        self.window = (self.window * 2).min(WINDOW_MAX);
+        self.window = (self.window * 2).min(self.max);
         Some(SectorRange::between(start, self.ahead))
     }
 }
@@ -53,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_reader_from_the_first_sector_on_is_sequential() {
-        let mut readahead = Readahead::default();
+        let mut readahead = Readahead::new(1 << 30);
         let range = |i: u64| SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
         assert_eq!(readahead.on_read(range(0)), None);
         let window = readahead.on_read(range(1)).unwrap();
@@ -62,7 +70,7 @@ mod tests {
 
     #[test]
     fn windows_follow_a_sequential_reader_without_gap_or_overlap() {
-        let mut readahead = Readahead::default();
+        let mut readahead = Readahead::new(1 << 30);
         let mut fetched = Sector(0);
         for i in 1..400u64 {
             let range = SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
@@ -75,5 +83,18 @@ mod tests {
         }
         let random = SectorRange::new(Sector(7), SectorCount(8)).unwrap();
         assert_eq!(readahead.on_read(random), None);
+    }
+
+    #[test]
+    fn a_window_fits_its_part_of_the_cache() {
+        for (cache, most) in [(0, WINDOW_MIN), (64 << 20, 16 << 10), (1 << 40, WINDOW_MAX)] {
+            let mut readahead = Readahead::new(cache);
+            let range = |i: u64| SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
+            let lead = (0..4000).filter_map(|i| {
+                let window = readahead.on_read(range(i))?;
+                Some(window.end().0 - range(i).end().0)
+            });
+            assert_eq!(lead.max(), Some(most));
+        }
     }
 }

@@ -88,11 +88,11 @@ impl Shared {
             items: parts.items,
             env: parts.env,
             stores: parts.stores,
+            readahead: Mutex::new(Readahead::new(parts.options.cache_bytes)),
             limits: Limits::of(&parts.options, chunk_size),
             options: parts.options,
             state: Mutex::new(parts.state),
             progress: Notify::new(),
-            readahead: Mutex::new(Readahead::default()),
             journal_due: Notify::new(),
             changed: Notify::new(),
             checkpoint_due: Notify::new(),
@@ -186,7 +186,7 @@ impl Shared {
 
     pub fn status(&self) -> VolumeStatus {
         let (cache_hits, cache_misses) = self.frames.hits_and_misses();
-        let cache_bytes = self.frames.weight();
+        let cache_bytes = self.frames.bytes();
         let state = self.state();
         VolumeStatus {
             size: state.size.bytes(),
@@ -237,10 +237,7 @@ impl Shared {
     pub(super) fn cache_payload(&self, chunk: &SealedChunk) {
         let id = ChunkId { volume: self.id, epoch: self.epoch, seq: chunk.seq };
         for (index, frame) in chunk.payload.chunks(FRAME_SIZE).enumerate() {
-            // A copy, so that one cached frame does not keep the whole chunk in memory.
-            let frame = Bytes::copy_from_slice(frame);
-            let weight = frame.len() as u64;
-            self.frames.insert(FrameId { chunk: id, index: index as u32 }, frame, weight);
+            self.frames.insert(FrameId { chunk: id, index: index as u32 }, frame);
         }
     }
 
@@ -248,10 +245,8 @@ impl Shared {
     fn offer_payload(&self, chunk: &SealedChunk) {
         let Some(disk) = &self.disk else { return };
         let id = ChunkId { volume: self.id, epoch: self.epoch, seq: chunk.seq };
-        for index in 0..chunk.payload.len().div_ceil(FRAME_SIZE) {
-            let end = chunk.payload.len().min((index + 1) * FRAME_SIZE);
-            let frame = chunk.payload.slice(index * FRAME_SIZE..end);
-            disk.offer(FrameId { chunk: id, index: index as u32 }, &frame);
+        for (index, frame) in chunk.payload.chunks(FRAME_SIZE).enumerate() {
+            disk.offer(FrameId { chunk: id, index: index as u32 }, frame);
         }
     }
 }
@@ -271,12 +266,15 @@ impl UploadSink for Shared {
         self.sealed_chunk(seq).await
     }
 
-    fn uploaded(&self, chunk: &Arc<SealedChunk>) {
+    fn stored(&self, chunk: &SealedChunk) {
         self.cache_payload(chunk);
         self.offer_payload(chunk);
+    }
+
+    fn uploaded(&self, seq: Seq) {
         let due = {
             let mut state = self.state();
-            state.uploaded(chunk.seq);
+            state.uploaded(seq);
             state.map.changes() >= self.options.checkpoint_extents
                 || state.slots_since_checkpoint >= self.options.checkpoint_slots
         };

@@ -1,16 +1,17 @@
 //! What is behind the volume's one lock.
 
-use super::backlog::Backlog;
+use super::backlog::{Backlog, Held};
 use super::options::VolumeOptions;
 use crate::device::{DeviceError, DeviceResult};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::page::Location;
 use crate::format::record::Record;
 use crate::journal::mirror::{Change, Mirror};
 use crate::journal::ring::{PIECE_MAX, Stage};
 use crate::log::{CommitPoint, IN_FLIGHT_MAX, OpenChunk, Terms};
 use crate::map::{Map, Overlay, Target};
 use crate::mutant::{self, Mutant};
-use crate::units::{Sector, SectorCount, SectorRange, Seq};
+use crate::units::{SECTOR_SIZE, Sector, SectorCount, SectorRange, Seq};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -264,6 +265,20 @@ impl State {
         }
     }
 
+    /// Fills `out` with what is at `place`, if that is in a chunk in memory.
+    pub fn copy_from_memory(&self, place: Location, out: &mut [u8]) -> bool {
+        let payload = if place.seq == self.open.seq() {
+            self.open.payload()
+        } else if let Some(Held::Memory(chunk)) = self.sealed.get(place.seq) {
+            &chunk.payload
+        } else {
+            return false;
+        };
+        let from = place.offset as usize * SECTOR_SIZE as usize;
+        out.copy_from_slice(&payload[from..from + out.len()]);
+        true
+    }
+
     /// Writes as much of `data` at `start` as the open chunk takes, at least one sector: a full
     /// chunk is sealed at once, so the open one always has room. Returns the sectors written.
     pub fn write(&mut self, start: Sector, data: &[u8]) -> DeviceResult<SectorCount> {
@@ -364,7 +379,11 @@ impl State {
     pub fn uploaded(&mut self, seq: Seq) -> Seq {
         self.most = (self.most.0.max(self.dirty()), self.most.1.max(self.lag()));
         let committed = self.commit.complete(seq);
-        self.sealed.commit(committed);
+        for chunk in self.sealed.commit(committed) {
+            if let Ok(chunk) = Arc::try_unwrap(chunk) {
+                self.open.reuse(chunk.payload);
+            }
+        }
         if let Some(journal) = &mut self.journal {
             journal.commit(committed);
         }

@@ -96,9 +96,9 @@ impl Tier {
     }
 
     /// Takes a frame that the store has.
-    pub fn offer(&self, frame: FrameId, payload: &Bytes) {
+    pub fn offer(&self, frame: FrameId, payload: &[u8]) {
         if let Some(Some(claim)) = self.known((frame.chunk.volume, frame.chunk.epoch)) {
-            self.cache.offer(FrameKey { frame, claim }, payload.clone());
+            self.cache.offer(FrameKey { frame, claim }, payload);
         }
     }
 

@@ -15,8 +15,7 @@ use crate::map::{Base, Overlay, Target};
 use crate::store::{GetRange, Store};
 use crate::units::{Epoch, Sector, SectorRange, Seq};
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream;
+use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -212,36 +211,49 @@ async fn rewrite_leaves(
     writer: &mut MapWriter<'_>,
     deltas: &mut Deltas,
 ) -> Result<()> {
-    let items = writer.items;
-    let loads: Vec<_> = touched
-        .iter()
-        .map(|index| (*index, entries.get(&page_of(*index).1).copied()))
-        .map(|(index, item)| async move {
-            let leaf = match item {
-                Some(item) => items.leaf(item).await,
-                None => Ok(Arc::default()),
-            };
-            (index, item, leaf)
-        })
-        .collect();
-    let mut loaded = stream::iter(loads).buffered(LOADS);
-    while let Some((index, item, leaf)) = loaded.next().await {
-        let list = leaf_changes(index, changes);
-        let new: Vec<Extent> =
-            merge(&leaf?, &list, &mut |seq, n| *deltas.entry(seq).or_default() += n);
-        if let Some(item) = item {
-            writer.release(item)?;
-        }
-        let slot = page_of(index).1;
-        if new.is_empty() {
-            entries.remove(&slot);
-        } else {
+    let touched: Vec<u64> = touched.iter().copied().collect();
+    // Batches are loaded whole: a request that nobody attends to, while an object is written, would
+    // keep its turn and what others want to share of it.
+    for batch in touched.chunks(LOADS) {
+        for (index, item, leaf) in load_leaves(batch, entries, writer.items).await {
+            let list = leaf_changes(index, changes);
+            let new: Vec<Extent> =
+                merge(&leaf?, &list, &mut |seq, n| *deltas.entry(seq).or_default() += n);
+            if let Some(item) = item {
+                writer.release(item)?;
+            }
+            let slot = page_of(index).1;
+            if new.is_empty() {
+                entries.remove(&slot);
+                continue;
+            }
             let bytes = encode_leaf(&new);
             let value = Item::Leaf(Arc::new(new));
             entries.insert(slot, writer.add(ItemKind::Leaf, index, &bytes, value).await?);
         }
     }
     Ok(())
+}
+
+/// A leaf, the item that it is in, and its index.
+type Loaded = (u64, Option<ItemRef>, Result<Arc<Vec<Extent>>>);
+
+async fn load_leaves(
+    batch: &[u64],
+    entries: &BTreeMap<u32, ItemRef>,
+    items: &Items,
+) -> Vec<Loaded> {
+    let load = |index: &u64| {
+        let (index, item) = (*index, entries.get(&page_of(*index).1).copied());
+        async move {
+            let leaf = match item {
+                Some(item) => items.leaf(item).await,
+                None => Ok(Arc::default()),
+            };
+            (index, item, leaf)
+        }
+    };
+    join_all(batch.iter().map(load)).await
 }
 
 fn leaf_changes(index: u64, changes: &Overlay) -> Vec<Change> {

@@ -63,7 +63,7 @@ fn payload(number: u64) -> Bytes {
 }
 
 async fn put(cache: &DiskCache, number: u64) {
-    cache.offer(key(number), payload(number));
+    cache.offer(key(number), &payload(number));
     cache.settle().await;
 }
 
@@ -244,7 +244,7 @@ async fn handles_that_race_for_slots_never_give_other_bytes() {
                 let number = rng.random_range(0..150);
                 match has(&cache, number).await {
                     true => drop(hits.fetch_add(1, Relaxed)),
-                    false => cache.offer(key(number), payload(number)),
+                    false => cache.offer(key(number), &payload(number)),
                 }
                 if round % 50 == 0 {
                     cache.settle().await;

@@ -2,6 +2,7 @@
 
 use crate::rig::{Rig, owner, pattern, read, write};
 use objblk::clock::SystemClock;
+use objblk::device::BlockDevice;
 use objblk::store::fault::{Fault, FaultStore, Moment, Rule};
 use objblk::store::limit::{Bounds, Class, Limiter};
 use objblk::store::retry::{RetryPolicy, RetryStore};
@@ -36,6 +37,39 @@ async fn far_away(rig: &Rig) -> Volume {
     let options =
         VolumeOptions { mode: Mode::ReadOnly, cache_bytes: 32 << 20, ..rig.options.clone() };
     Volume::open(env, stores, rig.id, owner(2), options).await.unwrap()
+}
+
+/// A successor reads a long log ahead and puts its fence meanwhile: what it reads must not keep the
+/// turn that the fence needs.
+#[tokio::test(start_paused = true)]
+async fn a_takeover_needs_few_turns() {
+    let rig = Rig::new(1, SIZE).await;
+    let rig = Rig { options: VolumeOptions { checkpoint_slots: 1000, ..rig.options }, ..rig };
+    let volume = rig.open().await;
+    for number in 0..200 {
+        write(&volume, 0, &pattern(0, 8, number)).await.unwrap();
+        volume.flush().await.unwrap();
+    }
+    drop(volume);
+    for total in [1, 2, 4, 12] {
+        let limiter = Arc::new(Limiter::new(Bounds { total, writes: 1 }));
+        let far = FaultStore::new(Arc::new(rig.memory.clone()), 1);
+        far.handle().add(Rule::new(Fault::Delay { at: Moment::After, from: TRIP, to: TRIP }));
+        let store = |class| {
+            let policy =
+                RetryPolicy { deadline: Some(Duration::from_secs(60)), ..RetryPolicy::default() };
+            let retry = RetryStore::new(Arc::new(far.clone()), policy, StdRng::seed_from_u64(1));
+            Arc::new(retry.through(limiter.clone(), class)) as Arc<dyn Store>
+        };
+        let (setup, background) = (store(Class::Foreground), store(Class::Background));
+        let stores = Stores { live: setup.clone(), setup, background };
+        let env = Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SystemClock) };
+        let mode = Mode::ReadWrite { takeover: true };
+        let options = VolumeOptions { mode, ..rig.options.clone() };
+        let volume = Volume::open(env, stores, rig.id, owner(total as u32), options).await.unwrap();
+        assert_eq!(read(&volume, 0, 8).await.unwrap(), pattern(0, 8, 199), "{total} at once");
+        volume.abandon();
+    }
 }
 
 async fn timed(volume: &Volume, start: u64) -> Duration {

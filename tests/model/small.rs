@@ -1,6 +1,6 @@
 //! Small parts against naive ones: the cache, the commit point, the names of slots.
 
-use objblk::cache::WeightedCache;
+use objblk::cache::FifoCache;
 use objblk::format::checkpoint::Term;
 use objblk::log::{CommitPoint, Terms};
 use objblk::units::{Epoch, Seq};
@@ -9,55 +9,21 @@ use std::collections::BTreeSet;
 
 #[derive(Clone, Debug)]
 enum Use {
-    Get(u8),
-    Contains(u8),
-    Insert(u8, u64),
+    Get(u8, bool),
+    Insert(u8),
 }
 
 fn uses() -> impl Strategy<Value = Vec<Use>> {
     let one = prop_oneof![
-        3 => (0u8..12).prop_map(Use::Get),
-        1 => (0u8..12).prop_map(Use::Contains),
-        4 => (0u8..12, prop_oneof![Just(0), 1u64..20, 90u64..110])
-            .prop_map(|(key, weight)| Use::Insert(key, weight)),
+        1 => (0u8..40, any::<bool>()).prop_map(|(key, counts)| Use::Get(key, counts)),
+        1 => (0u8..40).prop_map(Use::Insert),
     ];
-    prop::collection::vec(one, 1..200)
+    prop::collection::vec(one, 1..300)
 }
 
-/// A cache as a list, the least recently used first.
-#[derive(Default)]
-struct List {
-    entries: Vec<(u8, usize, u64)>,
-    hits: u64,
-    misses: u64,
-}
-
-impl List {
-    fn get(&mut self, key: u8) -> Option<usize> {
-        let Some(at) = self.entries.iter().position(|e| e.0 == key) else {
-            self.misses += 1;
-            return None;
-        };
-        let entry = self.entries.remove(at);
-        self.entries.push(entry);
-        self.hits += 1;
-        Some(entry.1)
-    }
-
-    fn insert(&mut self, key: u8, value: usize, weight: u64) {
-        if weight > CAPACITY {
-            return;
-        }
-        self.entries.retain(|e| e.0 != key);
-        self.entries.push((key, value, weight));
-        while self.weight() > CAPACITY {
-            self.entries.remove(0);
-        }
-    }
-
-    fn weight(&self) -> u64 {
-        self.entries.iter().map(|e| e.2).sum()
-    }
+/// What an entry weighs; some are as heavy as the cache, or heavier.
+fn weight(key: u8) -> u64 {
+    [0, 1, 3, 7, 8, 12, 20, CAPACITY, CAPACITY + 1][usize::from(key) % 9]
 }
 
 const CAPACITY: u64 = 100;
@@ -75,24 +41,32 @@ fn completions() -> impl Strategy<Value = (u64, Vec<u64>)> {
 proptest! {
     #![proptest_config(crate::config(300))]
 
+    /// Whatever a cache keeps: it is right, as heavy as it says, and nothing left without need.
     #[test]
-    fn the_cache_equals_a_list(uses in uses()) {
-        let cache = WeightedCache::new(CAPACITY);
-        let mut list = List::default();
-        for (value, one) in uses.into_iter().enumerate() {
+    fn the_cache_keeps_what_fits(uses in uses()) {
+        let cache = FifoCache::new(CAPACITY);
+        let (mut hits, mut inserted) = (0, BTreeSet::new());
+        for one in uses {
             match one {
-                Use::Get(key) => prop_assert_eq!(cache.get(&key), list.get(key)),
-                Use::Contains(key) => {
-                    let there = list.entries.iter().any(|e| e.0 == key);
-                    prop_assert_eq!(cache.contains(&key), there);
+                Use::Get(key, counts) => {
+                    let there = cache.contains(&key);
+                    let found = cache.with(&key, counts, |value| *value);
+                    prop_assert_eq!(found, there.then_some(u32::from(key) * 3));
+                    hits += u64::from(there);
                 }
-                Use::Insert(key, weight) => {
-                    cache.insert(key, value, weight);
-                    list.insert(key, value, weight);
+                Use::Insert(key) => {
+                    cache.insert(key, u32::from(key) * 3, weight(key));
+                    prop_assert_eq!(cache.contains(&key), weight(key) <= CAPACITY);
+                    inserted.insert(key);
                 }
             }
-            prop_assert_eq!(cache.weight(), list.weight());
-            prop_assert_eq!(cache.hits_and_misses(), (list.hits, list.misses));
+            let kept: BTreeSet<u8> = (0..40).filter(|key| cache.contains(key)).collect();
+            let total: u64 = kept.iter().map(|key| weight(*key)).sum();
+            prop_assert_eq!(cache.weight(), total);
+            prop_assert!(total <= CAPACITY && kept.is_subset(&inserted));
+            let wanted: u64 = inserted.iter().map(|key| weight(*key)).sum();
+            prop_assert!(wanted > CAPACITY || kept == inserted);
+            prop_assert_eq!(cache.hits_and_misses(), (hits, 0));
         }
     }
 

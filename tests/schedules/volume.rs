@@ -137,7 +137,10 @@ impl World {
                     // Long enough now and then that as many are in flight as there may be.
                     (0..thread_rng().gen_range(0..SLOWEST)).for_each(|_| thread::yield_now());
                     assert!(world.stored.lock().unwrap().insert(chunk.seq.0), "put twice");
-                    world.shared.uploaded(&chunk);
+                    let seq = chunk.seq;
+                    world.shared.stored(&chunk);
+                    drop(chunk);
+                    world.shared.uploaded(seq);
                 }));
             }
             let count = puts.len();

@@ -119,6 +119,21 @@ async fn a_silent_store_is_given_up_at_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_lost_reply_does_not_use_up_the_deadline() {
+    let world = world(Some(15 * SECOND));
+    world.memory.put_if_absent(&key("a"), body("x")).await.unwrap();
+    for op in [Op::Get, Op::Put] {
+        let rule = world.faults.add(Rule::new(Fault::Hold(Moment::After)).on(&[op]).times(1));
+        let begun = Instant::now();
+        // How much a whole object is, and so how long it may take, nobody knows.
+        assert_eq!(world.store.get(&key("a"), GetRange::All).await.unwrap(), "x");
+        world.store.put_if_absent(&key(op.name()), body("y")).await.unwrap();
+        assert_eq!(rule.hits(), 1);
+        assert!(begun.elapsed() < 10 * SECOND, "{:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_reply_to_a_create_is_a_success() {
     let world = world(None);
     let rule = world.faults.add(lost_reply().times(1));

@@ -106,8 +106,16 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<(FrameKey, Bytes)>,
+    waiting: VecDeque<Waiting>,
     busy: bool,
+}
+
+/// A payload of so many bytes on its way to the disk.
+#[derive(Debug)]
+struct Waiting {
+    key: FrameKey,
+    blocks: Blocks,
+    len: usize,
 }
 
 impl DiskCache {
@@ -199,15 +207,19 @@ impl DiskCache {
         }
     }
 
-    /// Takes a payload to keep, unless too many wait to be written. It must be that of an object that
-    /// the store has and will never have otherwise.
-    pub fn offer(&self, key: FrameKey, payload: Bytes) {
-        if payload.is_empty() || payload.len() > FRAME_SIZE || self.failure().is_some() {
+    /// Takes a copy of a payload to keep, unless too many wait to be written. It must be that of an
+    /// object that the store has and will never have otherwise.
+    pub fn offer(&self, key: FrameKey, payload: &[u8]) {
+        let has_room = |queue: &Queue| queue.waiting.len() < QUEUE_MAX;
+        let fits = (1..=FRAME_SIZE).contains(&payload.len());
+        if !fits || self.failure().is_some() || !has_room(&self.inner.queue()) {
             return;
         }
+        let (mut blocks, len) = (Blocks::zeroed(payload.len()), payload.len());
+        blocks.bytes_mut()[..len].copy_from_slice(payload);
         let mut queue = self.inner.queue();
-        if queue.waiting.len() < QUEUE_MAX {
-            queue.waiting.push_back((key, payload));
+        if has_room(&queue) {
+            queue.waiting.push_back(Waiting { key, blocks, len });
             drop(queue);
             self.inner.due.notify_one();
         }
@@ -284,13 +296,13 @@ impl Inner {
     }
 
     /// What to write next: payloads of different sets, so that no two of them meet in a slot.
-    fn next_batch(&self) -> Vec<(FrameKey, Bytes)> {
+    fn next_batch(&self) -> Vec<Waiting> {
         let sets = self.index.geometry().sets;
         let mut queue = self.queue();
         let (mut batch, mut taken) = (Vec::new(), HashSet::new());
-        while let Some((key, _)) = queue.waiting.front()
+        while let Some(next) = queue.waiting.front()
             && batch.len() < BATCH_MAX
-            && taken.insert(key.set(sets))
+            && taken.insert(next.key.set(sets))
         {
             batch.extend(queue.waiting.pop_front());
         }
@@ -298,20 +310,18 @@ impl Inner {
         batch
     }
 
-    async fn keep(self: &Arc<Inner>, batch: Vec<(FrameKey, Bytes)>) -> io::Result<()> {
+    async fn keep(self: &Arc<Inner>, batch: Vec<Waiting>) -> io::Result<()> {
         let claim = move |index: &Index| {
             let mut claimed = Vec::new();
-            for (key, payload) in batch {
+            for Waiting { key, blocks, len } in batch {
                 if let Some(slot) = index.claim(&key)? {
-                    claimed.push((slot, Entry::new(key, &payload), payload));
+                    claimed.push((slot, Entry::new(key, &blocks.bytes()[..len]), blocks));
                 }
             }
             Ok(claimed)
         };
         let claimed = self.at_index(claim).await?;
-        let writes = claimed.into_iter().map(|(slot, entry, payload)| async move {
-            let mut blocks = Blocks::zeroed(payload.len());
-            blocks.bytes_mut()[..payload.len()].copy_from_slice(&payload);
+        let writes = claimed.into_iter().map(|(slot, entry, blocks)| async move {
             self.slots.write(place(slot), blocks).await.map(|()| (slot, entry))
         });
         let written: io::Result<Vec<_>> = join_all(writes).await.into_iter().collect();
