@@ -1,11 +1,12 @@
 //! The index of a disk cache at work: an ordinary file, which the kernel's page cache shares between
 //! all processes of the host.
 //!
-//! Every call may wait for the disk. Within a process they take turns; with other processes there is
+//! Every call but [`Index::look`] may wait for the disk. Within a process they take turns; with other processes there is
 //! no lock: whoever changes an entry at the same time may undo a change or leave an entry that does
 //! not fit its slot, and whoever reads the slot finds that out by the checksum.
 
 use super::entry::{ENTRY_LEN, Entry, FrameKey, Geometry, SET_LEN, USES_MAX, WAYS, victim};
+use crate::direct::read_from_memory;
 use nix::fcntl::Flock;
 use std::fs::File;
 use std::io;
@@ -34,15 +35,21 @@ impl Index {
         self.geometry
     }
 
+    /// As [`Index::find`], but without waiting, and not counted: `None` where the kernel would have to
+    /// ask the disk.
+    pub(super) fn look(&self, key: &FrameKey) -> Option<Option<(Slot, Entry)>> {
+        let set = key.set(self.geometry.sets);
+        let mut bytes = [0; SET_LEN];
+        let is_there = read_from_memory(&self.file, &mut bytes, place(slot(set, 0)));
+        is_there.then(|| position(&parse(&bytes), set, key))
+    }
+
     /// Where the payload of `key` should be, which is counted as a use.
     pub(super) fn find(&self, key: &FrameKey) -> io::Result<Option<(Slot, Entry)>> {
         let _turn = self.turn();
         let set = key.set(self.geometry.sets);
         let entries = self.read_set(set)?;
-        let is_its = |entry: &Option<Entry>| entry.is_some_and(|entry| entry.key == *key);
-        let Some(way) = entries.iter().position(is_its) else { return Ok(None) };
-        let Some(entry) = entries[way] else { return Ok(None) };
-        let slot = slot(set, way);
+        let Some((slot, entry)) = position(&entries, set, key) else { return Ok(None) };
         if entry.uses < USES_MAX {
             self.write(slot, &Entry { uses: entry.uses + 1, ..entry }.encode())?;
         }
@@ -90,16 +97,31 @@ impl Index {
         self.hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The entries of a set; one that is damaged is none.
-    fn read_set(&self, set: u64) -> io::Result<Vec<Option<Entry>>> {
+    fn read_set(&self, set: u64) -> io::Result<[Option<Entry>; WAYS]> {
         let mut bytes = [0; SET_LEN];
         self.file.read_exact_at(&mut bytes, place(slot(set, 0)))?;
-        Ok(bytes.chunks(ENTRY_LEN).map(|bytes| Entry::parse(bytes).ok().flatten()).collect())
+        Ok(parse(&bytes))
     }
 
     fn write(&self, slot: Slot, bytes: &[u8; ENTRY_LEN]) -> io::Result<()> {
         self.file.write_all_at(bytes, place(slot))
     }
+}
+
+/// The entries of a set; one that is damaged is none.
+fn parse(set: &[u8; SET_LEN]) -> [Option<Entry>; WAYS] {
+    let mut entries = [None; WAYS];
+    for (entry, bytes) in entries.iter_mut().zip(set.chunks(ENTRY_LEN)) {
+        *entry = Entry::parse(bytes).ok().flatten();
+    }
+    entries
+}
+
+fn position(entries: &[Option<Entry>], set: u64, key: &FrameKey) -> Option<(Slot, Entry)> {
+    let its = |(way, entry): (usize, &Option<Entry>)| {
+        entry.filter(|entry| entry.key == *key).map(|entry| (slot(set, way), entry))
+    };
+    entries.iter().enumerate().find_map(its)
 }
 
 fn slot(set: u64, way: usize) -> Slot {

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::format::chunk::FRAME_SIZE;
 use async_trait::async_trait;
 use bytes::Bytes;
-use entry::{Entry, Geometry};
+use entry::{Entry, Geometry, USES_MAX};
 use futures::future::{join_all, try_join_all};
 use index::{Index, Slot};
 use std::collections::{HashSet, VecDeque};
@@ -47,6 +47,8 @@ const QUEUE_MAX: usize = 512;
 const BATCH_MAX: usize = 16;
 /// Frames that are read at once; the others are misses.
 const READS_MAX: usize = 256;
+/// Lookups that are being counted at once.
+const COUNTS_MAX: usize = 32;
 /// How long a lookup may take before it is a miss.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Lookups in a row that took longer, after which the cache is used no more.
@@ -95,6 +97,8 @@ struct Inner {
     /// Why it is used no more.
     off: OnceLock<String>,
     reads: Semaphore,
+    /// For those who note what was found.
+    counts: Arc<Semaphore>,
     /// Lookups in a row that took too long.
     late: AtomicU32,
     queue: Mutex<Queue>,
@@ -156,6 +160,7 @@ impl DiskCache {
             runtime: runtime.clone(),
             off: OnceLock::new(),
             reads: Semaphore::new(READS_MAX),
+            counts: Arc::new(Semaphore::new(COUNTS_MAX)),
             late: AtomicU32::new(0),
             queue: Mutex::default(),
             due: Notify::new(),
@@ -274,7 +279,15 @@ impl Inner {
     async fn look(self: &Arc<Inner>, keys: &[FrameKey]) -> io::Result<Vec<Option<Bytes>>> {
         let wanted = keys.to_vec();
         let find = move |index: &Index| wanted.iter().map(|key| index.find(key)).collect();
-        let found: Vec<Option<(Slot, Entry)>> = self.at_index(find).await?;
+        // As a rule the kernel has the index in memory.
+        let there: Option<Vec<_>> = keys.iter().map(|key| self.index.look(key)).collect();
+        let found: Vec<Option<(Slot, Entry)>> = match there {
+            Some(found) => {
+                self.count_uses(&found);
+                found
+            }
+            None => self.at_index(find).await?,
+        };
         let reads = found.into_iter().map(|found| async move {
             match found {
                 Some((slot, entry)) => self.read(slot, entry).await,
@@ -282,6 +295,22 @@ impl Inner {
             }
         });
         try_join_all(reads).await
+    }
+
+    /// Notes what was found; nobody waits for that, and where it takes long it is left out.
+    fn count_uses(self: &Arc<Inner>, found: &[Option<(Slot, Entry)>]) {
+        let few = |entry: &Entry| entry.uses < USES_MAX;
+        let used = found.iter().flatten().map(|(_, entry)| *entry).filter(few);
+        let keys: Vec<FrameKey> = used.map(|entry| entry.key).collect();
+        let Ok(permit) = self.counts.clone().try_acquire_owned() else { return };
+        if !keys.is_empty() {
+            let inner = self.clone();
+            self.runtime.spawn_blocking(move || {
+                let _permit = permit;
+                // A disk that fails is noticed by whoever waits for it.
+                keys.iter().for_each(|key| drop(inner.index.find(key)));
+            });
+        }
     }
 
     /// The payload in a slot, if it is the one that is meant to be there.
