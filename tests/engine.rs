@@ -4,6 +4,8 @@
 
 #[path = "engine/chase.rs"]
 mod chase;
+#[path = "engine/collect.rs"]
+mod collect;
 #[path = "engine/crash.rs"]
 mod crash;
 #[path = "engine/damage.rs"]

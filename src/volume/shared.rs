@@ -1,6 +1,7 @@
 //! What all parts of an open volume share, and its background tasks.
 
 use super::checkpoint::{self, Checkpointer};
+use super::collect::Collection;
 use super::items::Items;
 use super::local;
 use super::options::{Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus};
@@ -54,6 +55,7 @@ pub(super) struct Shared {
     /// A checkpoint should begin.
     pub checkpoint_due: Notify,
     pub checkpointer: tokio::sync::Mutex<Checkpointer>,
+    pub collection: Collection,
     /// Held while files of the mirror are removed.
     shortening: Mutex<()>,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -74,6 +76,7 @@ pub(super) struct Parts {
 impl Shared {
     pub fn new(parts: Parts) -> Shared {
         let chunk_size = parts.description.chunk_size;
+        let collection = Collection::new(parts.options.collection, chunk_size);
         Shared {
             id: parts.description.id,
             epoch: parts.epoch,
@@ -93,6 +96,7 @@ impl Shared {
             changed: Notify::new(),
             checkpoint_due: Notify::new(),
             checkpointer: tokio::sync::Mutex::new(parts.checkpointer),
+            collection,
             shortening: Mutex::new(()),
             tasks: Mutex::new(Vec::new()),
         }
@@ -169,6 +173,12 @@ impl Shared {
         self.tasks.lock().unwrap_or_else(|e| e.into_inner()).extend(tasks);
     }
 
+    /// Begins one more.
+    pub fn start_task(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let task = self.env.runtime.spawn(task).abort_handle();
+        self.tasks.lock().unwrap_or_else(|e| e.into_inner()).push(task);
+    }
+
     pub fn stop_tasks(&self) {
         self.state().uploads = None;
         for task in self.tasks.lock().unwrap_or_else(|e| e.into_inner()).drain(..) {
@@ -208,6 +218,7 @@ impl Shared {
             cache_misses,
             cache_bytes,
             map_changes: state.map.changes(),
+            space: self.collection.status(&state),
         }
     }
 
@@ -259,9 +270,11 @@ impl UploadSink for Shared {
         self.cache_payload(chunk);
         let due = {
             let mut state = self.state();
+            state.payloads.insert(chunk.seq, (chunk.payload.len() / 512) as u32);
             state.uploaded(chunk.seq);
             state.map.changes() >= self.options.checkpoint_extents
                 || state.slots_since_checkpoint >= self.options.checkpoint_slots
+                || state.traffic.is_much()
         };
         self.shorten_mirror();
         self.wake();
