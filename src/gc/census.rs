@@ -1,7 +1,7 @@
 //! What the collector knows of a volume's chunks: a summary and the best candidates of each page of
 //! live counts, so memory is bounded by the number of pages (4096 slots each), not of chunks. Pure.
 
-use super::{Choice, Cost};
+use super::{Choice, Cost, Limits};
 use crate::format::page::{CHUNKS_PER_PAGE, ChunkUse, ItemRef};
 use crate::units::Seq;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ const KEPT_OF_PAGE: usize = 8;
 /// Chunks with less than this share of the nominal size are small.
 const SMALL: u32 = 8;
 /// Small chunks that nobody minds.
-const SMALL_ALLOWED: u64 = 64;
+const SMALL_ALLOWED: u64 = 256;
 
 /// A chunk that could be emptied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,8 +136,14 @@ impl Knowledge {
 
     /// The best victims that free `excess` sectors, of at most `room` sectors (but one at least), and
     /// what they cost.
-    pub fn choose(&self, excess: u64, room: u64, now: Seq) -> (Vec<Candidate>, Cost) {
-        let mut all: Vec<&Candidate> = self.candidates().filter(|c| c.dead() > 0).collect();
+    pub fn choose(
+        &self,
+        limits: &Limits,
+        excess: u64,
+        room: u64,
+        now: Seq,
+    ) -> (Vec<Candidate>, Cost) {
+        let mut all: Vec<&Candidate> = self.candidates().filter(|c| limits.is_worth(c)).collect();
         all.sort_by_key(|c| (std::cmp::Reverse(self.choice.score(c, now)), c.seq));
         let (mut chosen, mut cost, mut sectors) = (Vec::new(), Cost::default(), 0);
         for chunk in all {
@@ -153,22 +159,25 @@ impl Knowledge {
         (chosen, cost)
     }
 
-    /// The `count` oldest small chunks, of at most `room` sectors: many become one.
-    pub fn choose_small(&self, count: u64, room: u64) -> (Vec<Candidate>, Cost) {
+    /// The oldest small chunks, which become one; none where that would be a small one again.
+    pub fn choose_small(&self, room: u64) -> (Vec<Candidate>, Cost) {
         let mut all: Vec<Candidate> =
             self.candidates().filter(|c| self.is_small(c)).copied().collect();
         all.sort_by_key(|c| c.seq);
-        let mut cost = Cost::default();
-        let mut chosen = Vec::new();
-        for c in all.into_iter().take(usize::try_from(count).unwrap_or(usize::MAX)) {
-            if cost.moved + u64::from(c.live) > room {
+        let (mut chosen, mut cost) = (Vec::new(), Cost::default());
+        let room = room.min(u64::from(self.chunk) / 2);
+        for chunk in all {
+            if cost.moved + u64::from(chunk.live) > room {
                 break;
             }
-            cost.moved += u64::from(c.live);
-            cost.freed += u64::from(c.payload);
-            chosen.push(c);
+            cost.moved += u64::from(chunk.live);
+            cost.freed += u64::from(chunk.payload);
+            chosen.push(chunk);
         }
-        (chosen, cost)
+        match cost.moved > u64::from(self.chunk / SMALL) {
+            true => (chosen, cost),
+            false => Default::default(),
+        }
     }
 
     fn candidates(&self) -> impl Iterator<Item = &Candidate> {
@@ -191,7 +200,7 @@ impl Knowledge {
 mod tests {
     use super::*;
     use crate::format::keys::MapObjectId;
-    use crate::gc::{Limits, Space};
+    use crate::gc::Space;
     use crate::units::Epoch;
     use proptest::prelude::*;
 
@@ -252,11 +261,13 @@ mod tests {
         fn choices_are_the_best(
             pages in prop::collection::vec(page(), 1..4),
             choice in choice(),
+            bound_percent in 100u32..200,
             excess in 1u64..1 << 20,
             room in 1u64..1 << 20,
         ) {
             let now = Seq(pages.len() as u64 * CHUNKS_PER_PAGE);
             let mut knowledge = learnt(&pages, choice, now);
+            let limits = Limits { bound_percent, ..Limits::default() };
             let mut last = u64::MAX;
             let mut seen = BTreeSet::new();
             let stored = knowledge.stored();
@@ -264,7 +275,7 @@ mod tests {
             prop_assert_eq!(stored, sum);
             let mut taken = 0;
             loop {
-                let (chosen, cost) = knowledge.choose(excess, room, now);
+                let (chosen, cost) = knowledge.choose(&limits, excess, room, now);
                 let Some(worst) = chosen.last() else { break };
                 let sectors: u64 = chosen.iter().map(|c| u64::from(c.payload)).sum();
                 prop_assert!(sectors <= room || chosen.len() == 1);
@@ -280,9 +291,13 @@ mod tests {
                 }
                 prop_assert_eq!(knowledge.kept(), stored - taken);
             }
-            let dead = |(_, used): &&(u32, ChunkUse)| used.payload > used.live;
-            let gain = |used: &ChunkUse| used.payload > CHUNK / SMALL;
-            let worth = pages.iter().flatten().filter(dead).filter(|(_, used)| gain(used)).count();
+            // A chunk with nothing live does not exist; one that is full is worth nothing.
+            let least = (1.0 - 100.0 / f64::from(bound_percent)) / 2.0;
+            let is_worth = |used: &ChunkUse| {
+                let dead = f64::from(used.payload - used.live);
+                dead > 0.0 && dead / f64::from(used.payload) > least + 1e-9
+            };
+            let worth = pages.iter().flatten().filter(|(_, used)| is_worth(used)).count();
             prop_assert!(seen.len() >= worth, "{} of {worth}", seen.len());
         }
 
@@ -291,7 +306,7 @@ mod tests {
         fn learning_replaces(first in page(), second in page(), other in page()) {
             let now = Seq(2 * CHUNKS_PER_PAGE);
             let mut knowledge = learnt(&[first, other.clone()], Choice::Greedy, now);
-            let (chosen, _) = knowledge.choose(u64::MAX, u64::MAX, now);
+            let (chosen, _) = knowledge.choose(&Limits::default(), u64::MAX, u64::MAX, now);
             chosen.iter().for_each(|c| knowledge.take(c));
             knowledge.learn((0, item(1)), &second, now, 2);
             let fresh = learnt(&[second.clone(), other], Choice::Greedy, now);
@@ -307,19 +322,29 @@ mod tests {
             prop_assert!(knowledge.taken.keys().all(|seq| seq.0 >= CHUNKS_PER_PAGE));
         }
 
-        /// Small chunks are merged until few are left, the oldest first.
+        /// Small chunks are merged into what is none, the oldest first, until too few are left.
         #[test]
-        fn small_chunks_have_an_end(count in 0u32..1000, live in 0u64..1 << 30) {
-            let used = ChunkUse { live: 8, payload: 8 };
+        fn small_chunks_have_an_end(count in 0u32..1000, size in 1u32..=CHUNK / SMALL, room in 0u64..1 << 20) {
+            let used = ChunkUse { live: size, payload: size };
             let page: Vec<_> = (0..count).map(|slot| (slot, used)).collect();
             let mut knowledge = learnt(&[page], Choice::Greedy, Seq(5000));
-            let excess = knowledge.small_excess(live);
-            let (chosen, cost) = knowledge.choose_small(excess, 1 << 20);
-            prop_assert_eq!(chosen.len() as u64, excess);
-            prop_assert_eq!(cost.moved, excess * 8);
-            prop_assert!(chosen.iter().zip(0..).all(|(chunk, seq)| chunk.seq == Seq(seq)));
-            chosen.iter().for_each(|c| knowledge.take(c));
-            prop_assert_eq!(knowledge.small_excess(live), 0);
+            prop_assert_eq!(knowledge.small_excess(0), u64::from(count).saturating_sub(SMALL_ALLOWED));
+            let mut next = 0;
+            loop {
+                let (chosen, cost) = knowledge.choose_small(room);
+                if chosen.is_empty() {
+                    break;
+                }
+                prop_assert!(cost.moved <= room && cost.moved > u64::from(CHUNK / SMALL));
+                for chunk in &chosen {
+                    prop_assert_eq!(chunk.seq, Seq(next));
+                    next += 1;
+                    knowledge.take(chunk);
+                }
+            }
+            let left = (u64::from(count) - next) * u64::from(size);
+            let too_little = room <= u64::from(CHUNK / SMALL + size);
+            prop_assert!(left <= u64::from(CHUNK / SMALL) || too_little, "{left} sectors are left");
         }
     }
 }

@@ -14,7 +14,7 @@ use super::options::SpaceStatus;
 use super::shared::Shared;
 use super::state::State;
 use super::{Volume, victims};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::checkpoint::Checkpoint;
 use crate::format::page::ItemRef;
 use crate::gc::{Candidate, Choice, Cost, Knowledge, Limits, Space};
@@ -30,6 +30,8 @@ use tokio::time::Instant;
 const BATCH: u64 = (16 << 20) / SECTOR_SIZE;
 /// Users are quiet when they have written nothing for that long.
 const QUIET: Duration = Duration::from_millis(50);
+/// Sectors that are moved in one go while users write: what a flush may have to wait for.
+const BURST: u64 = (1 << 20) / SECTOR_SIZE;
 /// Sectors that the collector may save up.
 const CREDIT_MAX: u64 = (4 << 20) / SECTOR_SIZE;
 /// Turns of `collect` after which what is left is left: somebody writes as fast.
@@ -52,6 +54,8 @@ struct Work {
     knowledge: Knowledge,
     /// The bound was exceeded and is not met yet.
     active: bool,
+    /// There were too many small chunks, and some can still be merged.
+    merging: bool,
 }
 
 /// The collector of a volume.
@@ -99,7 +103,7 @@ impl Collection {
             seen: Mutex::new(None),
             chunks: AtomicUsize::new(0),
             hurried: AtomicUsize::new(0),
-            work: tokio::sync::Mutex::new(Work { knowledge, active: false }),
+            work: tokio::sync::Mutex::new(Work { knowledge, active: false, merging: false }),
             limits,
         }
     }
@@ -163,7 +167,11 @@ async fn task(shared: Arc<Shared>, limits: Limits) {
                 Err(_) if shared.state().check().is_err() => return,
                 Err(why) => {
                     tracing::warn!(volume = %shared.id, "collection stops for now: {why}");
-                    break;
+                    // What is damaged is looked at again when there is something new.
+                    if why.kind() != ErrorKind::Store {
+                        break;
+                    }
+                    tokio::time::sleep(checkpoint::RETRY_AFTER).await;
                 }
             }
         }
@@ -178,10 +186,9 @@ async fn round(shared: &Arc<Shared>, limits: &Limits) -> Result<bool> {
     let space = Space { kept: work.knowledge.kept() + since, live: seen.live };
     let (chosen, cost) = plan(&mut work, limits, space, seen.next);
     if chosen.is_empty() {
-        work.active = false;
         return Ok(false);
     }
-    let mut pace = Pace::new(shared, limits.rate_percent(space, cost));
+    let mut pace = Pace::new(shared, limits.rate_percent(space, cost), cost.moved);
     victims::empty(shared, &mut work.knowledge, chosen, &mut pace).await?;
     Ok(true)
 }
@@ -190,17 +197,20 @@ fn plan(work: &mut Work, limits: &Limits, space: Space, now: Seq) -> (Vec<Candid
     work.active |= limits.is_due(space);
     let excess = limits.excess(space);
     if work.active && excess > 0 {
-        let (chosen, cost) = work.knowledge.choose(excess, BATCH, now);
+        let (chosen, cost) = work.knowledge.choose(limits, excess, BATCH, now);
         if !chosen.is_empty() {
             return (chosen, cost);
         }
     }
     work.active = false;
-    match work.knowledge.small_excess(space.live) {
-        0 => Default::default(),
-        // Some more than needed, so that it is not done for every single one.
-        many => work.knowledge.choose_small(many + 32, BATCH),
+    // Not for every single one: as many as there are, once there are too many.
+    work.merging |= work.knowledge.small_excess(space.live) > 0;
+    if !work.merging {
+        return Default::default();
     }
+    let (chosen, cost) = work.knowledge.choose_small(BATCH);
+    work.merging = !chosen.is_empty();
+    (chosen, cost)
 }
 
 /// Learns what the newest checkpoint changed; `None` while there is none.
@@ -236,6 +246,9 @@ pub(super) struct Pace {
     rate: u64,
     /// Hundredths of sectors that may be moved.
     credit: u64,
+    /// Sectors that are saved up before any are moved: flushes in between would leave small chunks.
+    burst: u64,
+    spending: bool,
     written: u64,
     quiet_since: Instant,
     /// Dirty bytes at which nothing is moved for its own sake.
@@ -243,11 +256,13 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    fn new(shared: &Shared, rate: u64) -> Pace {
+    fn new(shared: &Shared, rate: u64, sectors: u64) -> Pace {
         let (budget, chunk) = (shared.limits.dirty_bytes, shared.description.chunk_size);
         Pace {
             rate,
             credit: 0,
+            burst: sectors.min(BURST),
+            spending: false,
             written: shared.state().traffic.written,
             quiet_since: Instant::now(),
             dirty: (budget / 4).max(2 * chunk).min(budget / 2),
@@ -274,8 +289,10 @@ impl Pace {
                 self.credit = self.credit.saturating_add(more).min(100 * CREDIT_MAX);
                 (self.written, self.quiet_since) = (written, Instant::now());
             }
-            if self.credit > 0 {
+            self.spending |= self.credit >= 100 * self.burst;
+            if self.spending {
                 self.credit = self.credit.saturating_sub(100 * sectors);
+                self.spending = self.credit > 0;
                 return Ok(());
             }
             let hurried = shared.collection.hurried.load(Relaxed) > 0;

@@ -62,7 +62,14 @@ pub(super) async fn empty(
         chosen.iter().map(|c| c.seq).filter(|seq| !spared.contains(seq)).collect();
     let mut live = Vec::new();
     for range in ranges {
-        let pieces = shared.lookup(range, usize::MAX).await.map_err(|e| lost(shared, e))?;
+        let pieces = match shared.lookup(range, usize::MAX).await {
+            Ok(pieces) => pieces,
+            Err(why) => {
+                // Part of the map is damaged: what it says of these cannot be known.
+                chosen.iter().for_each(|chunk| knowledge.spare(chunk));
+                return Err(lost(shared, why));
+            }
+        };
         live.extend(pieces.into_iter().filter_map(|piece| match piece.source {
             Source::Data(place) if victims.contains(&place.seq) => {
                 Some(Live { range: piece.range, place })
@@ -72,7 +79,7 @@ pub(super) async fn empty(
     }
     let frames = fetch(shared, &live).await;
     for run in live.into_iter().flat_map(split) {
-        match payload(&frames, &run) {
+        match payload(shared, &frames, &run) {
             Ok(data) => relocate(shared, pace, run, &data).await?,
             Err(FetchError::Store(e)) => return Err(e.into()),
             Err(why) => {
@@ -193,7 +200,7 @@ fn split(run: Live) -> impl Iterator<Item = Live> {
     })
 }
 
-fn payload(frames: &Frames, run: &Live) -> FetchResult<Vec<u8>> {
+fn payload(shared: &Shared, frames: &Frames, run: &Live) -> FetchResult<Vec<u8>> {
     let mut data = Vec::with_capacity(run.range.len().bytes() as usize);
     let (mut at, end) = (run.place.offset, run.place.offset + run.range.len().0 as u32);
     while at < end {
@@ -204,7 +211,8 @@ fn payload(frames: &Frames, run: &Live) -> FetchResult<Vec<u8>> {
         let from = (at % FRAME_SECTORS) as usize * 512;
         let len = ((end - at) as usize * 512).min(FRAME_SIZE - from);
         // The map names more of the chunk than there is: left for the read that needs it.
-        let part = frame.get(from..from + len).ok_or(FetchError::Abandoned)?;
+        let missing = || shared.chunk_id(&shared.state(), run.place.seq).key();
+        let part = frame.get(from..from + len).ok_or_else(|| FetchError::Missing(missing()))?;
         data.extend_from_slice(part);
         at += (len / 512) as u32;
     }

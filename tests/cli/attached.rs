@@ -123,22 +123,22 @@ fn a_takeover_fences_the_first_owner() {
 fn collection_frees_what_was_overwritten() {
     let home = home_with(&["data"]);
     let server = home.serve(&["data"]);
-    let half: Vec<String> = (0..64).map(|n| format!("write -P 2 {}k 256k", n * 512)).collect();
+    let most: Vec<String> = (0..32).map(|n| format!("write -P 2 {n}M 768k")).collect();
     let mut commands = vec!["write -P 1 0 32M", "flush"];
-    commands.extend(half.iter().map(String::as_str));
+    commands.extend(most.iter().map(String::as_str));
     commands.push("flush");
     assert!(qemu_io(&server.uri, &commands));
     let done = home.run(&["gc", "data", "--json"]).json();
     let figure = |name: &str| done[name].as_u64().unwrap();
     assert_eq!(figure("live_bytes"), 32 << 20, "{done}");
-    assert!(figure("stored_bytes_before") >= 47 << 20, "{done}");
-    assert!(figure("stored_bytes") <= 45 << 20, "at most 1.4 x live: {done}");
+    assert!(figure("stored_bytes_before") >= 55 << 20, "{done}");
+    assert!(figure("stored_bytes") <= 52 << 20, "at most 1.6 x live: {done}");
     assert!(figure("moved_bytes") > 0 && figure("collected_chunks") > 0, "{done}");
     let space = home.run(&["status", "data", "--json"]).json()["space"].clone();
     assert_eq!(space["stored_bytes"], done["stored_bytes"], "{space}");
     assert_eq!(space["moved_bytes"], done["moved_bytes"], "{space}");
     assert!(space["write_amplification"].as_f64().unwrap() > 1.0, "{space}");
-    assert!(home.run(&["status", "data"]).ok().contains("x what is live (at most 1.40)"));
+    assert!(home.run(&["status", "data"]).ok().contains("x what is live (at most 1.60)"));
     home.run(&["detach", "data"]).ok();
     server.ended();
 
@@ -147,9 +147,9 @@ fn collection_frees_what_was_overwritten() {
     let again = home.run(&["gc", "data"]).ok();
     assert!(again.starts_with("data: 32 MiB -> 32 MiB stored, 32 MiB live; 0 B moved"), "{again}");
     let server = home.serve(&["data"]);
-    let read: Vec<String> = (0..64)
-        .flat_map(|n| [(2, n * 512), (1, n * 512 + 256)])
-        .map(|(what, at)| format!("read -P {what} {at}k 256k"))
+    let read: Vec<String> = (0..32)
+        .flat_map(|n| [(2, n * 1024, 768), (1, n * 1024 + 768, 256)])
+        .map(|(what, at, len)| format!("read -P {what} {at}k {len}k"))
         .collect();
     assert!(qemu_io(&server.uri, &read.iter().map(String::as_str).collect::<Vec<_>>()));
     home.other_host().run(&["gc", "data"]).refuses(BUSY, "a volume is collected by its owner");

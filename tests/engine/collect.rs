@@ -6,10 +6,12 @@ use objblk::error::ErrorKind;
 use objblk::format::keys;
 use objblk::gc::{Choice, Limits};
 use objblk::store::fault::{Fault, Moment, Rule};
+use objblk::store::metrics::MetricsStore;
 use objblk::store::{Op, list_all};
 use objblk::volume::{Mode, SpaceStatus, Volume};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Sectors of a write.
@@ -83,7 +85,7 @@ impl User {
 
 /// Chunks hold what the bound says, and what came since the last checkpoint.
 fn most(live: u64, limits: Limits) -> u64 {
-    let interval = limits.slack_bytes.max(live / 16);
+    let interval = limits.slack_bytes.max(live / 8);
     // What waits for its turn, and the headers.
     live * u64::from(limits.bound_percent) / 100 + interval * 3 / 2 + (3 << 20) + live / 50
 }
@@ -96,13 +98,17 @@ struct Steady {
 }
 
 async fn steady(size: u64, limits: Limits, skewed: bool) -> Steady {
-    let rig = rig(size, limits).await;
+    let mut rig = rig(size, limits).await;
+    let metrics = Arc::new(MetricsStore::new(rig.store.clone()));
+    rig.store = metrics.clone();
     let volume = rig.open().await;
     let blocks = size / 512 / BLOCK;
     let mut user = User::new(blocks, 1);
     user.fill(&volume).await;
     user.overwrite(&volume, blocks * 2, skewed).await;
     let before = volume.status().space;
+    let put = || metrics.snapshot().operations["put"].bytes as f64;
+    let put_before = put();
     let mut highest = 0;
     for _ in 0..32 {
         user.overwrite(&volume, blocks / 8, skewed).await;
@@ -111,12 +117,14 @@ async fn steady(size: u64, limits: Limits, skewed: bool) -> Steady {
     let after = volume.status().space;
     let part = |f: fn(&SpaceStatus) -> u64| (f(&after) - f(&before)) as f64;
     let written = part(|s| s.written_bytes);
-    let amplification = (written + part(|s| s.moved_bytes)) / written;
+    let appended = (written + part(|s| s.moved_bytes)) / written;
+    // Headers, the map and checkpoints count as well.
+    let amplification = (put() - put_before) / written;
     let times = highest as f64 / size as f64;
     let Limits { bound_percent, choice, .. } = limits;
     println!(
-        "bound {bound_percent} %, {choice:?}, skewed {skewed}: {:.0} MiB written, {amplification:.3} \
-         bytes appended a byte written, at most {times:.3} x live stored",
+        "bound {bound_percent} %, {choice:?}, skewed {skewed}: {:.0} MiB written, for each \
+         byte {appended:.3} appended and {amplification:.3} put, at most {times:.3} x live stored",
         written / 1048576.0
     );
     assert!(highest <= most(size, limits), "{highest} of {}", most(size, limits));
@@ -146,7 +154,8 @@ async fn write_amplification_of_collection() {
                 let limits =
                     Limits { bound_percent: *bound_percent, slack_bytes: size / 64, choice };
                 let found = steady(size, limits, skewed).await;
-                assert!(found.amplification < 2.2, "{}", found.amplification);
+                let most = if *bound_percent >= 160 { 1.65 } else { 2.2 };
+                assert!(found.amplification < most, "{}", found.amplification);
             }
         }
     }
@@ -189,11 +198,15 @@ async fn small_chunks_are_merged() {
         user.write(&volume, at).await;
         volume.flush().await.unwrap();
     }
-    let before = rig.objects("log/").await.len();
+    // Some have been merged meanwhile.
+    let before = volume.status().next_seq;
     assert!(before >= 600, "{before}");
     tokio::time::sleep(rig.options.checkpoint_after * 4).await;
     let after = rig.objects("log/").await.len();
-    assert!(after < 100, "{before} -> {after} chunks");
+    println!("{before} -> {after} chunks, {:?}", volume.status().space);
+    assert!(after < 40, "{before} -> {after} chunks");
+    let space = volume.status().space;
+    assert!(space.moved_bytes <= space.written_bytes * 11 / 10, "once is enough: {space:?}");
     user.verify(&volume).await;
     volume.close().await.unwrap();
     user.verify(&rig.open().await).await;
@@ -207,12 +220,14 @@ async fn writers_and_moves_race() {
     let volume = rig.open().await;
     let mut users: Vec<User> = Vec::new();
     let mut done = Vec::new();
+    // While users write most of what they write.
     let collector = {
         let volume = volume.clone();
         tokio::spawn(async move {
             let mut moved = 0;
-            for _ in 0..12 {
+            while volume.status().space.written_bytes < 70_000 * BLOCK * 512 {
                 moved += volume.collect(Some(100)).await.unwrap().moved_bytes;
+                tokio::task::yield_now().await;
             }
             moved
         })

@@ -47,6 +47,10 @@ async fn use_it(volume: &Volume) {
         }
         volume.discard(range(round * 8, 8)).await.unwrap();
     }
+    // Half of every chunk.
+    for at in 0..40 {
+        volume.discard(range(at * 64, 32)).await.unwrap();
+    }
     // Neither flushed nor full: it is sealed by its age.
     write(volume, 7, &pattern(7, 1, 99)).await.unwrap();
     read(volume, 0, 2000).await.unwrap();
