@@ -31,6 +31,7 @@
 //! | [`mod@format`] | the on-store format |
 //! | [`device`] | what a block device promises |
 //! | [`map`], [`log`], [`cache`] | mechanisms that know nothing of each other |
+//! | [`gc`] | which chunks to empty, how far, how fast |
 //! | [`journal`] | what was acknowledged and is not committed yet, outliving the process |
 //! | [`volume`] | the engine |
 //! | [`frontend`] | ublk and NBD |
@@ -53,6 +54,7 @@ pub mod error;
 pub mod flight;
 pub mod format;
 pub mod frontend;
+pub mod gc;
 pub mod host;
 pub mod journal;
 pub mod log;

@@ -90,11 +90,17 @@ pub enum Mutant {
     LagUnbounded,
     /// An epoch is claimed before the journal has noted the claim.
     ClaimNotNoted,
+    /// The collector moves what it has read although it was overwritten meanwhile.
+    CollectorIgnoresOverwrite,
+    /// What the collector has moved is neither in the mirror nor in the journal.
+    MoveNotMirrored,
+    /// A chunk that was emptied is deleted before a checkpoint knows that.
+    VictimDeletedEarly,
 }
 
 impl Mutant {
     /// Every mistake.
-    pub const ALL: [Mutant; 41] = [
+    pub const ALL: [Mutant; 44] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -136,6 +142,9 @@ impl Mutant {
         Mutant::JournalFailureHidden,
         Mutant::LagUnbounded,
         Mutant::ClaimNotNoted,
+        Mutant::CollectorIgnoresOverwrite,
+        Mutant::MoveNotMirrored,
+        Mutant::VictimDeletedEarly,
     ];
 }
 

@@ -21,11 +21,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cache", &["units", "error", "sync", "direct", "format"]),
     ("log", &["units", "error", "clock", "flight", "mutant", "store", "format"]),
     ("journal", &["units", "error", "direct", "format", "mutant"]),
+    ("gc", &["units", "format"]),
     (
         "volume",
         &[
             "units", "error", "clock", "mutant", "sync", "flight", "store", "format", "device",
-            "map", "cache", "log", "journal",
+            "map", "cache", "log", "journal", "gc",
         ],
     ),
     ("frontend", &["units", "error", "device"]),

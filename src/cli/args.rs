@@ -85,6 +85,13 @@ pub(super) enum Verb {
     Journal(Journal),
     /// Show what is attached on this host
     Status { name: Option<String> },
+    /// Free the space of what was overwritten or trimmed now, instead of little by little
+    Gc {
+        name: String,
+        /// Until nothing dead is left, whatever has to be moved for that
+        #[arg(long)]
+        full: bool,
+    },
     /// Change the size of a volume that is not attached
     Resize {
         name: String,

@@ -8,6 +8,7 @@ mod attach;
 mod catalogue;
 mod confirm;
 pub mod duration;
+mod gc;
 mod journal;
 mod logging;
 mod pool;
@@ -95,6 +96,7 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
             journal::discard(context, &name, &journal, yes).await
         }
         Verb::Status { name } => status::status(context, name.as_deref()).await,
+        Verb::Gc { name, full } => gc::gc(context, &name.parse()?, full).await,
         Verb::Resize { name, size, shrink } => {
             volume::resize(context, &name.parse()?, &size, shrink).await
         }

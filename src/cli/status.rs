@@ -4,7 +4,7 @@ use super::{Context, render, size};
 use crate::daemon::client;
 use crate::daemon::{Attached, KnownTarget, RunDir, TargetStatus, VolumeReport};
 use crate::error::Result;
-use crate::volume::{DiskCacheStatus, JournalStatus};
+use crate::volume::{DiskCacheStatus, JournalStatus, SpaceStatus};
 use serde::Serialize;
 
 /// An attached volume.
@@ -29,6 +29,8 @@ struct Line {
     failure: Option<String>,
     cache: Option<Cache>,
     disk_cache: Option<DiskCacheStatus>,
+    /// What the log holds, and what was collected.
+    space: Option<SpaceStatus>,
     requests: serde_json::Value,
     store_requests: serde_json::Value,
 }
@@ -127,6 +129,7 @@ fn line(target: &KnownTarget, volume: &Attached, told: &Result<Option<TargetStat
         },
         cache: report.map(cache),
         disk_cache: report.and_then(|r| r.disk_cache.clone()),
+        space: report.map(|r| r.space.clone()),
         requests: report.map(|r| r.frontend.clone()).unwrap_or_default(),
         store_requests: match told {
             Ok(Some(status)) => status.store.clone(),
@@ -166,6 +169,21 @@ fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
 fn hit_rate(line: &Line) -> String {
     let rate = line.cache.as_ref().and_then(|cache| cache.hit_rate);
     or_dash(rate, |rate| format!("{:.0} %", rate * 100.0))
+}
+
+fn stored(space: &SpaceStatus) -> String {
+    let Some(bytes) = space.stored_bytes else { return "-".into() };
+    let ratio = space.ratio.map(|ratio| format!(", {ratio:.2} x what is live"));
+    let bound = space.bound.map(|bound| format!(" (at most {bound:.2})"));
+    format!("{}{}{}", size::show(bytes), ratio.unwrap_or_default(), bound.unwrap_or_default())
+}
+
+fn collected(space: &SpaceStatus) -> String {
+    let moved = size::show(space.moved_bytes);
+    let amplified =
+        space.write_amplification.map(|x| format!(", {x:.2} bytes stored a byte written"));
+    let chunks = space.collected_chunks;
+    format!("{chunks} chunks, {moved} moved{}", amplified.unwrap_or_default())
 }
 
 fn table(lines: &[Line]) -> String {
@@ -210,6 +228,10 @@ fn details(line: &Line) -> String {
         fields.push(("durability", or_dash(line.durability.clone(), |class| class)));
         fields.push(("commit lag", show(lag.bytes, lag.ms)));
         fields.push(("at most", show(lag.max_bytes, lag.max_ms)));
+    }
+    if let Some(space) = &line.space {
+        fields.push(("stored", stored(space)));
+        fields.push(("collected", collected(space)));
     }
     if let Some(journal) = &line.journal {
         let (used, size) = (size::show(journal.used_bytes), size::show(journal.size));

@@ -3,6 +3,7 @@
 use super::{Context, args, attach, confirm, size};
 use crate::daemon::{RunDir, environment};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::VolumeId;
 use crate::host::Host;
 use crate::pool::backend::Backend;
 use crate::pool::{Executioner, NewVolume, VolumeName, standing};
@@ -123,26 +124,29 @@ fn detach_first(e: Error) -> Error {
     }
 }
 
-/// Owns the volume for a moment. Returns its size before.
-async fn resize_held(
-    backend: &Backend,
-    id: crate::format::VolumeId,
-    name: &VolumeName,
-    size: u64,
-    shrink: bool,
-) -> Result<u64> {
+/// Opens a volume that nobody has.
+pub(super) async fn own(backend: &Backend, id: VolumeId, name: &VolumeName) -> Result<Volume> {
     let host = Host::local()?;
     let ownership = ownership(&*backend.stores.setup, id).await?;
     let standing = standing(&ownership, &host);
     if standing.is_held() {
-        return Err(detach_first(
-            standing.refusal(name, "take it over with `objblk attach --takeover`"),
-        ));
+        return Err(standing.refusal(name, "take it over with `objblk attach --takeover`"));
     }
     let mode = Mode::ReadWrite { takeover: !ownership.closed };
     let options = VolumeOptions { mode, ..VolumeOptions::default() };
     let stores = backend.stores.clone();
-    let volume = Volume::open(environment(), stores, id, host.owner(), options).await?;
+    Volume::open(environment(), stores, id, host.owner(), options).await
+}
+
+/// Owns the volume for a moment. Returns its size before.
+async fn resize_held(
+    backend: &Backend,
+    id: VolumeId,
+    name: &VolumeName,
+    size: u64,
+    shrink: bool,
+) -> Result<u64> {
+    let volume = own(backend, id, name).await.map_err(detach_first)?;
     // Only the open volume knows its size: it may not have been closed.
     let old = volume.status().size;
     let resized = if size < old && !shrink {

@@ -3,6 +3,8 @@
 use super::control::{Outcome, Phase, Reply, Request, TargetStatus, encode, receive};
 use super::rundir::{RunDir, Target};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::VolumeId;
+use crate::volume::Collected;
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, BufReader};
@@ -12,6 +14,9 @@ use tokio::time::timeout;
 
 /// How long a target may take for an answer that needs no store.
 const PROMPT: Duration = Duration::from_secs(10);
+
+/// For what takes as long as it takes; the connection ends with the target.
+const ENDLESS: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How long a forced end may take: the last chance of the data, and the drains of a frontend.
 const FORCED: Duration = Duration::from_secs(120);
@@ -92,6 +97,22 @@ fn silent(pid: u32) -> Error {
 pub async fn status(target: &Target) -> Result<TargetStatus> {
     match Conversation::begin(target, Request::Status).await?.hear(PROMPT).await? {
         Reply::Status(status) => Ok(*status),
+        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
+    }
+}
+
+/// Has a target collect what is dead in the chunks of a volume, and waits until it is done. Dropping
+/// the future calls it off.
+///
+/// Errors: busy, where the target does not answer; those of the volume.
+pub async fn collect(
+    target: &Target,
+    volume: VolumeId,
+    bound_percent: Option<u32>,
+) -> Result<Collected> {
+    let request = Request::Collect { volume, bound_percent };
+    match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
+        Reply::Collected(collected) => Ok(collected),
         _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! A client sends one [`Request`] and reads [`Reply`]s: one for everything but a detach, which
 //! reports its progress until it is done. A client that closes its connection while a detach still
-//! makes data durable calls the detach off. Lines are bounded and parsing is total.
+//! makes data durable, or while a collection goes on, calls it off. Lines are bounded and parsing is total.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::pool::VolumeName;
-use crate::volume::{DiskCacheStatus, JournalStatus};
+use crate::volume::{Collected, DiskCacheStatus, JournalStatus, SpaceStatus};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
@@ -26,6 +26,13 @@ pub enum Request {
     Ping,
     /// What are you doing?
     Status,
+    /// Collect what is dead in a volume's chunks, now.
+    Collect {
+        /// The volume.
+        volume: VolumeId,
+        /// Until its chunks hold at most this, in percent of what is live; otherwise as it always is.
+        bound_percent: Option<u32>,
+    },
     /// End in order.
     Detach {
         /// Give up what the store does not take within seconds; end also when in use.
@@ -41,6 +48,8 @@ pub enum Reply {
     Pong,
     /// To a status request.
     Status(Box<TargetStatus>),
+    /// To a collection: it is done.
+    Collected(Collected),
     /// To a detach, again and again while it goes on.
     Progress {
         /// What is being done.
@@ -132,6 +141,9 @@ pub struct VolumeReport {
     /// Its cache on a local disk, if it has one.
     #[serde(default)]
     pub disk_cache: Option<DiskCacheStatus>,
+    /// What its log holds, and what was collected.
+    #[serde(default)]
+    pub space: SpaceStatus,
     /// Counters of its frontend.
     pub frontend: serde_json::Value,
 }
@@ -235,7 +247,9 @@ mod tests {
 
     #[test]
     fn messages_round_trip() {
-        for request in [Request::Ping, Request::Status, Request::Detach { force: true }] {
+        let volume = VolumeId::from_bytes([1; 16]);
+        let collect = Request::Collect { volume, bound_percent: Some(110) };
+        for request in [Request::Ping, Request::Status, collect, Request::Detach { force: true }] {
             assert_eq!(decode::<Request>(&encode(request)).unwrap(), request);
         }
         for (kind, _) in KINDS {

@@ -4,6 +4,7 @@ use super::control::{Reply, Request, encode, receive};
 use super::orders::{Client, Order};
 use super::shared::Shared;
 use crate::error::{Error, Result};
+use crate::format::VolumeId;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +54,9 @@ async fn converse(stream: UnixStream, shared: Arc<Shared>, orders: UnboundedSend
     let answered = match request {
         Request::Ping => say(&mut write, &Reply::Pong).await,
         Request::Status => say(&mut write, &Reply::Status(Box::new(shared.status().await))).await,
+        Request::Collect { volume, bound_percent } => {
+            collect(read, &mut write, &shared, (volume, bound_percent)).await
+        }
         Request::Detach { force } => detach(read, &mut write, &orders, force).await,
     };
     if let Err(e) = answered {
@@ -62,6 +66,24 @@ async fn converse(stream: UnixStream, shared: Arc<Shared>, orders: UnboundedSend
 
 async fn say(write: &mut OwnedWriteHalf, reply: &Reply) -> std::io::Result<()> {
     timeout(MANNERS, write.write_all(&encode(reply))).await?
+}
+
+async fn collect(
+    mut read: BufReader<OwnedReadHalf>,
+    write: &mut OwnedWriteHalf,
+    shared: &Shared,
+    (volume, bound_percent): (VolumeId, Option<u32>),
+) -> std::io::Result<()> {
+    let mut nothing = [0];
+    let reply = tokio::select! {
+        collected = shared.collect(volume, bound_percent) => match collected {
+            Ok(collected) => Reply::Collected(collected),
+            Err(e) => Reply::Refused(e.into()),
+        },
+        // As for a detach: nobody waits for it any more.
+        _ = read.read(&mut nothing) => return Ok(()),
+    };
+    say(write, &reply).await
 }
 
 async fn detach(

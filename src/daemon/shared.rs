@@ -2,9 +2,10 @@ use super::control::{Phase, TargetStatus, VolumeReport};
 use super::door::Door;
 use super::spec::TargetSpec;
 use super::state::{Attached, Serving};
+use crate::error::{Error, Result};
 use crate::format::VolumeId;
 use crate::pool::backend::Backend;
-use crate::volume::{Durability, Volume};
+use crate::volume::{Collected, Durability, Volume};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::RwLock;
@@ -112,6 +113,18 @@ impl Shared {
         }
     }
 
+    /// Collects what is dead in the chunks of a volume. Errors: not found; those of the volume.
+    pub(super) async fn collect(
+        &self,
+        id: VolumeId,
+        bound_percent: Option<u32>,
+    ) -> Result<Collected> {
+        let volume = self.volumes.iter().find(|(attached, _)| attached.id == id);
+        let (_, volume) =
+            volume.ok_or_else(|| Error::not_found(format!("volume {id} is not served here")))?;
+        volume.collect(bound_percent).await
+    }
+
     /// What `status` says.
     pub(super) async fn status(&self) -> TargetStatus {
         let door = self.door.read().await;
@@ -136,6 +149,7 @@ impl Shared {
                 cache_misses: now.cache_misses,
                 cache_bytes: now.cache_bytes,
                 disk_cache: now.disk_cache,
+                space: now.space,
                 frontend: door.as_ref().map(|d| d.counters(&attached.name)).unwrap_or_default(),
             }
         };

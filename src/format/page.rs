@@ -3,8 +3,9 @@
 //! * A **leaf** is the sorted extents of a fixed span of 64 MiB: count u32, then 16 bytes each.
 //! * A **map page** is the references to the leaves of 1024 spans (64 GiB): count u32, then
 //!   {index in the page u32, [`ItemRef`]} each, ascending.
-//! * A **chunk page** is the live sectors of 4096 consecutive slots: count u32, then {index in the
-//!   page u32, live u32} each, ascending. A slot that is not in it holds nothing that is needed.
+//! * A **chunk page** is the use of 4096 consecutive slots: count u32, then {from the low end index in
+//!   the page (12 bits) and sectors in the chunk (20 bits; 0: not known), live sectors u32} each,
+//!   ascending. A slot that is not in it holds nothing that is needed.
 //!
 //! An extent packs into two words: `seq` in the low 48 bits of the first (the other 16 are zero,
 //! kept for the origin of cloned data); in the second, from the low end, start in the leaf (17
@@ -187,15 +188,26 @@ pub fn parse_map_page(bytes: &[u8]) -> FormatResult<MapPage> {
     Ok(page)
 }
 
-/// Live sectors by slot: index of the slot in the page, its live sectors.
-pub type ChunkPage = Vec<(u32, u32)>;
+/// How much of a chunk is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChunkUse {
+    /// Sectors that the map points at.
+    pub live: u32,
+    /// Sectors in it; 0 where that is not known, as on volumes of older versions.
+    pub payload: u32,
+}
+
+/// Use by slot: index of the slot in the page, the use of its chunk.
+pub type ChunkPage = Vec<(u32, ChunkUse)>;
+
+const SLOT_BITS: u32 = CHUNKS_PER_PAGE.trailing_zeros();
 
 /// The bytes of a chunk page, whose entries ascend.
-pub fn encode_chunk_page(page: &[(u32, u32)]) -> Vec<u8> {
+pub fn encode_chunk_page(page: &[(u32, ChunkUse)]) -> Vec<u8> {
     let mut w = Writer::with_capacity(4 + page.len() * 8);
     w.u32(page.len() as u32);
-    for (index, live) in page {
-        w.u32(*index).u32(*live);
+    for (index, used) in page {
+        w.u32(*index | used.payload << SLOT_BITS).u32(used.live);
     }
     w.finish()
 }
@@ -204,10 +216,17 @@ pub fn encode_chunk_page(page: &[(u32, u32)]) -> Vec<u8> {
 pub fn parse_chunk_page(bytes: &[u8]) -> FormatResult<ChunkPage> {
     let mut r = Reader::new("chunk page", bytes);
     let count = r.count("slot count", 8)?;
-    let mut page = Vec::with_capacity(count);
+    let mut page: ChunkPage = Vec::with_capacity(count);
     for _ in 0..count {
-        let index = ascending(&mut r, page.last().map(|(i, _)| *i), CHUNKS_PER_PAGE)?;
-        page.push((index, r.u32("live sectors")?));
+        let word = r.u32("index")?;
+        let (index, payload) = (word & (CHUNKS_PER_PAGE as u32 - 1), word >> SLOT_BITS);
+        if page.last().is_some_and(|(last, _)| *last >= index) {
+            return Err(r.bad("index", index));
+        }
+        if payload > 1 << FIELD_BITS {
+            return Err(r.bad("sectors of a chunk", payload));
+        }
+        page.push((index, ChunkUse { live: r.u32("live sectors")?, payload }));
     }
     r.end()?;
     Ok(page)
@@ -239,6 +258,17 @@ mod tests {
             assert_eq!(parse_leaf(&encode_leaf(&[e])).unwrap(), [e]);
         }
         assert_eq!(size_of::<Extent>(), 16);
+    }
+
+    #[test]
+    fn chunk_pages_pack_at_their_limits() {
+        let used = |live, payload| ChunkUse { live, payload };
+        let page = vec![(0, used(1, 1 << 17)), (7, used(u32::MAX, 0)), (4095, used(8, 9))];
+        assert_eq!(parse_chunk_page(&encode_chunk_page(&page)).unwrap(), page);
+        let too_long = encode_chunk_page(&[(0, used(1, (1 << 17) + 1))]);
+        let error = parse_chunk_page(&too_long).unwrap_err().to_string();
+        assert!(error.contains("sectors of a chunk"), "{error}");
+        assert!(parse_chunk_page(&encode_chunk_page(&[page[1], page[0]])).is_err());
     }
 
     #[test]

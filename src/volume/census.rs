@@ -5,7 +5,7 @@ use super::tree::{Deltas, MapWriter, Moves};
 use crate::error::{Error, Result};
 use crate::format::checkpoint::Garbage;
 use crate::format::map_object::ItemKind;
-use crate::format::page::{CHUNKS_PER_PAGE, ChunkPage, ItemRef, encode_chunk_page};
+use crate::format::page::{CHUNKS_PER_PAGE, ChunkPage, ChunkUse, ItemRef, encode_chunk_page};
 use crate::mutant::{self, Mutant};
 use crate::units::Seq;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,14 +21,22 @@ pub(super) struct Census {
     pub garbage: Vec<Garbage>,
 }
 
-/// Applies `deltas` to the chunk pages. `new` are the slots since the last checkpoint: those of
-/// them that hold nothing live are garbage, as are older ones that hold nothing any more.
+/// The slots since the last checkpoint.
+#[derive(Debug)]
+pub(super) struct New {
+    pub slots: Range<u64>,
+    /// Sectors in the chunks of those that hold some.
+    pub payloads: BTreeMap<Seq, u32>,
+}
+
+/// Applies `deltas` to the chunk pages. Of the slots in `new`, those that hold nothing live are
+/// garbage, as are older ones that hold nothing any more.
 ///
 /// The slots in `fences` never are. A deposed owner that has not noticed yet, for however long,
 /// would find its next slot free again, and acknowledge what nobody will ever read.
 pub(super) async fn update(
     old_root: &BTreeMap<u64, ItemRef>,
-    new: Range<u64>,
+    new: New,
     fences: &BTreeSet<Seq>,
     deltas: &Deltas,
     moves: &Moves,
@@ -36,13 +44,13 @@ pub(super) async fn update(
 ) -> Result<Census> {
     let mut census = Census { root: old_root.clone(), garbage: Vec::new() };
     let mut dead = Runs::default();
-    for page in touched_pages(old_root, &new, deltas, moves) {
+    for page in touched_pages(old_root, &new.slots, deltas, moves) {
         let old_ref = old_root.get(&page).copied();
         let old = match old_ref {
             Some(item) => writer.items.chunk_page(item).await?,
             None => Arc::default(),
         };
-        let entries: BTreeMap<u32, u32> = old.iter().copied().collect();
+        let entries: BTreeMap<u32, ChunkUse> = old.iter().copied().collect();
         let (entries, gone) = recount(page, entries, &new, deltas)?;
         let kept = |seq: &&Seq| fences.contains(seq) && !mutant::on(Mutant::FenceDeleted);
         gone.iter().filter(|seq| !kept(seq)).for_each(|seq| dead.push(*seq));
@@ -78,16 +86,19 @@ fn touched_pages(
 
 fn recount(
     page: u64,
-    mut entries: BTreeMap<u32, u32>,
-    new: &Range<u64>,
+    mut entries: BTreeMap<u32, ChunkUse>,
+    new: &New,
     deltas: &Deltas,
 ) -> Result<(ChunkPage, BTreeSet<Seq>)> {
     let span = page * CHUNKS_PER_PAGE..(page + 1) * CHUNKS_PER_PAGE;
     let mut gone: BTreeSet<Seq> =
-        (span.start.max(new.start)..span.end.min(new.end)).map(Seq).collect();
+        (span.start.max(new.slots.start)..span.end.min(new.slots.end)).map(Seq).collect();
     for (seq, delta) in deltas.range(Seq(span.start)..Seq(span.end)) {
         let slot = (seq.0 - span.start) as u32;
-        let live = i64::from(entries.get(&slot).copied().unwrap_or(0)) + delta;
+        let known = entries.get(&slot).copied();
+        let payload = new.payloads.get(seq).copied().unwrap_or(0);
+        let ChunkUse { live, payload } = known.unwrap_or(ChunkUse { live: 0, payload });
+        let live = i64::from(live) + delta;
         let live = u32::try_from(live).map_err(|_| {
             Error::corrupt(format!("the live sectors of log slot {seq} do not add up: {live}"))
         })?;
@@ -96,7 +107,7 @@ fn recount(
             entries.remove(&slot);
             gone.insert(*seq);
         } else {
-            entries.insert(slot, live);
+            entries.insert(slot, ChunkUse { live, payload });
             gone.remove(seq);
         }
     }

@@ -13,7 +13,7 @@
 //!
 //! Fences are never deleted: there is no time after which a deposed owner is known to be gone.
 
-use super::census;
+use super::census::{self, New};
 use super::shared::Shared;
 use super::state::Frozen;
 use super::tree::{self, Deltas, MapWriter, Moves};
@@ -36,7 +36,7 @@ const DELETE_BATCH: usize = 1000;
 /// Batches a closing owner deletes; the rest is left to the next owner.
 const CLOSE_BATCHES: usize = 16;
 /// Wait after an attempt that failed.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// When a checkpoint is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +123,9 @@ async fn attempt(shared: &Shared, checkpointer: &mut Checkpointer) -> Result<()>
             let mut state = shared.state();
             state.map.install(base);
             state.terms.forget_before(oldest_needed(&checkpoint));
+            state.payloads = state.payloads.split_off(&checkpoint.next);
             drop(state);
+            shared.collection.look_at(shared, &checkpoint, frozen.appended);
             let last = std::mem::replace(&mut checkpointer.last, checkpoint);
             checkpointer.obsolete.push(keys::checkpoint(shared.id, last.next, last.epoch));
             Ok(())
@@ -159,10 +161,12 @@ async fn write(
     let old = shared.state().map.base().clone();
     let base = tree::rewrite(&old, &frozen.changes, &moves, &mut writer, &mut deltas).await?;
     let chunk_root: BTreeMap<_, _> = last.chunk_root.iter().copied().collect();
-    let new_slots = last.next.0..frozen.next.0;
+    let new = New {
+        slots: last.next.0..frozen.next.0,
+        payloads: shared.state().payloads.range(..frozen.next).map(|(seq, n)| (*seq, *n)).collect(),
+    };
     let fences = frozen.terms.fences();
-    let census =
-        census::update(&chunk_root, new_slots, &fences, &deltas, &moves, &mut writer).await?;
+    let census = census::update(&chunk_root, new, &fences, &deltas, &moves, &mut writer).await?;
     let (map_objects, dead_objects) = writer.finish().await?;
     let delta: i64 = deltas.values().sum();
     let mut garbage = last.garbage.clone();

@@ -25,6 +25,7 @@
 //! | `patience` | the time limit of requests |
 //! | `items` | leaves and pages on demand |
 //! | [`checkpoint`], `tree`, `census` | checkpoints, live counts, garbage |
+//! | `collect`, `victims` | moves what is left of mostly dead chunks |
 //!
 //! The hot path takes the state lock once, for a short time, and never waits under it. Whatever
 //! has to wait runs on the given runtime, so the device's futures may be polled by any executor.
@@ -32,6 +33,7 @@
 mod backlog;
 mod census;
 pub mod checkpoint;
+mod collect;
 mod device;
 mod items;
 mod local;
@@ -46,12 +48,14 @@ mod state;
 mod takeover;
 mod tier;
 mod tree;
+mod victims;
 mod write;
 
+pub use collect::Collected;
 pub use open::{Ownership, ownership};
 pub use options::{
-    DiskCacheStatus, Durability, Env, JournalOptions, JournalStatus, Mode, Stores, VolumeOptions,
-    VolumeStatus,
+    DiskCacheStatus, Durability, Env, JournalOptions, JournalStatus, Mode, SpaceStatus, Stores,
+    VolumeOptions, VolumeStatus,
 };
 
 use crate::error::{Error, Result};

@@ -12,6 +12,7 @@
 
 use super::Volume;
 use super::checkpoint::Checkpointer;
+use super::collect;
 use super::items::Items;
 use super::options::{Env, Mode, Stores, VolumeOptions};
 use super::recover::{self, Legacy};
@@ -34,6 +35,7 @@ use crate::mutant::{self, Mutant};
 use crate::store::{GetRange, Key, Store, StoreErrorKind, list_all};
 use crate::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -148,7 +150,10 @@ impl Volume {
             }
         }
         match recover::finish(&volume.shared, redo, is_alone).await {
-            Ok(()) => Ok(volume),
+            Ok(()) => {
+                collect::start(&volume.shared);
+                Ok(volume)
+            }
             Err(e) => {
                 volume.abandon();
                 Err(e)
@@ -297,6 +302,8 @@ struct Loaded {
     map: Map,
     size: SectorCount,
     terms: Terms,
+    /// Sectors in the chunks that were read.
+    payloads: BTreeMap<Seq, u32>,
     /// Slots read since the checkpoint.
     replayed: u64,
     end: LogEnd,
@@ -323,12 +330,14 @@ async fn load(
     let mut map = Map::new(base);
     let mut size = checkpoint.size;
     let mut terms = Terms::new(checkpoint.terms.clone());
+    let mut payloads = BTreeMap::new();
     let mut replay = Replay::new(store, id, checkpoint.next, checkpoint.epoch);
     let end = loop {
         while let Some(chunk) =
             replay.next_chunk(&mut |first, epoch| terms.begin(first, epoch)).await?
         {
             apply(chunk.seq, &chunk.records, &mut map, &mut size)?;
+            payloads.insert(chunk.seq, chunk.payload_sectors);
             if let Some(claimed) = claimed.filter(|_| replay.is_long()) {
                 replay.bar(claimed, &owner.owner()).await?;
             }
@@ -360,7 +369,7 @@ async fn load(
         delete_strays(store, id, &end, replay.bars_behind(&end)).await;
     }
     let replayed = end.slot.0 - checkpoint.next.0;
-    Ok(Loaded { checkpoint, obsolete, map, size, terms, replayed, end })
+    Ok(Loaded { checkpoint, obsolete, map, size, terms, payloads, replayed, end })
 }
 
 fn superseded(id: VolumeId, by: Epoch) -> Error {
@@ -437,6 +446,10 @@ fn start(
         state.go_on(taken, description.chunk_size);
     }
     state.slots_since_checkpoint = loaded.replayed;
+    state.payloads = loaded.payloads;
+    if let Some(limits) = &options.collection {
+        state.traffic.interval = limits.interval(loaded.checkpoint.live.0);
+    }
     let map_bytes = options.map_bytes.max(8 << 20);
     let items = Arc::new(Items::new(description.id, &stores, map_bytes));
     let epoch = claimed.unwrap_or(Epoch(0));

@@ -2,6 +2,7 @@
 
 use crate::cache::disk::DiskCache;
 use crate::clock::Clock;
+use crate::gc::Limits;
 use crate::journal::disk::Disk;
 use crate::store::Store;
 use serde::{Deserialize, Serialize};
@@ -98,6 +99,8 @@ pub struct VolumeOptions {
     pub checkpoint_slots: u64,
     /// Age of changes at which a checkpoint begins, so that garbage of a quiet volume is freed.
     pub checkpoint_after: Duration,
+    /// How far dead space is collected; `None`: only chunks that are wholly dead are deleted.
+    pub collection: Option<Limits>,
     /// A request to the device that takes longer fails with EIO; `None`: it waits for as long as
     /// the store takes. The device itself goes on: what was written is stored whenever that is
     /// possible again, a write that timed out perhaps included.
@@ -120,6 +123,7 @@ impl Default for VolumeOptions {
             checkpoint_extents: 256 << 10,
             checkpoint_slots: 1024,
             checkpoint_after: Duration::from_secs(60),
+            collection: Some(Limits::default()),
             io_timeout: None,
         }
     }
@@ -203,4 +207,28 @@ pub struct VolumeStatus {
     pub disk_cache: Option<DiskCacheStatus>,
     /// Changed extents that no checkpoint has taken yet.
     pub map_changes: usize,
+    /// What the log holds, and what the collector has done.
+    pub space: SpaceStatus,
+}
+
+/// What the log of a volume holds, and what its collector has done since it was opened.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SpaceStatus {
+    /// Bytes of payload in the chunks that are stored, `None` before the first checkpoint.
+    pub stored_bytes: Option<u64>,
+    /// Of them those that the volume's contents are, as of the last checkpoint.
+    pub live_bytes: Option<u64>,
+    /// The first by the second.
+    pub ratio: Option<f64>,
+    /// What the collector keeps the ratio to, but for what was appended since the last checkpoint;
+    /// `None` where it is off.
+    pub bound: Option<f64>,
+    /// Bytes that users have written.
+    pub written_bytes: u64,
+    /// Bytes that were moved out of mostly dead chunks.
+    pub moved_bytes: u64,
+    /// Chunks that were emptied so.
+    pub collected_chunks: u64,
+    /// Bytes appended to the log for each byte written.
+    pub write_amplification: Option<f64>,
 }

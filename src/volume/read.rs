@@ -176,7 +176,7 @@ impl Shared {
     /// Loads an item of the map, on the runtime. An item that is missing from the store is an
     /// error only if the map still names it at the next lookup (`before`): a checkpoint may have
     /// replaced it.
-    async fn load(&self, missing: Missing, before: Option<Missing>) -> DeviceResult<Missing> {
+    pub async fn load(&self, missing: Missing, before: Option<Missing>) -> DeviceResult<Missing> {
         let items = self.items.clone();
         let load = self.env.runtime.spawn(async move { items.load(missing).await });
         match load.await {

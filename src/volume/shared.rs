@@ -1,6 +1,7 @@
 //! What all parts of an open volume share, and its background tasks.
 
 use super::checkpoint::{self, Checkpointer};
+use super::collect::Collection;
 use super::items::Items;
 use super::local;
 use super::options::{Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus};
@@ -21,7 +22,7 @@ use crate::log::upload::UploadSink;
 use crate::mutant::{self, Mutant};
 use crate::store::StoreErrorKind;
 use crate::sync::{Mutex, MutexGuard, Notified, Notify};
-use crate::units::{Epoch, Seq};
+use crate::units::{Epoch, SECTOR_SIZE, Seq};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -57,6 +58,7 @@ pub(super) struct Shared {
     /// A checkpoint should begin.
     pub checkpoint_due: Notify,
     pub checkpointer: tokio::sync::Mutex<Checkpointer>,
+    pub collection: Collection,
     /// Held while files of the mirror are removed.
     shortening: Mutex<()>,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -77,6 +79,7 @@ pub(super) struct Parts {
 impl Shared {
     pub fn new(parts: Parts) -> Shared {
         let chunk_size = parts.description.chunk_size;
+        let collection = Collection::new(parts.options.collection, chunk_size);
         Shared {
             id: parts.description.id,
             epoch: parts.epoch,
@@ -97,6 +100,7 @@ impl Shared {
             changed: Notify::new(),
             checkpoint_due: Notify::new(),
             checkpointer: tokio::sync::Mutex::new(parts.checkpointer),
+            collection,
             shortening: Mutex::new(()),
             tasks: Mutex::new(Vec::new()),
         }
@@ -173,6 +177,12 @@ impl Shared {
         self.tasks.lock().unwrap_or_else(|e| e.into_inner()).extend(tasks);
     }
 
+    /// Begins one more.
+    pub fn start_task(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let task = self.env.runtime.spawn(task).abort_handle();
+        self.tasks.lock().unwrap_or_else(|e| e.into_inner()).push(task);
+    }
+
     pub fn stop_tasks(&self) {
         self.state().uploads = None;
         for task in self.tasks.lock().unwrap_or_else(|e| e.into_inner()).drain(..) {
@@ -213,6 +223,7 @@ impl Shared {
             cache_bytes,
             disk_cache: self.disk.as_ref().map(Tier::status),
             map_changes: state.map.changes(),
+            space: self.collection.status(&state),
         }
     }
 
@@ -267,6 +278,8 @@ impl UploadSink for Shared {
     }
 
     fn stored(&self, chunk: &SealedChunk) {
+        let sectors = (chunk.payload.len() as u64 / SECTOR_SIZE) as u32;
+        self.state().payloads.insert(chunk.seq, sectors);
         self.cache_payload(chunk);
         self.offer_payload(chunk);
     }
@@ -277,6 +290,7 @@ impl UploadSink for Shared {
             state.uploaded(seq);
             state.map.changes() >= self.options.checkpoint_extents
                 || state.slots_since_checkpoint >= self.options.checkpoint_slots
+                || state.traffic.is_much()
         };
         self.shorten_mirror();
         self.wake();

@@ -12,6 +12,7 @@ use crate::log::{CommitPoint, IN_FLIGHT_MAX, OpenChunk, Terms};
 use crate::map::{Map, Overlay, Target};
 use crate::mutant::{self, Mutant};
 use crate::units::{SECTOR_SIZE, Sector, SectorCount, SectorRange, Seq};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,8 +98,34 @@ pub(super) struct State {
     seal_wanted: bool,
     /// Slots since the last checkpoint began.
     pub slots_since_checkpoint: u64,
+    /// What went into the log, and where from.
+    pub traffic: Traffic,
+    /// Sectors in the chunks of slots since the last checkpoint, where there are some.
+    pub payloads: BTreeMap<Seq, u32>,
     /// Takes the slots of sealed chunks; `None` for read-only volumes and after the end.
     pub uploads: Option<UnboundedSender<Seq>>,
+}
+
+/// Sectors since the volume was opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Traffic {
+    /// Written by users.
+    pub written: u64,
+    /// Appended to the log, by whomever.
+    pub appended: u64,
+    /// Of them by the collector.
+    pub moved: u64,
+    /// What `appended` was when the last checkpoint began.
+    pub frozen: u64,
+    /// What may be appended until the next one is due for the sake of space; 0 is no limit.
+    pub interval: u64,
+}
+
+impl Traffic {
+    /// A checkpoint is due, so that what died is freed.
+    pub fn is_much(&self) -> bool {
+        self.interval > 0 && self.appended - self.frozen >= self.interval
+    }
 }
 
 /// What a checkpoint begins with.
@@ -114,6 +141,8 @@ pub(super) struct Frozen {
     pub terms: Terms,
     /// The owner's close record is in it: nothing of this term follows.
     pub closed: bool,
+    /// Sectors that were appended until then.
+    pub appended: u64,
 }
 
 impl State {
@@ -140,6 +169,8 @@ impl State {
             most: (0, Duration::ZERO),
             seal_wanted: false,
             slots_since_checkpoint: 0,
+            traffic: Traffic::default(),
+            payloads: BTreeMap::new(),
             uploads,
         }
     }
@@ -220,7 +251,7 @@ impl State {
 
     /// Puts a change into mirror and journal, where there are such. A mirror that cannot be written is
     /// given up: the device works on, and could not be recovered.
-    fn record(&mut self, change: Change<'_>) -> DeviceResult<()> {
+    pub fn record(&mut self, change: Change<'_>) -> DeviceResult<()> {
         self.mirror(change)?;
         if self.journal_failure.is_none()
             && let Some(journal) = &mut self.journal
@@ -288,18 +319,26 @@ impl State {
         {
             self.record(Change::Data { start, offset: location.offset, data })?;
             self.open.overwrite(location.offset, data);
+            self.traffic.written += whole.len().0;
             return Ok(whole.len());
         }
         let len = whole.len().min(self.open.room());
         let range = SectorRange::between(start, Sector(start.0 + len.0));
         let data = &data[..len.bytes() as usize];
         self.record(Change::Data { start, offset: self.open.next_offset(), data })?;
+        self.append(range, data);
+        self.traffic.written += len.0;
+        Ok(len)
+    }
+
+    /// Puts `data`, which is recorded, into the open chunk, where there is room for it.
+    pub fn append(&mut self, range: SectorRange, data: &[u8]) {
         let location = self.open.append(range, data);
         self.map.insert(range, Target::Data(location));
+        self.traffic.appended += range.len().0;
         if self.open.room().0 == 0 {
             self.seal();
         }
-        Ok(len)
     }
 
     /// `range` reads as zeros from now on: `record` says why.
@@ -431,12 +470,14 @@ impl State {
             self.seal();
         }
         self.slots_since_checkpoint = 0;
+        self.traffic.frozen = self.traffic.appended;
         Frozen {
             changes: self.map.freeze(),
             next: self.open.seq(),
             size: self.size,
             terms: self.terms.clone(),
             closed: matches!(self.phase, Phase::Closed),
+            appended: self.traffic.appended,
         }
     }
 

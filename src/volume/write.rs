@@ -35,7 +35,7 @@ impl Shared {
     }
 
     /// Makes `change`, if there is room for more dirty data; otherwise says what to wait for.
-    fn change<T>(
+    pub(super) fn change<T>(
         &self,
         change: impl FnOnce(&mut State) -> DeviceResult<T>,
     ) -> DeviceResult<Result<T, Notified<'_>>> {

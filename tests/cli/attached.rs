@@ -118,6 +118,45 @@ fn a_takeover_fences_the_first_owner() {
     assert_eq!(second.ended().0, 0);
 }
 
+/// By its owner while it is served, and by whoever asks while it is not.
+#[test]
+fn collection_frees_what_was_overwritten() {
+    let home = home_with(&["data"]);
+    let server = home.serve(&["data"]);
+    let most: Vec<String> = (0..32).map(|n| format!("write -P 2 {n}M 768k")).collect();
+    let mut commands = vec!["write -P 1 0 32M", "flush"];
+    commands.extend(most.iter().map(String::as_str));
+    commands.push("flush");
+    assert!(qemu_io(&server.uri, &commands));
+    let done = home.run(&["gc", "data", "--json"]).json();
+    let figure = |name: &str| done[name].as_u64().unwrap();
+    assert_eq!(figure("live_bytes"), 32 << 20, "{done}");
+    assert!(figure("stored_bytes_before") >= 55 << 20, "{done}");
+    assert!(figure("stored_bytes") <= 52 << 20, "at most 1.6 x live: {done}");
+    assert!(figure("moved_bytes") > 0 && figure("collected_chunks") > 0, "{done}");
+    let space = home.run(&["status", "data", "--json"]).json()["space"].clone();
+    assert_eq!(space["stored_bytes"], done["stored_bytes"], "{space}");
+    assert_eq!(space["moved_bytes"], done["moved_bytes"], "{space}");
+    assert!(space["write_amplification"].as_f64().unwrap() > 1.0, "{space}");
+    assert!(home.run(&["status", "data"]).ok().contains("x what is live (at most 1.60)"));
+    home.run(&["detach", "data"]).ok();
+    server.ended();
+
+    let full = home.run(&["gc", "data", "--full", "--json"]).json();
+    assert_eq!((&full["stored_bytes"], &full["ratio"]), (&json!(32 << 20), &json!(1.0)), "{full}");
+    let again = home.run(&["gc", "data"]).ok();
+    assert!(again.starts_with("data: 32 MiB -> 32 MiB stored, 32 MiB live; 0 B moved"), "{again}");
+    let server = home.serve(&["data"]);
+    let read: Vec<String> = (0..32)
+        .flat_map(|n| [(2, n * 1024, 768), (1, n * 1024 + 768, 256)])
+        .map(|(what, at, len)| format!("read -P {what} {at}k {len}k"))
+        .collect();
+    assert!(qemu_io(&server.uri, &read.iter().map(String::as_str).collect::<Vec<_>>()));
+    home.other_host().run(&["gc", "data"]).refuses(BUSY, "a volume is collected by its owner");
+    home.run(&["detach", "data"]).ok();
+    server.ended();
+}
+
 #[test]
 fn deletion_by_force_fences_the_owner() {
     let home = home_with(&["data"]);

@@ -44,6 +44,7 @@ const MISTAKES: &[(&[&str], i32, &str)] = &[
     (&["status", "none"], NOT_FOUND, "none is not attached on this host"),
     (&["resize", "none", "--size", "1G"], NOT_FOUND, "there is no volume called none"),
     (&["resize", "data", "--size", "7"], USAGE, "not whole blocks"),
+    (&["gc", "none"], NOT_FOUND, "there is no volume called none"),
     (&["rename", "none", "other"], NOT_FOUND, "there is no volume called none"),
     (&["delete", "none", "--yes"], NOT_FOUND, "there is no volume called none"),
     (&["--store", "/tmp/x", "list"], USAGE, "write s3://bucket/prefix or file:///dir"),

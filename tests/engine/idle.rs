@@ -3,6 +3,7 @@
 use crate::rig::{Rig, owner, pattern, range, read, write};
 use objblk::clock::SystemClock;
 use objblk::device::BlockDevice;
+use objblk::gc::Limits;
 use objblk::store::metrics::MetricsStore;
 use objblk::volume::{Env, Mode, Stores, Volume};
 use std::collections::BTreeMap;
@@ -46,6 +47,10 @@ async fn use_it(volume: &Volume) {
         }
         volume.discard(range(round * 8, 8)).await.unwrap();
     }
+    // Half of every chunk.
+    for at in 0..40 {
+        volume.discard(range(at * 64, 32)).await.unwrap();
+    }
     // Neither flushed nor full: it is sealed by its age.
     write(volume, 7, &pattern(7, 1, 99)).await.unwrap();
     read(volume, 0, 2000).await.unwrap();
@@ -53,6 +58,9 @@ async fn use_it(volume: &Volume) {
 
 async fn is_quiet(every: Option<Duration>, beats: u64) {
     let mut rig = Rig::new(1, SIZE).await;
+    // So eager that there is something to collect here.
+    let eager = Limits { bound_percent: 100, slack_bytes: 0, ..Limits::default() };
+    rig.options.collection = Some(eager);
     rig.options.watch_every = every;
     let expected: BTreeMap<String, u64> =
         [("head".to_owned(), beats)].into_iter().filter(|(_, n)| *n > 0).collect();
@@ -64,6 +72,8 @@ async fn is_quiet(every: Option<Duration>, beats: u64) {
     tokio::time::sleep(rig.options.checkpoint_after * 3).await;
     assert_eq!(volume.status().dirty_bytes, 0);
     assert_eq!(volume.status().map_changes, 0, "a checkpoint was made");
+    let space = volume.status().space;
+    assert!(space.collected_chunks > 0 && space.stored_bytes == space.live_bytes, "{space:?}");
     assert_eq!(idle_hour(&metrics).await, expected, "after the last checkpoint");
     volume.close().await.unwrap();
     assert_eq!(idle_hour(&metrics).await, BTreeMap::new(), "closed");

@@ -11,7 +11,7 @@ use objblk::format::fence::Fence;
 use objblk::format::keys::{ChunkId, MapObjectId};
 use objblk::format::map_object::{ItemKind, MapObjectBuilder};
 use objblk::format::page::{
-    Extent, ItemRef, Location, encode_chunk_page, encode_leaf, encode_map_page,
+    ChunkPage, ChunkUse, Extent, ItemRef, Location, encode_chunk_page, encode_leaf, encode_map_page,
 };
 use objblk::format::pool::{NameObject, PoolKind, PoolObject, TombstoneObject, encode_json};
 use objblk::format::record::Record;
@@ -101,12 +101,18 @@ pub fn leaf() -> Vec<Extent> {
     ]
 }
 
+/// As older versions wrote it, which did not note how much is in a chunk.
+pub fn chunk_page() -> ChunkPage {
+    let used = |live| ChunkUse { live, payload: 0 };
+    vec![(0, used(1)), (4095, used(8192))]
+}
+
 pub fn map_object() -> Vec<u8> {
     let mut builder = MapObjectBuilder::new(volume(), object(1));
     let leaf = builder.add(ItemKind::Leaf, 5, &encode_leaf(&leaf()));
     let page = encode_map_page(&[(5, leaf), (1023, item(0))]);
     builder.add(ItemKind::MapPage, 0, &page);
-    builder.add(ItemKind::ChunkPage, 2, &encode_chunk_page(&[(0, 1), (4095, 8192)]));
+    builder.add(ItemKind::ChunkPage, 2, &encode_chunk_page(&chunk_page()));
     builder.finish()
 }
 

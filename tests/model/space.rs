@@ -257,7 +257,9 @@ impl Audited {
             let slots = parse_chunk_page(&self.item(*item, uses).await).unwrap();
             assert!(!slots.is_empty(), "an empty page");
             let first = page * CHUNKS_PER_PAGE;
-            live.extend(slots.iter().map(|(slot, n)| (first + u64::from(*slot), u64::from(*n))));
+            live.extend(
+                slots.iter().map(|(slot, used)| (first + u64::from(*slot), u64::from(used.live))),
+            );
         }
         live
     }

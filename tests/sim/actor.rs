@@ -221,6 +221,7 @@ impl Actor {
         let (pid, calm) = (self.process.pid, self.world.state().calm);
         let _waits = self.process.begins("the close");
         let outcome = client.volume.close().await;
+        self.world.state().counts.collected += client.volume.status().space.collected_chunks;
         if let Some(device) = &self.process.device {
             device.heritage.remove();
         }

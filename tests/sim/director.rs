@@ -9,6 +9,7 @@ use crate::world::World;
 use bytes::Bytes;
 use objblk::format::volume::VolumeObject;
 use objblk::format::{features::Features, keys, pool};
+use objblk::gc::{Choice, Limits};
 use objblk::journal::mirror;
 use objblk::store::Store;
 use objblk::volume::{Mode, VolumeOptions};
@@ -61,8 +62,17 @@ fn options(rng: &mut StdRng) -> VolumeOptions {
         checkpoint_extents: one(rng, &[4, 64, 1000]),
         checkpoint_slots: one(rng, &[1, 4, 16, 64]),
         checkpoint_after: Duration::from_millis(one(rng, &[100, 5_000, 60_000])),
+        collection: collection(rng),
         io_timeout: None,
     }
+}
+
+/// So eager in many worlds that whatever can be moved is moved.
+fn collection(rng: &mut StdRng) -> Option<Limits> {
+    let bound_percent = [100, 100, 110, 140][rng.random_range(0..4)];
+    let slack_bytes = [0, 0, 64 << 10][rng.random_range(0..3)];
+    let choice = [Choice::Greedy, Choice::CostBenefit][rng.random_range(0..2)];
+    rng.random_bool(0.6).then_some(Limits { bound_percent, slack_bytes, choice })
 }
 
 impl Director {

@@ -1,4 +1,5 @@
-//! The control arm: an engine with a mistake in it must be caught.
+//! The control arm: an engine with a mistake in it must be caught. `OBJBLK_MUTANT=Journal` makes only
+//! those with that in their names.
 
 use crate::{rings, run};
 use objblk::mutant::{self, Mutant};
@@ -11,7 +12,11 @@ const LIMIT: u64 = 2000;
 fn every_mutant_is_caught() {
     println!("{:<28} {:>8}  by", "mutant", "seeds");
     let mut survivors = Vec::new();
+    let only = std::env::var("OBJBLK_MUTANT").ok();
     for made in Mutant::ALL {
+        if only.as_ref().is_some_and(|only| !format!("{made:?}").contains(only)) {
+            continue;
+        }
         let caught = std::sync::Mutex::new(None);
         let earliest = AtomicU64::new(u64::MAX);
         run::spread(0..LIMIT, |number| {

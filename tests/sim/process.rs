@@ -227,6 +227,12 @@ impl Process {
         volume.as_ref().is_some_and(|volume| volume.status().failure.is_none())
     }
 
+    /// Chunks that it has emptied.
+    pub fn collected(&self) -> u64 {
+        let volume = self.volume.lock().expect("not poisoned");
+        volume.as_ref().map_or(0, |volume| volume.status().space.collected_chunks)
+    }
+
     /// It shall close the volume when its requests are done.
     pub fn close_soon(&self) {
         self.closing.store(true, Relaxed);

@@ -169,6 +169,7 @@ fn seeds() {
     assert!(total.failed.is_empty(), "violations: {:?}", total.failed);
     let missed: Vec<_> =
         sites::all().into_iter().filter(|site| !total.hits.contains_key(site)).collect();
+    assert!(total.counts.collected > total.seeds / 10, "hardly anything was collected");
     assert!(missed.is_empty() || total.seeds < ENOUGH, "sites that were never hit: {missed:?}");
 }
 

@@ -86,6 +86,7 @@ pub struct Counts {
     pub audits: u64,
     pub deletes: u64,
     pub checkpoints: u64,
+    pub collected: u64,
 }
 
 impl Counts {
@@ -100,7 +101,7 @@ impl Counts {
         self.journaled += u64::from(by == Keeper::Journal);
     }
 
-    fn all_mut(&mut self) -> [(&'static str, &mut u64); 19] {
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 20] {
         [
             ("operations", &mut self.operations),
             ("requests", &mut self.requests),
@@ -121,6 +122,7 @@ impl Counts {
             ("audits", &mut self.audits),
             ("objects deleted", &mut self.deletes),
             ("checkpoints", &mut self.checkpoints),
+            ("chunks collected", &mut self.collected),
         ]
     }
 }
@@ -451,7 +453,11 @@ impl World {
     /// Ends a process.
     pub fn kill(&self, process: &Process) {
         self.trace(|| format!("{} is killed", process.pid));
-        self.state().counts.killed += 1;
+        let collected = process.collected();
+        let mut state = self.state();
+        state.counts.killed += 1;
+        state.counts.collected += collected;
+        drop(state);
         process.kill();
     }
 

@@ -1,0 +1,372 @@
+//! Collection at work: when, how far, and at what pace. What it knows and wants is
+//! [`gc`](crate::gc)'s; how chunks are emptied is in [`victims`].
+//!
+//! After each checkpoint the collector learns the pages of live counts that it changed. While the
+//! bound is exceeded it empties victims, in batches; they die with the next checkpoint. Without
+//! changes there is no checkpoint, so an idle volume is not looked at; nor is one that is only read.
+//!
+//! **Users first.** A move waits as a user's write does where there is no room, and it takes its
+//! turn only in proportion to what users write, or when they have written nothing for a moment and
+//! little is dirty. Reading is background work of the store's limiter.
+
+use super::checkpoint;
+use super::options::SpaceStatus;
+use super::shared::Shared;
+use super::state::State;
+use super::{Volume, victims};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::checkpoint::Checkpoint;
+use crate::format::page::ItemRef;
+use crate::gc::{Candidate, Choice, Cost, Knowledge, Limits, Space};
+use crate::sync::{Mutex, Notify};
+use crate::units::{SECTOR_SIZE, Seq};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Sectors that are read for one batch, unless one chunk has more: bounds memory.
+const BATCH: u64 = (16 << 20) / SECTOR_SIZE;
+/// Users are quiet when they have written nothing for that long.
+const QUIET: Duration = Duration::from_millis(50);
+/// Sectors that are moved in one go while users write: what a flush may have to wait for.
+const BURST: u64 = (1 << 20) / SECTOR_SIZE;
+/// Sectors that the collector may save up.
+const CREDIT_MAX: u64 = (4 << 20) / SECTOR_SIZE;
+/// Turns of `collect` after which what is left is left: somebody writes as fast.
+const ROUNDS: usize = 64;
+
+/// The newest checkpoint of this owner.
+#[derive(Clone, Debug)]
+struct Seen {
+    next: Seq,
+    live: u64,
+    /// What had been appended when it began.
+    appended: u64,
+    root: Arc<BTreeMap<u64, ItemRef>>,
+    /// Sectors in chunks, once they are counted.
+    stored: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Work {
+    knowledge: Knowledge,
+    /// The bound was exceeded and is not met yet.
+    active: bool,
+    /// There were too many small chunks, and some can still be merged.
+    merging: bool,
+}
+
+/// The collector of a volume.
+#[derive(Debug)]
+pub(super) struct Collection {
+    /// A checkpoint was made.
+    due: Notify,
+    seen: Mutex<Option<Seen>>,
+    /// Chunks that were emptied.
+    pub chunks: AtomicUsize,
+    /// Somebody waits until all is collected.
+    hurried: AtomicUsize,
+    work: tokio::sync::Mutex<Work>,
+    limits: Option<Limits>,
+}
+
+/// What a collection has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Collected {
+    /// Chunks that were emptied.
+    pub chunks: u64,
+    /// Bytes that were moved out of them.
+    pub moved_bytes: u64,
+    /// Bytes in chunks before.
+    pub stored_before: u64,
+    /// Bytes in chunks.
+    pub stored_bytes: u64,
+    /// Of them, those that the volume's contents are.
+    pub live_bytes: u64,
+}
+
+impl Collected {
+    /// Bytes that are stored for each one that is live.
+    pub fn ratio(&self) -> Option<f64> {
+        (self.live_bytes > 0).then(|| self.stored_bytes as f64 / self.live_bytes as f64)
+    }
+}
+
+impl Collection {
+    pub fn new(limits: Option<Limits>, chunk_size: u64) -> Collection {
+        let choice = limits.map_or(Choice::default(), |limits| limits.choice);
+        let knowledge = Knowledge::new(choice, (chunk_size / SECTOR_SIZE) as u32);
+        Collection {
+            due: Notify::new(),
+            seen: Mutex::new(None),
+            chunks: AtomicUsize::new(0),
+            hurried: AtomicUsize::new(0),
+            work: tokio::sync::Mutex::new(Work { knowledge, active: false, merging: false }),
+            limits,
+        }
+    }
+
+    /// A checkpoint was made, of all that was appended until then.
+    pub fn look_at(&self, shared: &Shared, checkpoint: &Checkpoint, appended: u64) {
+        let Some(limits) = &self.limits else { return };
+        let live = checkpoint.live.0;
+        shared.state().traffic.interval = limits.interval(live);
+        let root = Arc::new(checkpoint.chunk_root.iter().copied().collect());
+        let seen = Seen { next: checkpoint.next, live, appended, root, stored: None };
+        *self.seen.lock().unwrap_or_else(|e| e.into_inner()) = Some(seen);
+        self.due.notify_one();
+    }
+
+    fn seen(&self) -> Option<Seen> {
+        self.seen.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn counted(&self, next: Seq, stored: u64) {
+        let mut seen = self.seen.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(seen) = seen.as_mut().filter(|seen| seen.next == next) {
+            seen.stored = Some(stored);
+        }
+    }
+
+    pub fn status(&self, state: &State) -> SpaceStatus {
+        let seen = self.seen();
+        let traffic = &state.traffic;
+        let since = |seen: &Seen| traffic.appended - seen.appended;
+        let stored = seen.as_ref().and_then(|seen| Some(seen.stored? + since(seen)));
+        let live = seen.as_ref().map(|seen| seen.live);
+        let by = |a: u64, b: u64| (b > 0).then(|| a as f64 / b as f64);
+        SpaceStatus {
+            stored_bytes: stored.map(|n| n * SECTOR_SIZE),
+            live_bytes: live.map(|n| n * SECTOR_SIZE),
+            ratio: stored.zip(live).and_then(|(stored, live)| by(stored, live)),
+            bound: self.limits.map(|limits| f64::from(limits.bound_percent) / 100.0),
+            written_bytes: traffic.written * SECTOR_SIZE,
+            moved_bytes: traffic.moved * SECTOR_SIZE,
+            collected_chunks: self.chunks.load(Relaxed) as u64,
+            write_amplification: by(traffic.appended, traffic.written),
+        }
+    }
+}
+
+/// Begins the collector of an owner.
+pub(super) fn start(shared: &Arc<Shared>) {
+    if let (Some(limits), false) = (shared.options.collection, shared.is_read_only()) {
+        shared.start_task(task(shared.clone(), limits));
+    }
+}
+
+async fn task(shared: Arc<Shared>, limits: Limits) {
+    loop {
+        shared.collection.due.notified().await;
+        loop {
+            match round(&shared, &limits).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(_) if shared.state().check().is_err() => return,
+                Err(why) => {
+                    tracing::warn!(volume = %shared.id, "collection stops for now: {why}");
+                    // What is damaged is looked at again when there is something new.
+                    if why.kind() != ErrorKind::Store {
+                        break;
+                    }
+                    tokio::time::sleep(checkpoint::RETRY_AFTER).await;
+                }
+            }
+        }
+    }
+}
+
+/// Empties one batch of victims. False: there is nothing to be done.
+async fn round(shared: &Arc<Shared>, limits: &Limits) -> Result<bool> {
+    let mut work = shared.collection.work.lock().await;
+    let Some(seen) = learn(shared, &mut work.knowledge).await? else { return Ok(false) };
+    let since = shared.state().traffic.appended - seen.appended;
+    let space = Space { kept: work.knowledge.kept() + since, live: seen.live };
+    let (chosen, cost) = plan(&mut work, limits, space, seen.next);
+    if chosen.is_empty() {
+        return Ok(false);
+    }
+    let mut pace = Pace::new(shared, limits.rate_percent(space, cost), cost.moved);
+    victims::empty(shared, &mut work.knowledge, chosen, &mut pace).await?;
+    Ok(true)
+}
+
+fn plan(work: &mut Work, limits: &Limits, space: Space, now: Seq) -> (Vec<Candidate>, Cost) {
+    work.active |= limits.is_due(space);
+    let excess = limits.excess(space);
+    if work.active && excess > 0 {
+        let (chosen, cost) = work.knowledge.choose(limits, excess, BATCH, now);
+        if !chosen.is_empty() {
+            return (chosen, cost);
+        }
+    }
+    work.active = false;
+    // Not for every single one: as many as there are, once there are too many.
+    work.merging |= work.knowledge.small_excess(space.live) > 0;
+    if !work.merging {
+        return Default::default();
+    }
+    let (chosen, cost) = work.knowledge.choose_small(BATCH);
+    work.merging = !chosen.is_empty();
+    (chosen, cost)
+}
+
+/// Learns what the newest checkpoint changed; `None` while there is none.
+async fn learn(shared: &Shared, knowledge: &mut Knowledge) -> Result<Option<Seen>> {
+    loop {
+        let Some(seen) = shared.collection.seen() else { return Ok(None) };
+        match learn_pages(shared, knowledge, &seen).await {
+            Ok(()) => {
+                shared.collection.counted(seen.next, knowledge.stored());
+                return Ok(Some(seen));
+            }
+            // A newer checkpoint may have replaced a page meanwhile.
+            Err(why) => match shared.collection.seen() {
+                Some(newer) if newer.next != seen.next => {}
+                _ => return Err(why),
+            },
+        }
+    }
+}
+
+async fn learn_pages(shared: &Shared, knowledge: &mut Knowledge, seen: &Seen) -> Result<()> {
+    for (index, item) in knowledge.outdated(&seen.root) {
+        let page = shared.items.chunk_page(item).await?;
+        knowledge.learn((index, item), &page, seen.next, seen.root.len());
+    }
+    Ok(())
+}
+
+/// Makes the collector wait for its turn.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// Sectors for each 100 of users.
+    rate: u64,
+    /// Hundredths of sectors that may be moved.
+    credit: u64,
+    /// Sectors that are saved up before any are moved: flushes in between would leave small chunks.
+    burst: u64,
+    spending: bool,
+    written: u64,
+    quiet_since: Instant,
+    /// Dirty bytes at which nothing is moved for its own sake.
+    dirty: u64,
+}
+
+impl Pace {
+    fn new(shared: &Shared, rate: u64, sectors: u64) -> Pace {
+        let (budget, chunk) = (shared.limits.dirty_bytes, shared.description.chunk_size);
+        Pace {
+            rate,
+            credit: 0,
+            burst: sectors.min(BURST),
+            spending: false,
+            written: shared.state().traffic.written,
+            quiet_since: Instant::now(),
+            dirty: (budget / 4).max(2 * chunk).min(budget / 2),
+        }
+    }
+
+    /// Returns when `sectors` may be moved.
+    ///
+    /// # Errors
+    /// The volume is closed or has failed.
+    pub async fn turn(&mut self, shared: &Shared, sectors: u64) -> Result<()> {
+        loop {
+            let progress = shared.next_progress();
+            let (written, dirty) = {
+                let state = shared.state();
+                if state.check().is_err() {
+                    drop(state);
+                    return Err(shared.failure());
+                }
+                (state.traffic.written, state.dirty())
+            };
+            if written > self.written {
+                let more = (written - self.written).saturating_mul(self.rate);
+                self.credit = self.credit.saturating_add(more).min(100 * CREDIT_MAX);
+                (self.written, self.quiet_since) = (written, Instant::now());
+            }
+            self.spending |= self.credit >= 100 * self.burst;
+            if self.spending {
+                self.credit = self.credit.saturating_sub(100 * sectors);
+                self.spending = self.credit > 0;
+                return Ok(());
+            }
+            let hurried = shared.collection.hurried.load(Relaxed) > 0;
+            let quiet = self.quiet_since.elapsed() >= QUIET;
+            match (hurried || quiet, dirty < self.dirty) {
+                (true, true) => return Ok(()),
+                (true, false) => progress.await,
+                // Users who write have something committed now and then.
+                (false, _) => {
+                    let _ = tokio::time::timeout(QUIET, progress).await;
+                }
+            }
+        }
+    }
+}
+
+/// Counts who waits for a collection.
+struct Hurry<'a>(&'a AtomicUsize);
+
+impl<'a> Hurry<'a> {
+    fn new(hurried: &'a AtomicUsize) -> Hurry<'a> {
+        hurried.fetch_add(1, Relaxed);
+        Hurry(hurried)
+    }
+}
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Volume {
+    /// Collects now, until what chunks hold is at most `bound_percent` of what is live (`None`: as
+    /// the volume's options say), or nothing more is to be gained; then deletes what died.
+    ///
+    /// # Errors
+    /// Usage: the volume is open read-only, or a bound below 100. Those of a checkpoint.
+    ///
+    /// Cancellation: what was moved is moved.
+    pub async fn collect(&self, bound_percent: Option<u32>) -> Result<Collected> {
+        let shared = &self.shared;
+        if shared.is_read_only() {
+            return Err(Error::usage("the volume is open read-only"));
+        }
+        let mut limits = shared.options.collection.unwrap_or_default();
+        limits.bound_percent = bound_percent.unwrap_or(limits.bound_percent);
+        limits.slack_bytes = 0;
+        if limits.bound_percent < 100 {
+            return Err(Error::usage("chunks cannot hold less than what is live"));
+        }
+        let _hurry = Hurry::new(&shared.collection.hurried);
+        let chunks = || shared.collection.chunks.load(Relaxed) as u64;
+        let moved = || shared.state().traffic.moved * SECTOR_SIZE;
+        let (chunks_before, moved_before) = (chunks(), moved());
+        let mut stored_before = None;
+        for _ in 0..ROUNDS {
+            // What died is deleted, and the rest counted again.
+            checkpoint::run(shared, checkpoint::Kind::Running).await?;
+            learn(shared, &mut shared.collection.work.lock().await.knowledge).await?;
+            let stored = shared.status().space.stored_bytes;
+            stored_before = stored_before.or(stored);
+            if !round(shared, &limits).await? {
+                break;
+            }
+            while round(shared, &limits).await? {}
+        }
+        let space = shared.status().space;
+        Ok(Collected {
+            chunks: chunks() - chunks_before,
+            moved_bytes: moved() - moved_before,
+            stored_before: stored_before.unwrap_or_default(),
+            stored_bytes: space.stored_bytes.unwrap_or_default(),
+            live_bytes: space.live_bytes.unwrap_or_default(),
+        })
+    }
+}
