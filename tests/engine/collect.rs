@@ -240,7 +240,7 @@ async fn writers_and_moves_race() {
             while user.next < 20_000 {
                 let at = user.rng.random_range(0..user.stamps.len() as u64 / 4) * 4 + lane;
                 user.write(&volume, at as usize).await;
-                if user.next % 500 == 0 {
+                if user.next.is_multiple_of(500) {
                     volume.flush().await.unwrap();
                 }
             }
