@@ -19,6 +19,8 @@ use objblk::format::page::{
     parse_leaf, parse_map_page,
 };
 use objblk::format::record::Record;
+use objblk::gc::Limits;
+use objblk::log::Terms;
 use objblk::store::{GetRange, Key, ListPage, ObjectInfo, Store, StoreResult};
 use objblk::units::{Epoch, Seq};
 use objblk::volume::Volume;
@@ -133,9 +135,12 @@ struct Audited {
 }
 
 impl Audited {
-    async fn new() -> Audited {
+    async fn new(collected: bool) -> Audited {
         let mut rig = Rig::new(1, SECTORS * 512).await;
         (rig.options.checkpoint_extents, rig.options.checkpoint_slots) = (100_000, 100_000);
+        // Whatever can be moved is moved.
+        let eager = Limits { bound_percent: 100, slack_bytes: 0, ..Limits::default() };
+        rig.options.collection = collected.then_some(eager);
         let keeper = Keeper::new(rig.store.clone());
         rig.store = Arc::new(keeper.clone());
         let volume = rig.open().await;
@@ -252,9 +257,16 @@ impl Audited {
     }
 
     async fn census(&self, checkpoint: &Checkpoint, uses: &mut Uses) -> BTreeMap<u64, u64> {
-        let mut live = BTreeMap::new();
+        let (mut live, terms) = (BTreeMap::new(), Terms::new(checkpoint.terms.clone()));
         for (page, item) in &checkpoint.chunk_root {
             let slots = parse_chunk_page(&self.item(*item, uses).await).unwrap();
+            for (slot, used) in &slots {
+                let seq = Seq(page * CHUNKS_PER_PAGE + u64::from(*slot));
+                let chunk =
+                    self.keeper.slots.lock().unwrap()[&terms.slot_key(self.rig.id, seq)].clone();
+                let payload = ChunkHeader::parse(&chunk).unwrap().payload_sectors;
+                assert_eq!(used.payload, payload, "sectors in slot {seq}");
+            }
             assert!(!slots.is_empty(), "an empty page");
             let first = page * CHUNKS_PER_PAGE;
             live.extend(
@@ -322,8 +334,8 @@ impl Audited {
 /// Bytes of each map object that are referenced.
 type Uses = BTreeMap<MapObjectId, u64>;
 
-async fn run(steps: Vec<Step>) {
-    let mut audited = Audited::new().await;
+async fn run(steps: Vec<Step>, collected: bool) {
+    let mut audited = Audited::new(collected).await;
     for (stamp, step) in (1..).zip(&steps) {
         audited.step(step, stamp).await;
     }
@@ -342,7 +354,7 @@ proptest! {
     #![proptest_config(crate::config(100))]
 
     #[test]
-    fn checkpoints_account_for_all_space(steps in steps()) {
-        crate::block_on(run(steps));
+    fn checkpoints_account_for_all_space(steps in steps(), collected in any::<bool>()) {
+        crate::block_on(run(steps, collected));
     }
 }
