@@ -94,11 +94,14 @@ async fn what_was_read_is_read_without_the_store() {
     for start in (0..CHUNKS * CHUNK).step_by(384) {
         assert!(read(&volume, start, 8).await.unwrap() == pattern(start, 8, 1));
     }
+    // Whoever closes waits until what was read is in the cache.
+    volume.close().await.unwrap();
+    let volume = rig.take_over(9).await;
     check(&volume, 1, 512).await;
     let seen = status(&volume);
     assert!(seen.misses > 0 && seen.hits > 0, "{seen:?}");
     volume.close().await.unwrap();
-    let volume = rig.open_as(9, Mode::ReadWrite { takeover: false }).await.unwrap();
+    let volume = rig.open_as(10, Mode::ReadWrite { takeover: false }).await.unwrap();
     cut_off(&rig);
     check(&volume, 1, 128).await;
 }
