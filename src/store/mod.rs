@@ -295,6 +295,23 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     }
 }
 
+/// Reads an object. One that does not parse is read once more: damage on the way and damage in the
+/// store look the same once.
+///
+/// # Errors
+/// Those of the store; the inner one is what is wrong with the object.
+pub async fn get_parsed<T, E>(
+    store: &dyn Store,
+    key: &Key,
+    parse: impl Fn(&[u8]) -> std::result::Result<T, E>,
+) -> StoreResult<std::result::Result<T, E>> {
+    let first = parse(&store.get(key, GetRange::All).await?);
+    if first.is_ok() {
+        return Ok(first);
+    }
+    Ok(parse(&store.get(key, GetRange::All).await?))
+}
+
 /// Every key that begins with `prefix`, page after page.
 pub async fn list_all(store: &dyn Store, prefix: &str) -> StoreResult<Vec<ObjectInfo>> {
     let mut all: Vec<ObjectInfo> = Vec::new();

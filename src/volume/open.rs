@@ -32,7 +32,7 @@ use crate::log::upload::Uploader;
 use crate::log::{OpenChunk, SealedChunk, Terms};
 use crate::map::{Base, Map, Target};
 use crate::mutant::{self, Mutant};
-use crate::store::{GetRange, Key, Store, StoreErrorKind, list_all};
+use crate::store::{Key, Store, StoreErrorKind, get_parsed, list_all};
 use crate::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -164,15 +164,15 @@ impl Volume {
 
 async fn read_description(store: &dyn Store, id: VolumeId) -> Result<VolumeObject> {
     let key = keys::volume(id);
-    let bytes = match store.get(&key, GetRange::All).await {
-        Ok(bytes) => bytes,
+    let parsed = match get_parsed(store, &key, VolumeObject::parse).await {
+        Ok(parsed) => parsed,
         Err(e) if e.kind == StoreErrorKind::NotFound => {
             return Err(Error::corrupt(format!("volume {id} has no description ({key})")));
         }
         Err(e) => return Err(e.into()),
     };
     let damaged = |e| Error::corrupt(format!("object {key} is damaged")).because(e);
-    let description = VolumeObject::parse(&bytes).map_err(damaged)?;
+    let description = parsed.map_err(damaged)?;
     if description.id != id {
         return Err(Error::corrupt(format!("object {key} describes volume {}", description.id)));
     }
@@ -200,9 +200,9 @@ async fn newest_epoch(store: &dyn Store, id: VolumeId) -> Result<Epoch> {
 }
 
 async fn read_owner(store: &dyn Store, id: VolumeId, epoch: Epoch) -> Result<Option<EpochObject>> {
-    match store.get(&keys::epoch(id, epoch), GetRange::All).await {
+    match get_parsed(store, &keys::epoch(id, epoch), EpochObject::parse).await {
         // Who it was is for people: a damaged description does not keep anybody from attaching.
-        Ok(bytes) => Ok(EpochObject::parse(&bytes).ok()),
+        Ok(parsed) => Ok(parsed.ok()),
         Err(e) if e.kind == StoreErrorKind::NotFound => Ok(None),
         Err(e) => Err(e.into()),
     }
@@ -222,8 +222,8 @@ async fn newest_checkpoint(
             return Ok((Checkpoint::initial(id, description.sectors()), Vec::new()));
         }
         let key = found.remove(0);
-        match store.get(&key, GetRange::All).await {
-            Ok(bytes) => return Ok((parse_checkpoint(id, &key, &bytes)?, found)),
+        match get_parsed(store, &key, |bytes| parse_checkpoint(id, &key, bytes)).await {
+            Ok(parsed) => return Ok((parsed?, found)),
             // Its owner has made a newer one since the listing.
             Err(e) if e.kind == StoreErrorKind::NotFound => {}
             Err(e) => return Err(e.into()),

@@ -24,10 +24,6 @@ use std::time::Duration;
 
 /// Frames that one GET asks for at most: 1 MiB.
 const RUN_MAX: usize = 16;
-/// How often a read looks again where its data is, when a chunk has vanished under it because the
-/// collector deleted it.
-const LOOKUPS: usize = 3;
-
 /// Wait before a read is tried again that the store refused.
 const REFUSED_DELAY: Duration = Duration::from_secs(2);
 
@@ -105,12 +101,16 @@ impl Shared {
         scan: bool,
         buf: &mut [u8],
     ) -> DeviceResult<()> {
-        let mut lookups = 1;
+        let mut vanished = None;
         loop {
             let parts = self.read_memory(range, buf).await?;
             match self.read_frames(&parts, scan, buf).await {
                 Ok(()) => return Ok(()),
-                Err(FetchError::Missing(_)) if lookups < LOOKUPS => lookups += 1,
+                // It was moved or overwritten, and deleted, unless the map still names it now; a
+                // slow read may meet that again and again.
+                Err(FetchError::Missing(key)) if vanished.as_ref() != Some(&key) => {
+                    vanished = Some(key);
+                }
                 Err(why) => {
                     tracing::error!(volume = %self.id, "cannot read {range}: {why}");
                     return Err(DeviceError::Io(format!("cannot read {range}: {why}")));

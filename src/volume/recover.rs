@@ -28,7 +28,7 @@ use crate::format::{VolumeId, keys};
 use crate::journal::mirror::{self, Change, Recorded};
 use crate::log::Terms;
 use crate::mutant::{self, Mutant};
-use crate::store::{GetRange, Store, StoreErrorKind};
+use crate::store::{Store, StoreErrorKind, get_parsed};
 use crate::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
 
 /// What the nonce of an owner ends with that goes on without the journal of the one before.
@@ -203,8 +203,8 @@ pub(super) async fn check_succession(
 
 async fn read_claim(store: &dyn Store, id: VolumeId, epoch: Epoch) -> Result<Option<EpochObject>> {
     let key = keys::epoch(id, epoch);
-    match store.get(&key, GetRange::All).await {
-        Ok(bytes) => EpochObject::parse(&bytes)
+    match get_parsed(store, &key, EpochObject::parse).await {
+        Ok(parsed) => parsed
             .map(Some)
             .map_err(|e| Error::corrupt(format!("object {key} is damaged")).because(e)),
         Err(e) if e.kind == StoreErrorKind::NotFound => Ok(None),

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 /// Sectors of a write.
 const BLOCK: u64 = 8;
+const SECOND: Duration = Duration::from_secs(1);
 
 fn limits(bound_percent: u32, slack_bytes: u64) -> Limits {
     Limits { bound_percent, slack_bytes, choice: Choice::CostBenefit }
@@ -344,4 +345,49 @@ async fn only_owners_collect() {
     assert_eq!(owner.collect(Some(99)).await.unwrap_err().kind(), ErrorKind::Usage);
     let nothing = owner.collect(None).await.unwrap();
     assert_eq!((nothing.chunks, nothing.stored_bytes, nothing.ratio()), (0, 0, None));
+}
+
+/// A read is slower than all that happens to what it reads: that is overwritten and deleted before it
+/// comes, again and again.
+#[tokio::test(start_paused = true)]
+async fn a_slow_read_follows_what_it_reads() {
+    let mut rig = rig(4 << 20, limits(100, 1 << 20)).await;
+    rig.options.cache_bytes = 0;
+    let volume = rig.open().await;
+    write(&volume, 0, &pattern(0, 8, 0)).await.unwrap();
+    volume.flush().await.unwrap();
+    let late = Fault::Delay { at: Moment::Before, from: SECOND, to: SECOND };
+    rig.faults.add(Rule::new(late).on(&[Op::Get]).below(keys::volume_prefix(rig.id) + "log/"));
+    let reader = tokio::spawn({
+        let volume = volume.clone();
+        async move { read(&volume, 0, 8).await }
+    });
+    // Between two requests of the reader, so that it never finds the data in memory.
+    tokio::time::sleep(SECOND / 2).await;
+    for stamp in 1..9 {
+        write(&volume, 0, &pattern(0, 8, stamp)).await.unwrap();
+        volume.flush().await.unwrap();
+        volume.collect(Some(100)).await.unwrap();
+        assert!(!reader.is_finished(), "it came before stamp {stamp}");
+        tokio::time::sleep(SECOND).await;
+    }
+    assert!(reader.await.unwrap().unwrap() == pattern(0, 8, 8));
+    volume.close().await.unwrap();
+}
+
+/// What is damaged on the way, and whole in the store, keeps nobody from opening a volume.
+#[tokio::test(start_paused = true)]
+async fn damage_on_the_way_is_not_final() {
+    let rig = rig(4 << 20, limits(160, 1 << 20)).await;
+    for (round, name) in ["volume.json", "epochs/", "checkpoints/"].into_iter().enumerate() {
+        let volume = rig.open().await;
+        write(&volume, 0, &pattern(0, 8, round as u64)).await.unwrap();
+        volume.close().await.unwrap();
+        let damage = Rule::new(Fault::Truncate).on(&[Op::Get]).times(1);
+        let damaged = rig.faults.add(damage.below(keys::volume_prefix(rig.id) + name));
+        let volume = rig.open().await;
+        assert_eq!(damaged.hits(), 1, "{name}");
+        assert_eq!(read(&volume, 0, 8).await.unwrap(), pattern(0, 8, round as u64));
+        volume.close().await.unwrap();
+    }
 }
