@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 /// A kind of file system: how it is made and how it is checked.
@@ -39,6 +40,9 @@ const XFS: Kind = Kind {
     check: &["xfs_repair", "-n"],
     package: "xfsprogs",
 };
+
+/// How long the first file and the first commit of a round may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Files that are replaced whole, again and again.
 const NAMES: u64 = 24;
@@ -66,8 +70,8 @@ fn content(name: u64, version: u64) -> Vec<u8> {
 }
 
 impl Files {
-    /// Replaces files until that fails. Returns how many were.
-    fn replace(&mut self, dir: &Path, rng: &mut StdRng) -> u64 {
+    /// Replaces files until that fails; tells of the first. Returns how many were.
+    fn replace(&mut self, dir: &Path, rng: &mut StdRng, first: &Sender<()>) -> u64 {
         for done in 0.. {
             let name = rng.random_range(0..NAMES);
             self.last += 1;
@@ -77,6 +81,9 @@ impl Files {
                 return done;
             }
             versions.durable = self.last;
+            if done == 0 {
+                first.send(()).unwrap();
+            }
         }
         unreachable!("it ends by a failure")
     }
@@ -129,14 +136,22 @@ fn rounds(world: &World, store: &str, kind: &Kind, rounds: u64) {
         let (life, random) = (Duration::from_millis(rng.random_range(800..2500)), rng.random());
         let journal = if round % 2 == 0 { Journal::Wal } else { Journal::Rollback };
         let (mut replaced, mut committed) = (0, 0);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                replaced = files.replace(&mounted, &mut StdRng::seed_from_u64(random));
+        let (first, firsts) = channel();
+        let at_work = std::thread::scope(|scope| {
+            let first = &first;
+            let (files, books, mounted) = (&mut files, &mut books, &mounted);
+            let (replaced, committed) = (&mut replaced, &mut committed);
+            scope.spawn(move || {
+                *replaced = files.replace(mounted, &mut StdRng::seed_from_u64(random), first);
             });
-            scope.spawn(|| committed = books.keep(&mounted.join("books"), journal));
+            scope.spawn(move || *committed = books.keep(&mounted.join("books"), journal, first));
+            // In a storm the first commit may take longer than the whole life of another round.
+            let at_work = (0..2).all(|_| firsts.recv_timeout(PATIENCE).is_ok());
             std::thread::sleep(life);
             server.kill();
+            at_work
         });
+        assert!(at_work, "files or commits did not begin within {PATIENCE:?}");
         device.abandon();
         server = world.serve("disk", &["--takeover"]);
         let ready = server.first_read();
@@ -153,7 +168,6 @@ fn rounds(world: &World, store: &str, kind: &Kind, rounds: u64) {
     let title =
         format!("{} on {store} and kill -9, seed {seed}: first read after {recovery}", kind.name);
     print(&title, &table);
-    assert!(files.last > 0 && books.committed() > 0, "nothing was written");
     device.end();
     server.stop();
 }

@@ -4,6 +4,7 @@ use crate::world::{arg, tool};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::Sender;
 
 /// How SQLite keeps its transactions atomic.
 #[derive(Clone, Copy, Debug)]
@@ -25,12 +26,8 @@ pub struct Bookkeeper {
 const ACCOUNTS: u64 = 50;
 
 impl Bookkeeper {
-    pub fn committed(&self) -> u64 {
-        self.committed
-    }
-
-    /// Commits transactions until that fails. Returns how many were.
-    pub fn keep(&mut self, database: &Path, journal: Journal) -> u64 {
+    /// Commits transactions until that fails; tells of the first. Returns how many were.
+    pub fn keep(&mut self, database: &Path, journal: Journal, first: &Sender<()>) -> u64 {
         let before = self.committed;
         let mut program = Command::new("sqlite3");
         program.args(["-batch", "-bail"]).arg(database);
@@ -56,6 +53,9 @@ impl Bookkeeper {
             told_all &= told.by_ref().map_while(Result::ok).any(|line| line == done);
             if told_all {
                 self.committed = self.begun;
+                if self.committed == before + 1 {
+                    first.send(()).unwrap();
+                }
             }
         }
         drop(asked);
