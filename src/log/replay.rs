@@ -278,8 +278,13 @@ impl<'a> Replay<'a> {
         Ok(placed)
     }
 
+    /// Only an older term can be ended: who claimed an epoch, slept and woke up in the log of a later
+    /// owner must not touch it.
     async fn fence(&mut self, seq: Seq, next_epoch: Epoch, owner: &str) -> Result<bool> {
         let (volume, epoch) = (self.volume, self.epoch);
+        if next_epoch <= epoch {
+            return Err(superseded(volume, epoch));
+        }
         let fence = Fence { volume, epoch, seq, next_epoch, owner: owner.into() };
         if mutant::on(Mutant::NoFence) {
             return Ok(true);
@@ -291,6 +296,12 @@ impl<'a> Replay<'a> {
             Err(e) => Err(e.into()),
         }
     }
+}
+
+/// The error of a claimant that meets a later one.
+pub fn superseded(volume: VolumeId, by: Epoch) -> Error {
+    let text = format!("volume {volume} was taken over by epoch {by} meanwhile");
+    Error::new(ErrorKind::Busy, text).hint("look who has it with `objblk info`")
 }
 
 /// Reads what a slot holds.

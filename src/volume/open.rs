@@ -27,7 +27,7 @@ use crate::format::record::Record;
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::format::{VolumeId, keys, pool};
 use crate::journal::mirror::{Header, Mirror};
-use crate::log::replay::{LogEnd, Replay};
+use crate::log::replay::{LogEnd, Replay, superseded};
 use crate::log::upload::Uploader;
 use crate::log::{OpenChunk, SealedChunk, Terms};
 use crate::map::{Base, Map, Target};
@@ -370,11 +370,6 @@ async fn load(
     }
     let replayed = end.slot.0 - checkpoint.next.0;
     Ok(Loaded { checkpoint, obsolete, map, size, terms, payloads, replayed, end })
-}
-
-fn superseded(id: VolumeId, by: Epoch) -> Error {
-    Error::new(ErrorKind::Busy, format!("volume {id} was taken over by epoch {by} meanwhile"))
-        .hint("look who has it with `objblk info`")
 }
 
 /// Step 4 of opening.

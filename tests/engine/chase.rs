@@ -3,6 +3,7 @@
 use crate::rig::{Rig, owner, pattern, read, write};
 use objblk::clock::SystemClock;
 use objblk::device::BlockDevice;
+use objblk::error::ErrorKind;
 use objblk::store::fault::{Fault, FaultStore, Moment, Rule};
 use objblk::store::{Op, Store, StoreErrorKind};
 use objblk::volume::{Env, Mode, Stores, Volume, VolumeOptions};
@@ -125,4 +126,40 @@ async fn fence_outlives_checkpoints_and_terms() {
     let again = rig.take_over(6).await;
     assert_eq!(read(&again, 0, 1).await.unwrap(), pattern(0, 1, 1));
     again.close().await.unwrap();
+}
+
+/// Who claimed an epoch, slept, and wakes up when a later owner has written much: it finds that out
+/// from the log, and puts no fence into that owner's way.
+#[tokio::test(start_paused = true)]
+async fn a_claimant_that_slept_gives_way_to_later_owners() {
+    let mut rig = Rig::new(1, 1 << 20).await;
+    // The later owner's term is long.
+    rig.options.checkpoint_slots = VolumeOptions::default().checkpoint_slots;
+    rig.options.checkpoint_extents = VolumeOptions::default().checkpoint_extents;
+    let far = FaultStore::new(Arc::new(rig.memory.clone()), 2);
+    // It looks for checkpoints before its claim and after it.
+    let checkpoints = format!("volumes/{}/checkpoints/", rig.id);
+    let sleep = Rule::new(Fault::Hold(Moment::Before)).on(&[Op::List]).below(checkpoints);
+    let sleep = far.handle().add(sleep.skip(1).times(1));
+    let later = async {
+        sleep.held(1).await;
+        rig.take_over(3).await.close().await.unwrap();
+        let owner = rig.open_as(4, Mode::ReadWrite { takeover: false }).await.unwrap();
+        for number in 0..200 {
+            write(&owner, number, &pattern(number, 1, 7)).await.unwrap();
+            owner.flush().await.unwrap();
+        }
+        sleep.release();
+        owner
+    };
+    let (sleeper, owner) = tokio::join!(open_far(&rig, &far, 1), later);
+    let error = sleeper.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    for number in 200..400 {
+        write(&owner, number, &pattern(number, 1, 7)).await.unwrap();
+        owner.flush().await.unwrap();
+    }
+    owner.close().await.unwrap();
+    let again = rig.open().await;
+    assert_eq!(read(&again, 0, 400).await.unwrap(), pattern(0, 400, 7));
 }
