@@ -14,6 +14,8 @@ mod fake_s3;
 mod fault;
 #[path = "support/fault_proxy.rs"]
 mod fault_proxy;
+#[path = "store/hedge.rs"]
+mod hedge;
 #[path = "support/http.rs"]
 mod http;
 #[path = "store/layers.rs"]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! base store -> (unfenced) -> metrics -> retry with a deadline          setup: answers a user
-//!                                    \-> retry for ever                 live: serves a device
+//!                                    \-> retry for ever -> hedge        live: serves a device
 //!                                    \-> retry for ever, others first   background
 //! ```
 //! All three take turns by one limiter.
@@ -10,6 +10,7 @@
 use super::Pool;
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
+use crate::store::hedge::HedgeStore;
 use crate::store::limit::{Bounds, Class, Limiter};
 use crate::store::metrics::{MetricsSnapshot, MetricsStore};
 use crate::store::retry::{RetryPolicy, RetryStore};
@@ -115,7 +116,7 @@ fn stack(base: Arc<dyn Store>) -> (Stores, Arc<MetricsStore>) {
     };
     let stores = Stores {
         setup: retry(Some(PATIENCE), Class::Foreground),
-        live: retry(None, Class::Foreground),
+        live: Arc::new(HedgeStore::new(retry(None, Class::Foreground))),
         background: retry(None, Class::Background),
     };
     (stores, metrics.clone())

@@ -22,6 +22,7 @@
 
 pub mod dir;
 pub mod fault;
+pub mod hedge;
 pub mod limit;
 pub mod memory;
 pub mod metrics;

@@ -11,6 +11,7 @@ use objblk::clock::Clock;
 use objblk::error::{Error, ErrorKind};
 use objblk::format::volume::EpochObject;
 use objblk::store::Store;
+use objblk::store::hedge::HedgeStore;
 use objblk::store::limit::{Bounds, Class, Limiter};
 use objblk::store::retry::{RetryPolicy, RetryStore};
 use objblk::volume::{Env, JournalOptions, Stores, Volume, VolumeOptions};
@@ -55,7 +56,7 @@ impl Actor {
         };
         let stores = Stores {
             setup: store(Some(Duration::from_secs(90)), Class::Foreground),
-            live: store(None, Class::Foreground),
+            live: Arc::new(HedgeStore::new(store(None, Class::Foreground))),
             background: store(None, Class::Background),
         };
         let env = Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SimClock) };
