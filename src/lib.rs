@@ -30,6 +30,7 @@
 //! | [`store`] | named immutable objects and the layers around them |
 //! | [`mod@format`] | the on-store format |
 //! | [`device`] | what a block device promises |
+//! | [`bench`] | load, for figures |
 //! | [`map`], [`log`], [`cache`] | mechanisms that know nothing of each other |
 //! | [`gc`] | which chunks to empty, how far, how fast |
 //! | [`journal`] | what was acknowledged and is not committed yet, outliving the process |
@@ -44,6 +45,7 @@
 //! (what is in the bucket), `tests/engine` (how to use it and break it), `tests/sim` (a simulator of
 //! everything that can go wrong, and the mistakes that it has to notice).
 
+pub mod bench;
 pub mod cache;
 pub mod cli;
 pub mod clock;

@@ -30,6 +30,8 @@ mod local;
 mod model;
 #[path = "engine/patience.rs"]
 mod patience;
+#[path = "engine/profile.rs"]
+mod profile;
 #[path = "engine/recover.rs"]
 mod recover;
 #[path = "engine/recover_local.rs"]

@@ -57,6 +57,8 @@ mod local_lost;
 mod local_outage;
 #[path = "system/long_outage.rs"]
 mod long_outage;
+#[path = "system/million.rs"]
+mod million;
 #[path = "support/nbd.rs"]
 mod nbd;
 #[path = "system/outage.rs"]

@@ -3,6 +3,7 @@
 use super::{duration, size};
 use crate::daemon::{CacheSpec, JournalSpec};
 use crate::error::{Error, Result};
+use crate::volume::{MAP_BYTES_MIN, ProfileUse};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -92,6 +93,8 @@ pub(super) enum Verb {
         #[arg(long)]
         full: bool,
     },
+    /// Put load on a volume that is not attached, or on the bare store to compare with
+    Bench(Bench),
     /// Change the size of a volume that is not attached
     Resize {
         name: String,
@@ -180,6 +183,12 @@ pub(super) struct Open {
     /// Memory for cached data of each volume
     #[arg(long, value_name = "S", default_value = "64M")]
     pub(super) mem_cache: String,
+    /// Note what is read first, or fetch at once what was noted
+    #[arg(long, value_name = "WHAT", value_parser = ["record", "replay"])]
+    pub(super) profile: Option<String>,
+    /// Memory for the parts of each volume's map that are in use; at least 8M
+    #[arg(long, value_name = "S", default_value = "32M")]
+    pub(super) map_memory: String,
     /// The directory of a cache on a local disk, which all volumes of this host may share and which
     /// outlives them; made where only it is missing
     #[arg(long, value_name = "DIR", requires = "cache_size")]
@@ -273,6 +282,26 @@ impl Open {
         Ok(Some(CacheSpec { folder, size }))
     }
 
+    /// What `--profile` says.
+    pub(super) fn profile(&self) -> Option<ProfileUse> {
+        match self.profile.as_deref() {
+            Some("record") => Some(ProfileUse::Record),
+            Some(_) => Some(ProfileUse::Replay),
+            None => None,
+        }
+    }
+
+    /// What `--map-memory` says.
+    pub(super) fn map_bytes(&self) -> Result<u64> {
+        let bytes = size::parse("--map-memory", &self.map_memory)?;
+        if bytes < MAP_BYTES_MIN {
+            let least = size::show(MAP_BYTES_MIN);
+            return Err(Error::usage(format!("the map of a volume needs at least {least}"))
+                .hint("give --map-memory more, or leave it out"));
+        }
+        Ok(bytes)
+    }
+
     /// What `--io-timeout` says.
     pub(super) fn io_timeout(&self) -> Result<Option<Duration>> {
         let text = self.io_timeout.as_deref();
@@ -283,6 +312,37 @@ impl Open {
     pub(super) fn heartbeat(&self) -> Result<Option<Duration>> {
         duration::parse_or_off("--heartbeat", &self.heartbeat)
     }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Bench {
+    /// The volume
+    #[arg(required_unless_present = "store_only", conflicts_with = "store_only")]
+    pub(super) name: Option<String>,
+    /// Create, read and delete objects instead; 4M each, 16 in flight
+    #[arg(long)]
+    pub(super) store_only: bool,
+    /// What requests do: writes destroy what is in the volume, rw is 70 % reads
+    #[arg(long, value_name = "TYPE", value_parser = ["read", "write", "rw"], default_value = "read")]
+    pub(super) io_type: String,
+    /// Where they go
+    #[arg(long, value_name = "WHERE", value_parser = ["rand", "seq"], default_value = "rand")]
+    pub(super) io_pattern: String,
+    /// Bytes of a request [default: 4K]
+    #[arg(long, value_name = "S")]
+    pub(super) io_size: Option<String>,
+    /// Requests in flight [default: 32]
+    #[arg(long, value_name = "N")]
+    pub(super) depth: Option<usize>,
+    /// How long
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub(super) time: String,
+    /// A flush follows every so many writes of each in flight
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) flush_every: Option<u64>,
+    /// Do not ask
+    #[arg(long)]
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, Subcommand)]

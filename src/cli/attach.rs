@@ -4,7 +4,7 @@ use super::{Context, args, render, size};
 use crate::daemon::client::{detach as end, find};
 use crate::daemon::{
     DoorSpec, KnownTarget, Outcome, Phase, Ready, RunDir, TargetSpec, default_heartbeat,
-    run_foreground, spawn,
+    default_map_bytes, run_foreground, spawn,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::VolumeName;
@@ -24,6 +24,8 @@ pub(super) fn plain(location: Location, name: VolumeName) -> TargetSpec {
         takeover: false,
         recover: None,
         cache_bytes: CACHE_BYTES,
+        map_bytes: default_map_bytes(),
+        profile: None,
         disk_cache: None,
         door: DoorSpec::Ublk { queues: 1, depth: 128, recovery: true },
         journal: None,
@@ -50,6 +52,8 @@ pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()
         read_only: attach.open.read_only,
         takeover: attach.open.takeover,
         cache_bytes: size::parse("--mem-cache", &attach.open.mem_cache)?,
+        map_bytes: attach.open.map_bytes()?,
+        profile: attach.open.profile(),
         disk_cache: attach.open.disk_cache()?,
         door: DoorSpec::Ublk {
             queues: attach.queues,

@@ -5,6 +5,7 @@
 
 mod args;
 mod attach;
+mod bench;
 mod catalogue;
 mod confirm;
 pub mod duration;
@@ -96,6 +97,7 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
             journal::discard(context, &name, &journal, yes).await
         }
         Verb::Status { name } => status::status(context, name.as_deref()).await,
+        Verb::Bench(bench) => bench::bench(context, bench).await,
         Verb::Gc { name, full } => gc::gc(context, &name.parse()?, full).await,
         Verb::Resize { name, size, shrink } => {
             volume::resize(context, &name.parse()?, &size, shrink).await

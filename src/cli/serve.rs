@@ -32,6 +32,8 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
         takeover: serve.open.takeover,
         recover: None,
         cache_bytes: size::parse("--mem-cache", &serve.open.mem_cache)?,
+        map_bytes: serve.open.map_bytes()?,
+        profile: serve.open.profile(),
         disk_cache: serve.open.disk_cache()?,
         door: DoorSpec::Nbd { listen },
         volumes,

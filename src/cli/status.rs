@@ -4,7 +4,7 @@ use super::{Context, render, size};
 use crate::daemon::client;
 use crate::daemon::{Attached, KnownTarget, RunDir, TargetStatus, VolumeReport};
 use crate::error::Result;
-use crate::volume::{DiskCacheStatus, JournalStatus, SpaceStatus};
+use crate::volume::{DiskCacheStatus, JournalStatus, MapStatus, SpaceStatus};
 use serde::Serialize;
 
 /// An attached volume.
@@ -30,6 +30,7 @@ struct Line {
     cache: Option<Cache>,
     disk_cache: Option<DiskCacheStatus>,
     /// What the log holds, and what was collected.
+    map: Option<MapStatus>,
     space: Option<SpaceStatus>,
     requests: serde_json::Value,
     store_requests: serde_json::Value,
@@ -129,6 +130,7 @@ fn line(target: &KnownTarget, volume: &Attached, told: &Result<Option<TargetStat
         },
         cache: report.map(cache),
         disk_cache: report.and_then(|r| r.disk_cache.clone()),
+        map: report.map(|r| r.map.clone()),
         space: report.map(|r| r.space.clone()),
         requests: report.map(|r| r.frontend.clone()).unwrap_or_default(),
         store_requests: match told {
@@ -169,6 +171,12 @@ fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
 fn hit_rate(line: &Line) -> String {
     let rate = line.cache.as_ref().and_then(|cache| cache.hit_rate);
     or_dash(rate, |rate| format!("{:.0} %", rate * 100.0))
+}
+
+fn map_in_use(map: &MapStatus) -> String {
+    let (cached, budget) = (size::show(map.cached_bytes), size::show(map.budget_bytes));
+    let written = size::show(map.written_bytes);
+    format!("{cached} of {budget}, {} changes, {written} of checkpoints stored", map.changes)
 }
 
 fn stored(space: &SpaceStatus) -> String {
@@ -228,6 +236,9 @@ fn details(line: &Line) -> String {
         fields.push(("durability", or_dash(line.durability.clone(), |class| class)));
         fields.push(("commit lag", show(lag.bytes, lag.ms)));
         fields.push(("at most", show(lag.max_bytes, lag.max_ms)));
+    }
+    if let Some(map) = &line.map {
+        fields.push(("map", map_in_use(map)));
     }
     if let Some(space) = &line.space {
         fields.push(("stored", stored(space)));

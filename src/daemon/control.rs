@@ -7,7 +7,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::pool::VolumeName;
-use crate::volume::{Collected, DiskCacheStatus, JournalStatus, SpaceStatus};
+use crate::volume::{Collected, DiskCacheStatus, JournalStatus, MapStatus, SpaceStatus};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
@@ -141,6 +141,9 @@ pub struct VolumeReport {
     /// Its cache on a local disk, if it has one.
     #[serde(default)]
     pub disk_cache: Option<DiskCacheStatus>,
+    /// Its map.
+    #[serde(default)]
+    pub map: MapStatus,
     /// What its log holds, and what was collected.
     #[serde(default)]
     pub space: SpaceStatus,

@@ -43,7 +43,9 @@ mod target;
 pub use background::{run_child, spawn};
 pub use control::{Outcome, Phase, TargetStatus, VolumeReport};
 pub use rundir::{RunDir, Target as KnownTarget};
-pub use spec::{CacheSpec, DoorSpec, JournalSpec, TargetSpec, default_heartbeat};
+pub use spec::{
+    CacheSpec, DoorSpec, JournalSpec, TargetSpec, default_heartbeat, default_map_bytes,
+};
 pub use state::{Attached, FrontendKind, TargetState};
 pub use supervisor::supervise;
 pub use target::{Ready, environment, run_foreground};

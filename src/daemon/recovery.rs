@@ -156,6 +156,7 @@ async fn open(
         mirror: Some(root),
         journal: journal.as_ref().map(|(journal, wanted)| journal.options(wanted)),
         cache_bytes: spec.cache_bytes,
+        map_bytes: spec.map_bytes,
         disk_cache: spec.disk_cache.as_ref().and_then(|spec| match open_cache(spec) {
             Ok(cache) => Some(cache),
             Err(e) => {

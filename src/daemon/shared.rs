@@ -149,6 +149,7 @@ impl Shared {
                 cache_misses: now.cache_misses,
                 cache_bytes: now.cache_bytes,
                 disk_cache: now.disk_cache,
+                map: now.map,
                 space: now.space,
                 frontend: door.as_ref().map(|d| d.counters(&attached.name)).unwrap_or_default(),
             }

@@ -1,7 +1,7 @@
 use crate::format::VolumeId;
 use crate::pool::VolumeName;
 use crate::settings::Location;
-use crate::volume::VolumeOptions;
+use crate::volume::{ProfileUse, VolumeOptions};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +23,12 @@ pub struct TargetSpec {
     pub recover: Option<VolumeId>,
     /// Memory for cached data of each volume, in bytes.
     pub cache_bytes: u64,
+    /// Memory for what is in use of the map of each volume, in bytes.
+    #[serde(default = "default_map_bytes")]
+    pub map_bytes: u64,
+    /// What is done about their profiles.
+    #[serde(default)]
+    pub profile: Option<ProfileUse>,
     /// The cache of all of them on a local disk.
     #[serde(default)]
     pub disk_cache: Option<CacheSpec>,
@@ -41,6 +47,11 @@ pub struct TargetSpec {
 /// That of a volume nobody said otherwise for.
 pub fn default_heartbeat() -> Option<Duration> {
     VolumeOptions::default().watch_every
+}
+
+/// That of a volume nobody said otherwise for.
+pub fn default_map_bytes() -> u64 {
+    VolumeOptions::default().map_bytes
 }
 
 /// The journals of a target's volumes.

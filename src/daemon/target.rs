@@ -289,6 +289,8 @@ async fn open(
             mirror,
             journal: journal.as_ref().zip(spec.journal.as_ref()).map(|(j, spec)| j.options(spec)),
             cache_bytes: spec.cache_bytes,
+            map_bytes: spec.map_bytes,
+            profile: spec.profile,
             disk_cache,
             io_timeout: spec.io_timeout,
             watch_every: spec.heartbeat,

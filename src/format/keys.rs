@@ -4,8 +4,10 @@
 //! objblk.json                                 the pool
 //! names/<name>                                name -> volume id
 //! trash/<id>                                  a volume whose objects are being removed
+//! bench/<run>/<number>                        a load on the bare store, for as long as it runs
 //! volumes/<id>/volume.json                    the volume, immutable
 //! volumes/<id>/epochs/<epoch>                 who owns an epoch
+//! volumes/<id>/profile                        what is read first, a hint
 //! volumes/<id>/log/<hh>/<seq>-<epoch>         chunk or fence: a slot of the log
 //! volumes/<id>/map/<epoch>-<object>           packed map leaves and pages
 //! volumes/<id>/checkpoints/<~seq>-<epoch>     newest first in a listing
@@ -18,6 +20,7 @@
 use crate::format::VolumeId;
 use crate::store::Key;
 use crate::units::{Epoch, Seq};
+use uuid::Uuid;
 
 /// A map object of one owner's term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +85,11 @@ pub fn trash(id: VolumeId) -> Key {
     key(format!("{TRASH}{id}"))
 }
 
+/// Object `number` of a load on the bare store, which ends with it.
+pub fn bench(run: Uuid, number: u64) -> Key {
+    key(format!("bench/{run}/{number:016x}"))
+}
+
 /// Prefix of everything a volume owns.
 pub fn volume_prefix(id: VolumeId) -> String {
     format!("volumes/{id}/")
@@ -90,6 +98,11 @@ pub fn volume_prefix(id: VolumeId) -> String {
 /// The volume's description.
 pub fn volume(id: VolumeId) -> Key {
     key(format!("volumes/{id}/volume.json"))
+}
+
+/// What is read first after an attach.
+pub fn profile(id: VolumeId) -> Key {
+    key(format!("volumes/{id}/profile"))
 }
 
 /// Prefix of the volume's epochs.

@@ -7,6 +7,7 @@
 //! | fence | binary, in a slot of the log | [`fence`] |
 //! | map object: packed leaves and pages | binary | [`map_object`], [`page`] |
 //! | checkpoint | binary | [`checkpoint`] |
+//! | profile: what to fetch ahead | binary | [`profile`] |
 //!
 //! All numbers are little-endian. Every binary object begins with a magic of 8 bytes and a
 //! version, names the volume, epoch and position it was written for (so that a misplaced object
@@ -30,6 +31,7 @@ pub mod keys;
 pub mod map_object;
 pub mod page;
 pub mod pool;
+pub mod profile;
 pub mod record;
 pub mod volume;
 

@@ -195,7 +195,9 @@ async fn write(
         store.delete(&take_batch(shared, &terms, &mut early)).await?;
     }
     let key = keys::checkpoint(shared.id, checkpoint.next, checkpoint.epoch);
-    match store.put_if_absent(&key, Bytes::from(checkpoint.encode())).await {
+    let body = Bytes::from(checkpoint.encode());
+    shared.items.count_written(body.len());
+    match store.put_if_absent(&key, body).await {
         Ok(()) => Ok((checkpoint, base)),
         // Nobody else writes for this epoch: it is that of an earlier attempt, which was stored
         // although the attempt was told otherwise.

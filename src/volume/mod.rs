@@ -21,6 +21,7 @@
 //! | `local`, `takeover` | flushes that count on a journal; going on from one |
 //! | `write` | writes, trims, flushes |
 //! | `read`, `readahead` | reads |
+//! | `profile` | what is read first, recorded and fetched ahead |
 //! | `tier` | the cache on a local disk |
 //! | `patience` | the time limit of requests |
 //! | `items` | leaves and pages on demand |
@@ -35,11 +36,13 @@ mod census;
 pub mod checkpoint;
 mod collect;
 mod device;
+mod gather;
 mod items;
 mod local;
 pub mod open;
 mod options;
 mod patience;
+mod profile;
 mod read;
 mod readahead;
 mod recover;
@@ -54,9 +57,10 @@ mod write;
 pub use collect::Collected;
 pub use open::{Ownership, ownership};
 pub use options::{
-    DiskCacheStatus, Durability, Env, JournalOptions, JournalStatus, Mode, SpaceStatus, Stores,
-    VolumeOptions, VolumeStatus,
+    DiskCacheStatus, Durability, Env, JournalOptions, JournalStatus, MAP_BYTES_MIN, MapStatus,
+    Mode, SpaceStatus, Stores, VolumeOptions, VolumeStatus,
 };
+pub use profile::{ProfileUse, RECORD_FOR};
 
 use crate::error::{Error, Result};
 use crate::units::SectorCount;
@@ -102,6 +106,7 @@ impl Volume {
     /// Fenced: another owner has the volume. Failed: abandoned meanwhile. Corrupt: the map cannot
     /// be checkpointed (the data is safe in the log; the next attach needs a takeover).
     pub async fn close(&self) -> Result<()> {
+        profile::end_recording(&self.shared).await;
         if self.shared.is_read_only() {
             self.shared.state().end_service();
             self.settle_cache().await;

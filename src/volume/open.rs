@@ -14,7 +14,8 @@ use super::Volume;
 use super::checkpoint::Checkpointer;
 use super::collect;
 use super::items::Items;
-use super::options::{Env, Mode, Stores, VolumeOptions};
+use super::options::{Env, MAP_BYTES_MIN, Mode, Stores, VolumeOptions};
+use super::profile;
 use super::recover::{self, Legacy};
 use super::shared::{Parts, Shared};
 use super::state::State;
@@ -152,6 +153,7 @@ impl Volume {
         match recover::finish(&volume.shared, redo, is_alone).await {
             Ok(()) => {
                 collect::start(&volume.shared);
+                profile::start(&volume.shared);
                 Ok(volume)
             }
             Err(e) => {
@@ -445,7 +447,7 @@ fn start(
     if let Some(limits) = &options.collection {
         state.traffic.interval = limits.interval(loaded.checkpoint.live.0);
     }
-    let map_bytes = options.map_bytes.max(8 << 20);
+    let map_bytes = options.map_bytes.max(MAP_BYTES_MIN);
     let items = Arc::new(Items::new(description.id, &stores, map_bytes));
     let epoch = claimed.unwrap_or(Epoch(0));
     if let (Some(root), Some(epoch)) = (&options.mirror, claimed) {

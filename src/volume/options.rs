@@ -1,5 +1,6 @@
 //! What a volume is opened with, and what it tells of itself.
 
+use super::profile::ProfileUse;
 use crate::cache::disk::DiskCache;
 use crate::clock::Clock;
 use crate::gc::Limits;
@@ -67,6 +68,9 @@ pub struct JournalOptions {
     pub max_lag: Option<Duration>,
 }
 
+/// The least memory for cached leaves and pages of the map: some of the largest of both.
+pub const MAP_BYTES_MIN: u64 = 8 << 20;
+
 /// Settings of an open volume.
 #[derive(Clone, Debug)]
 pub struct VolumeOptions {
@@ -82,7 +86,7 @@ pub struct VolumeOptions {
     pub cache_bytes: u64,
     /// A cache on a local disk behind that one, which other volumes may use as well.
     pub disk_cache: Option<Arc<DiskCache>>,
-    /// Memory for cached leaves and pages of the map, in bytes (at least 8 MiB).
+    /// Memory for cached leaves and pages of the map, in bytes (at least [`MAP_BYTES_MIN`]).
     pub map_bytes: u64,
     /// Memory for data the store has not taken yet, in bytes; beyond it writers wait.
     pub dirty_bytes: u64,
@@ -99,6 +103,8 @@ pub struct VolumeOptions {
     pub checkpoint_slots: u64,
     /// Age of changes at which a checkpoint begins, so that garbage of a quiet volume is freed.
     pub checkpoint_after: Duration,
+    /// What is done about the profile: what is read first.
+    pub profile: Option<ProfileUse>,
     /// How far dead space is collected; `None`: only chunks that are wholly dead are deleted.
     pub collection: Option<Limits>,
     /// A request to the device that takes longer fails with EIO; `None`: it waits for as long as
@@ -123,6 +129,7 @@ impl Default for VolumeOptions {
             checkpoint_extents: 256 << 10,
             checkpoint_slots: 1024,
             checkpoint_after: Duration::from_secs(60),
+            profile: None,
             collection: Some(Limits::default()),
             io_timeout: None,
         }
@@ -205,10 +212,23 @@ pub struct VolumeStatus {
     pub cache_bytes: u64,
     /// The cache on a local disk, if there is one.
     pub disk_cache: Option<DiskCacheStatus>,
-    /// Changed extents that no checkpoint has taken yet.
-    pub map_changes: usize,
+    /// The map.
+    pub map: MapStatus,
     /// What the log holds, and what the collector has done.
     pub space: SpaceStatus,
+}
+
+/// The map of a volume, in memory and as it is stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapStatus {
+    /// Changed extents that no checkpoint has taken yet.
+    pub changes: usize,
+    /// Bytes of it that are kept in memory, but for the changes.
+    pub cached_bytes: u64,
+    /// The most that those may be.
+    pub budget_bytes: u64,
+    /// Bytes of checkpoints that were stored since the volume was opened.
+    pub written_bytes: u64,
 }
 
 /// What the log of a volume holds, and what its collector has done since it was opened.

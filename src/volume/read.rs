@@ -2,6 +2,7 @@
 //! then ranged GETs.
 
 use super::items::ItemError;
+use super::readahead::Step;
 use super::shared::Shared;
 use super::tier::Tier;
 use crate::cache::FrameId;
@@ -50,12 +51,15 @@ impl Shared {
         let len = buf.len() as u64 / SECTOR_SIZE;
         let range = SectorRange::between(start, Sector(start.0 + len));
         // A hint: where others are looking at it, this read is left out.
-        let scan = self.readahead.try_lock().is_ok_and(|ahead| ahead.is_next(start));
-        if !self.read_at_once(range, scan, buf)? {
-            self.read_patiently(range, scan, buf).await?;
+        if let Some(recorder) = &self.recorder {
+            recorder.note(range);
         }
-        let ahead = self.readahead.try_lock().ok().and_then(|mut ahead| ahead.on_read(range));
-        if let Some(ahead) = ahead {
+        let step =
+            self.readahead.try_lock().map_or_else(|_| Step::default(), |mut r| r.on_read(range));
+        if !self.read_at_once(range, step.sequential, buf)? {
+            self.read_patiently(range, step.sequential, buf).await?;
+        }
+        if let Some(ahead) = step.ahead {
             self.clone().prefetch(ahead);
         }
         Ok(())
@@ -149,7 +153,7 @@ impl Shared {
             };
             match found {
                 Ok(()) => return Ok(parts),
-                Err(missing) => missed = Some(self.load(missing, missed).await?),
+                Err(missing) => missed = self.load(missing, missed).await?,
             }
         }
     }
@@ -168,27 +172,32 @@ impl Shared {
             };
             match found {
                 Ok(()) => return Ok(pieces),
-                Err(missing) => missed = Some(self.load(missing, missed).await?),
+                Err(missing) => missed = self.load(missing, missed).await?,
             }
         }
     }
 
-    /// Loads an item of the map, on the runtime. An item that is missing from the store is an
-    /// error only if the map still names it at the next lookup (`before`): a checkpoint may have
-    /// replaced it.
-    pub async fn load(&self, missing: Missing, before: Option<Missing>) -> DeviceResult<Missing> {
+    /// Loads an item of the map, on the runtime. An item that is not in the store is returned: that
+    /// is an error only if the map still names it at the next lookup (`before`), since a checkpoint may
+    /// have replaced it.
+    pub async fn load(
+        &self,
+        missing: Missing,
+        before: Option<Missing>,
+    ) -> DeviceResult<Option<Missing>> {
         let items = self.items.clone();
         let load = self.env.runtime.spawn(async move { items.load(missing).await });
         match load.await {
-            Ok(Ok(())) => Ok(missing),
-            Ok(Err(ItemError::Missing(_))) if before != Some(missing) => Ok(missing),
+            // It may have to be loaded again: nothing keeps it in memory until the lookup.
+            Ok(Ok(())) => Ok(None),
+            Ok(Err(ItemError::Missing(_))) if before != Some(missing) => Ok(Some(missing)),
             Ok(Err(ItemError::Store(e))) => {
                 tracing::error!(volume = %self.id, "cannot load the map now, trying on: {e}");
                 let pause = async { tokio::time::sleep(REFUSED_DELAY).await };
                 let pause = self.env.runtime.spawn(pause);
                 pause.await.map_err(|_| DeviceError::Shutdown)?;
                 // The lookup that follows checks whether the volume still lives.
-                Ok(missing)
+                Ok(None)
             }
             Ok(Err(why)) => {
                 tracing::error!(volume = %self.id, "cannot load the map: {why}");
@@ -368,27 +377,43 @@ impl Shared {
     pub fn prefetch(self: Arc<Shared>, range: SectorRange) {
         let runtime = self.env.runtime.clone();
         runtime.spawn(async move {
-            let end = self.state().size.0;
-            let range = range.intersect(SectorRange::between(Sector(0), Sector(end)));
-            // A hint: whatever is wrong is reported by the read that needs the data.
-            let Ok(pieces) = self.lookup(range, 4096).await else { return };
-            let mut parts = Vec::new();
-            {
-                let state = self.state();
-                for piece in pieces {
-                    let Source::Data(place) = piece.source else { continue };
-                    if place.seq < state.commit.next() {
-                        let len = piece.range.len().bytes() as usize;
-                        split(self.chunk_id(&state, place.seq), place, 0, len, &mut parts);
-                    }
-                }
-            }
-            let mut ids: Vec<FrameId> = parts.iter().map(|part| part.frame).collect();
-            ids.retain(|id| !self.frames.contains(id));
+            let mut ids = self.frames_to_fetch(range).await;
             // A volume without a cache of any size has no use for it.
             ids.truncate((self.options.cache_bytes / 4 / FRAME_SIZE as u64) as usize);
             drop(self.request(&self.stores.background, ids));
         });
+    }
+
+    /// Fetches what of `ranges` is not in memory; on return it is, if it could be had.
+    pub async fn fetch_ahead(self: &Arc<Shared>, ranges: &[SectorRange]) {
+        let mut ids = Vec::new();
+        for range in ranges {
+            ids.extend(self.frames_to_fetch(*range).await);
+        }
+        for (_, wait, _) in self.request(&self.stores.background, ids) {
+            let _ = wait.await;
+        }
+    }
+
+    /// The committed frames of `range` that are not in memory.
+    async fn frames_to_fetch(&self, range: SectorRange) -> Vec<FrameId> {
+        let end = self.state().size.0;
+        let range = range.intersect(SectorRange::between(Sector(0), Sector(end)));
+        // A hint: whatever is wrong is reported by the read that needs the data.
+        let Ok(pieces) = self.lookup(range, 4096).await else { return Vec::new() };
+        let mut parts = Vec::new();
+        {
+            let state = self.state();
+            for piece in pieces {
+                let Source::Data(place) = piece.source else { continue };
+                if place.seq < state.commit.next() {
+                    let len = piece.range.len().bytes() as usize;
+                    split(self.chunk_id(&state, place.seq), place, 0, len, &mut parts);
+                }
+            }
+        }
+        let ids = parts.iter().map(|part| part.frame);
+        ids.filter(|id| !self.frames.contains(id)).collect()
     }
 }
 

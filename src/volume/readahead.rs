@@ -22,6 +22,15 @@ pub(super) struct Readahead {
     ahead: Sector,
 }
 
+/// What a read means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Step {
+    /// It goes on where the last one ended.
+    pub sequential: bool,
+    /// What to fetch behind it.
+    pub ahead: Option<SectorRange>,
+}
+
 impl Readahead {
     /// For a cache of so many bytes.
     pub fn new(cache_bytes: u64) -> Readahead {
@@ -29,28 +38,23 @@ impl Readahead {
         Readahead { next: Sector(0), streak: 0, window: WINDOW_MIN, max, ahead: Sector(0) }
     }
 
-    /// Whether a read that begins here goes on where the last one ended.
-    pub fn is_next(&self, at: Sector) -> bool {
-        at == self.next
-    }
-
-    /// `range` was read. Returns what to fetch now.
-    pub fn on_read(&mut self, range: SectorRange) -> Option<SectorRange> {
-        let sequential = self.is_next(range.start());
+    /// `range` is being read.
+    pub fn on_read(&mut self, range: SectorRange) -> Step {
+        let sequential = range.start() == self.next;
         self.next = range.end();
         if !sequential {
             (self.streak, self.window, self.ahead) = (0, WINDOW_MIN, range.end());
-            return None;
+            return Step::default();
         }
         self.streak = self.streak.saturating_add(1);
         let used = self.ahead.0 <= self.next.0 + self.window / 2;
         if self.streak < STREAK || !used {
-            return None;
+            return Step { sequential, ahead: None };
         }
         let start = self.ahead.max(self.next);
         self.ahead = Sector(self.next.0 + self.window);
         self.window = (self.window * 2).min(self.max);
-        Some(SectorRange::between(start, self.ahead))
+        Step { sequential, ahead: Some(SectorRange::between(start, self.ahead)) }
     }
 }
 
@@ -63,8 +67,8 @@ mod tests {
     fn a_reader_from_the_first_sector_on_is_sequential() {
         let mut readahead = Readahead::new(1 << 30);
         let range = |i: u64| SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
-        assert_eq!(readahead.on_read(range(0)), None);
-        let window = readahead.on_read(range(1)).unwrap();
+        assert_eq!(readahead.on_read(range(0)), Step { sequential: true, ahead: None });
+        let window = readahead.on_read(range(1)).ahead.unwrap();
         assert_eq!((window.start(), window.len()), (Sector(512), SectorCount(WINDOW_MIN)));
     }
 
@@ -74,7 +78,7 @@ mod tests {
         let mut fetched = Sector(0);
         for i in 1..400u64 {
             let range = SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
-            if let Some(window) = readahead.on_read(range) {
+            if let Some(window) = readahead.on_read(range).ahead {
                 assert!(window.start() == fetched || fetched == Sector(0));
                 assert!(window.len().0 <= WINDOW_MAX);
                 fetched = window.end();
@@ -82,7 +86,7 @@ mod tests {
             assert!(i < 4 || fetched > range.end(), "read {i} is ahead of {fetched}");
         }
         let random = SectorRange::new(Sector(7), SectorCount(8)).unwrap();
-        assert_eq!(readahead.on_read(random), None);
+        assert_eq!(readahead.on_read(random), Step::default());
     }
 
     #[test]
@@ -91,7 +95,7 @@ mod tests {
             let mut readahead = Readahead::new(cache);
             let range = |i: u64| SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
             let lead = (0..4000).filter_map(|i| {
-                let window = readahead.on_read(range(i))?;
+                let window = readahead.on_read(range(i)).ahead?;
                 Some(window.end().0 - range(i).end().0)
             });
             assert_eq!(lead.max(), Some(most));

@@ -5,6 +5,7 @@ use super::collect::Collection;
 use super::items::Items;
 use super::local;
 use super::options::{Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus};
+use super::profile::{ProfileUse, Recorder};
 use super::readahead::Readahead;
 use super::state::{Limits, Phase, State};
 use super::tier::Tier;
@@ -51,6 +52,8 @@ pub(super) struct Shared {
     pub fetcher: Fetcher,
     pub items: Arc<Items>,
     pub readahead: Mutex<Readahead>,
+    /// Notes what is read, where the options say so.
+    pub recorder: Option<Recorder>,
     /// The journal has something to write, or may have room for it.
     pub journal_due: Notify,
     /// The open chunk has its first change.
@@ -92,6 +95,7 @@ impl Shared {
             env: parts.env,
             stores: parts.stores,
             readahead: Mutex::new(Readahead::new(parts.options.cache_bytes)),
+            recorder: (parts.options.profile == Some(ProfileUse::Record)).then(Recorder::default),
             limits: Limits::of(&parts.options, chunk_size),
             options: parts.options,
             state: Mutex::new(parts.state),
@@ -222,7 +226,7 @@ impl Shared {
             cache_misses,
             cache_bytes,
             disk_cache: self.disk.as_ref().map(Tier::status),
-            map_changes: state.map.changes(),
+            map: self.items.status(state.map.changes()),
             space: self.collection.status(&state),
         }
     }

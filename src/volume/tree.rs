@@ -15,14 +15,13 @@ use crate::map::{Base, Overlay, Target};
 use crate::store::{GetRange, Store};
 use crate::units::{Epoch, Sector, SectorRange, Seq};
 use bytes::Bytes;
-use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Bytes of items at which a map object is written and the next one begun.
 const OBJECT_LEN: usize = 4 << 20;
-/// Leaves loaded at the same time.
-const LOADS: usize = 8;
+/// Bytes of leaves loaded at the same time, but for one that is larger.
+const LOAD_BYTES: u64 = 4 << 20;
 /// Objects that one checkpoint empties at most.
 const VICTIMS: usize = 8;
 
@@ -94,7 +93,9 @@ impl<'a> MapWriter<'a> {
     async fn write_object(&mut self) -> Result<()> {
         let Some(builder) = self.builder.take() else { return Ok(()) };
         let key = keys::map_object(self.volume, builder.object());
-        self.store.put_if_absent(&key, Bytes::from(builder.finish())).await?;
+        let body = Bytes::from(builder.finish());
+        self.items.count_written(body.len());
+        self.store.put_if_absent(&key, body).await?;
         Ok(())
     }
 
@@ -211,11 +212,10 @@ async fn rewrite_leaves(
     writer: &mut MapWriter<'_>,
     deltas: &mut Deltas,
 ) -> Result<()> {
-    let touched: Vec<u64> = touched.iter().copied().collect();
     // Batches are loaded whole: a request that nobody attends to, while an object is written, would
     // keep its turn and what others want to share of it.
-    for batch in touched.chunks(LOADS) {
-        for (index, item, leaf) in load_leaves(batch, entries, writer.items).await {
+    for batch in batches(touched, entries) {
+        for (index, item, leaf) in load_leaves(&batch, writer.items).await {
             let list = leaf_changes(index, changes);
             let new: Vec<Extent> =
                 merge(&leaf?, &list, &mut |seq, n| *deltas.entry(seq).or_default() += n);
@@ -238,22 +238,38 @@ async fn rewrite_leaves(
 /// A leaf, the item that it is in, and its index.
 type Loaded = (u64, Option<ItemRef>, Result<Arc<Vec<Extent>>>);
 
-async fn load_leaves(
-    batch: &[u64],
-    entries: &BTreeMap<u32, ItemRef>,
-    items: &Items,
-) -> Vec<Loaded> {
-    let load = |index: &u64| {
-        let (index, item) = (*index, entries.get(&page_of(*index).1).copied());
-        async move {
-            let leaf = match item {
-                Some(item) => items.leaf(item).await,
-                None => Ok(Arc::default()),
-            };
-            (index, item, leaf)
+/// A leaf that may be stored already.
+type Place = (u64, Option<ItemRef>);
+
+/// The leaves in `touched`, by how many are loaded at the same time.
+fn batches(touched: &BTreeSet<u64>, entries: &BTreeMap<u32, ItemRef>) -> Vec<Vec<Place>> {
+    let mut batches: Vec<Vec<Place>> = Vec::new();
+    let mut room = 0;
+    for index in touched {
+        let item = entries.get(&page_of(*index).1).copied();
+        let len = item.map_or(0, |item| u64::from(item.len));
+        match batches.last_mut().filter(|_| len <= room) {
+            Some(batch) => {
+                batch.push((*index, item));
+                room -= len;
+            }
+            None => {
+                batches.push(vec![(*index, item)]);
+                room = LOAD_BYTES.saturating_sub(len);
+            }
         }
-    };
-    join_all(batch.iter().map(load)).await
+    }
+    batches
+}
+
+async fn load_leaves(batch: &[Place], items: &Items) -> Vec<Loaded> {
+    let stored: Vec<ItemRef> = batch.iter().filter_map(|(_, item)| *item).collect();
+    let mut leaves = items.leaves(&stored).await.into_iter();
+    let loaded = batch.iter().map(|(index, item)| {
+        let leaf = item.and_then(|_| leaves.next()).unwrap_or_else(|| Ok(Arc::default()));
+        (*index, *item, leaf)
+    });
+    loaded.collect()
 }
 
 fn leaf_changes(index: u64, changes: &Overlay) -> Vec<Change> {

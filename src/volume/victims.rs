@@ -235,7 +235,7 @@ async fn relocate(shared: &Arc<Shared>, pace: &mut Pace, run: Live, data: &[u8])
             Ok(Ok(sectors)) => done += sectors.0,
             Ok(Err(missing)) => {
                 let loaded = shared.load(missing, missed).await;
-                missed = Some(loaded.map_err(|e| lost(shared, e))?);
+                missed = loaded.map_err(|e| lost(shared, e))?;
             }
             Err(progress) => progress.await,
         }

@@ -7,7 +7,8 @@
 //! of a turn where a turn is a matter of time; others end when their work is done.
 //!
 //! It runs as the optimised program does (profile `bench`, which is `release`). Needs what the system
-//! tests need: fio and nbdkit for the part `nbd`, the S3 server for `store`.
+//! tests need: fio and nbdkit for the part `nbd`, the S3 server for `store` and `peers`, and
+//! s3backer for the latter.
 
 #![allow(clippy::unwrap_used, reason = "a measurement fails by panicking")]
 #![allow(dead_code, reason = "the modules of the system tests are used in part")]
@@ -34,6 +35,8 @@ mod http;
 mod leftovers;
 #[path = "../support/nbd.rs"]
 mod nbd;
+#[path = "speed/peers.rs"]
+mod peers;
 #[path = "../support/proxy.rs"]
 mod proxy;
 #[path = "../support/s3.rs"]
@@ -56,11 +59,12 @@ fn main() {
     // `cargo bench` passes options of the standard harness.
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (settings, wanted) = Settings::parse(&words);
-    let parts: [(&str, Part); 4] = [
+    let parts: [(&str, Part); 5] = [
         ("engine", engine::run),
         ("cache", cached::run),
         ("nbd", served::run),
         ("store", store::run),
+        ("peers", peers::run),
     ];
     let known = |name: &&str| parts.iter().any(|(part, _)| part == name);
     assert!(wanted.iter().all(known), "parts are {:?}", parts.map(|(name, _)| name));

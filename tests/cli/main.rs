@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod attached;
+mod bench;
 mod gate;
 mod journal;
 mod mistakes;

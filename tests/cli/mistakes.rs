@@ -25,6 +25,7 @@ const MISTAKES: &[(&[&str], i32, &str)] = &[
     (&["attach", "data@yesterday"], USAGE, "snapshots are not in this version"),
     (&["attach", "data", "--journal", "/x"], USAGE, "of no use with --durability object"),
     (&["attach", "data", "--mem-cache", "lots"], USAGE, "--mem-cache \"lots\" is no size"),
+    (&["attach", "data", "--map-memory", "1M"], USAGE, "a volume needs at least 8 MiB"),
     (&["attach", "data", "--cache-size", "1G"], USAGE, "--cache-dir <DIR>"),
     (&["attach", "data", "--cache-dir", "/x"], USAGE, "--cache-size <S>"),
     (

@@ -3,7 +3,8 @@
 use crate::rig::{Rig, pattern, read, write};
 use objblk::device::DeviceError;
 use objblk::error::ErrorKind;
-use objblk::store::{Key, Store};
+use objblk::store::fault::{Fault, Rule};
+use objblk::store::{Key, Op, Store};
 use objblk::volume::{Mode, Volume};
 
 const SIZE: u64 = 64 << 20;
@@ -106,6 +107,30 @@ async fn a_damaged_leaf_is_an_error_for_its_span() {
     let volume = rig.open().await;
     expect_bad(&volume, 0..CHUNKS * CHUNK).await;
     assert_eq!(read(&volume, 1 << 17, 8).await.unwrap(), vec![0; 4096]);
+}
+
+/// What the store has is whole: one answer that is not changes nothing, for a read and for a checkpoint.
+#[tokio::test(start_paused = true)]
+async fn a_leaf_damaged_on_its_way_is_read_again() {
+    let (rig, _) = filled().await;
+    for fault in [Fault::FlipBit, Fault::Truncate] {
+        let volume = rig.open().await;
+        let flip = || {
+            let rule = Rule::new(fault.clone()).on(&[Op::Get]).times(1);
+            rig.faults.add(rule.below(format!("volumes/{}/map/", rig.id)))
+        };
+        // The map page; then the leaf, for the read and for the checkpoint.
+        let first = flip();
+        let found = read(&volume, 0, 8).await.unwrap();
+        assert_eq!((first.hits(), found.len()), (1, 4096));
+        volume.close().await.unwrap();
+        let volume = rig.open().await;
+        write(&volume, 0, &found).await.unwrap();
+        let second = flip();
+        volume.close().await.unwrap();
+        assert_eq!(second.hits(), 1);
+        rig.faults.clear();
+    }
 }
 
 /// A committed chunk that vanished from the tail of the log is damage, not the log's end.

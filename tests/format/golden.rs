@@ -11,6 +11,7 @@ use objblk::format::keys::MapObjectId;
 use objblk::format::map_object::{ItemKind, parse_directory};
 use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
 use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, end_json, parse_json};
+use objblk::format::profile::Profile;
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::Epoch;
 
@@ -59,10 +60,11 @@ fn golden_chunk_reads_back() {
 }
 
 #[test]
-fn golden_fence_and_checkpoint_read_back() {
+fn golden_fence_checkpoint_and_profile_read_back() {
     assert_eq!(Fence::parse(&golden("fence-v1.hex")).unwrap(), samples::fence());
     let checkpoint = Checkpoint::parse(&golden("checkpoint-v1.hex")).unwrap();
     assert_eq!(checkpoint, samples::checkpoint());
+    assert_eq!(Profile::parse(&golden("profile-v1.hex")).unwrap(), samples::profile());
 }
 
 #[test]
@@ -99,6 +101,7 @@ fn a_newer_version_is_refused_as_such() {
             "chunk-v1.hex" => ChunkHeader::parse(&bytes).map(drop),
             "fence-v1.hex" => Fence::parse(&bytes).map(drop),
             "checkpoint-v1.hex" => Checkpoint::parse(&bytes).map(drop),
+            "profile-v1.hex" => Profile::parse(&bytes).map(drop),
             _ => {
                 let object = MapObjectId { epoch: Epoch(3), number: 1 };
                 parse_directory(samples::volume(), object, &bytes).map(drop)

@@ -14,6 +14,7 @@ use objblk::format::page::{
     ChunkPage, ChunkUse, Extent, ItemRef, Location, encode_chunk_page, encode_leaf, encode_map_page,
 };
 use objblk::format::pool::{NameObject, PoolKind, PoolObject, TombstoneObject, encode_json};
+use objblk::format::profile::Profile;
 use objblk::format::record::Record;
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::journal::entry::{Change, continued, slot_end};
@@ -90,6 +91,10 @@ pub fn fence() -> Fence {
         next_epoch: Epoch(5),
         owner: "process 42 on host thor".into(),
     }
+}
+
+pub fn profile() -> Profile {
+    Profile::new(volume(), &[0, 1, 2, 0x1234, 7, (16 << 30) - 1])
 }
 
 pub fn leaf() -> Vec<Extent> {
@@ -182,6 +187,7 @@ pub fn binary() -> Vec<(&'static str, Vec<u8>)> {
         ("fence-v1.hex", fence().encode()),
         ("map-object-v1.hex", map_object()),
         ("checkpoint-v1.hex", checkpoint().encode()),
+        ("profile-v1.hex", profile().encode()),
     ]
 }
 

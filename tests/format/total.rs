@@ -13,6 +13,7 @@ use objblk::format::page::{
     encode_chunk_page, encode_leaf, encode_map_page, parse_chunk_page, parse_leaf, parse_map_page,
 };
 use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, parse_json};
+use objblk::format::profile::Profile;
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::Epoch;
 use proptest::prelude::*;
@@ -28,6 +29,9 @@ fn parse_all(bytes: &[u8]) {
     let _ = Fence::parse(bytes);
     if let Ok(checkpoint) = Checkpoint::parse(bytes) {
         assert_eq!(checkpoint.encode(), bytes);
+    }
+    if let Ok(profile) = Profile::parse(bytes) {
+        assert_eq!(profile.encode(), bytes);
     }
     let _ = map_directory(bytes);
     if let Ok(leaf) = parse_leaf(bytes) {
@@ -66,7 +70,7 @@ proptest! {
 
     #[test]
     fn changed_objects(
-        which in 0..4usize,
+        which in 0..5usize,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         cut in prop::option::of(any::<prop::sample::Index>()),
         repair in any::<bool>(),
@@ -88,7 +92,7 @@ proptest! {
     }
 
     #[test]
-    fn a_single_changed_bit_is_noticed(which in 0..4usize, at in any::<prop::sample::Index>()) {
+    fn a_single_changed_bit_is_noticed(which in 0..5usize, at in any::<prop::sample::Index>()) {
         let (name, mut bytes) = samples::binary().swap_remove(which);
         let (start, crc_at) = checksum(name, &bytes);
         let bit = at.index((crc_at + 4 - start) * 8);
@@ -97,6 +101,7 @@ proptest! {
             "chunk-v1.hex" => ChunkHeader::parse(&bytes).is_err(),
             "fence-v1.hex" => Fence::parse(&bytes).is_err(),
             "checkpoint-v1.hex" => Checkpoint::parse(&bytes).is_err(),
+            "profile-v1.hex" => Profile::parse(&bytes).is_err(),
             _ => map_directory(&bytes).is_err(),
         };
         prop_assert!(noticed, "{} bit {}", name, bit);
@@ -113,6 +118,7 @@ fn every_truncation_is_noticed() {
                 "chunk-v1.hex" => ChunkHeader::parse(bytes).is_err(),
                 "fence-v1.hex" => Fence::parse(bytes).is_err(),
                 "checkpoint-v1.hex" => Checkpoint::parse(bytes).is_err(),
+                "profile-v1.hex" => Profile::parse(bytes).is_err(),
                 _ => map_directory(bytes).is_err(),
             };
             assert!(noticed, "{name} cut to {len} bytes");

@@ -41,6 +41,7 @@ fn objects() -> Vec<Seed> {
         ("record", "golden", records),
         ("fence", "golden", golden("fence-v1.hex")),
         ("checkpoint", "golden", golden("checkpoint-v1.hex")),
+        ("profile", "golden", golden("profile-v1.hex")),
     ];
     // Three items: a leaf, a map page and a chunk page.
     let directory = map.len() - 16 - 3 * 20;

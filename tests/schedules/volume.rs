@@ -73,8 +73,24 @@ mod collect {
 
 /// Nothing is read here.
 mod items {
+    use objblk::volume::MapStatus;
+
     #[derive(Debug)]
     pub(super) struct Items;
+
+    impl Items {
+        pub fn status(&self, changes: usize) -> MapStatus {
+            MapStatus { changes, ..MapStatus::default() }
+        }
+    }
+}
+
+/// Nor recorded.
+mod profile {
+    pub(super) use objblk::volume::ProfileUse;
+
+    #[derive(Debug, Default)]
+    pub(super) struct Recorder;
 }
 
 use crate::clock::SystemClock;

@@ -55,6 +55,7 @@ fn options(rng: &mut StdRng) -> VolumeOptions {
         cache_bytes: one(rng, &[0, 64 << 10, 1 << 20]),
         disk_cache: None,
         map_bytes: 0,
+        profile: None,
         dirty_bytes: one(rng, &[64 << 10, 256 << 10, 1 << 20]),
         uploads: one(rng, &[1, 2, 4, 8]),
         seal_after: Duration::from_millis(one(rng, &[5, 200, 2000])),

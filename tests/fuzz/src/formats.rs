@@ -19,6 +19,7 @@ use objblk::format::page::{
 use objblk::format::pool::{
     NameObject, PoolObject, TombstoneObject, encode_json, end_json, parse_json,
 };
+use objblk::format::profile::Profile;
 use objblk::format::record::Record;
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{FormatResult, VolumeId};
@@ -112,6 +113,16 @@ pub fn fence(data: &[u8]) {
     let check = |bytes: &[u8]| {
         if let Ok(fence) = TABLES.check(bytes.len(), || Fence::parse(bytes)) {
             assert_eq!(fence.encode(), bytes);
+        }
+    };
+    check(data);
+    repaired_end(data).iter().for_each(|bytes| check(bytes));
+}
+
+pub fn profile(data: &[u8]) {
+    let check = |bytes: &[u8]| {
+        if let Ok(profile) = TABLES.check(bytes.len(), || Profile::parse(bytes)) {
+            assert_eq!(profile.encode(), bytes);
         }
     };
     check(data);
