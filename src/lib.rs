@@ -30,7 +30,7 @@
 //! | [`store`] | named immutable objects and the layers around them |
 //! | [`mod@format`] | the on-store format |
 //! | [`device`] | what a block device promises |
-//! | [`bench`] | load, for figures |
+//! | [`mod@bench`] | load, for figures |
 //! | [`map`], [`log`], [`cache`] | mechanisms that know nothing of each other |
 //! | [`gc`] | which chunks to empty, how far, how fast |
 //! | [`journal`] | what was acknowledged and is not committed yet, outliving the process |

@@ -93,7 +93,14 @@ pub(super) async fn task(shared: Arc<Shared>) {
 }
 
 /// Makes a checkpoint of all there is (if there is anything new), then deletes garbage.
+///
+/// Cancellation: it goes on without its caller.
 pub(super) async fn run(shared: &Arc<Shared>, kind: Kind) -> Result<()> {
+    let task = shared.clone();
+    shared.to_its_end(async move { make(&task, kind).await }).await
+}
+
+async fn make(shared: &Arc<Shared>, kind: Kind) -> Result<()> {
     let mut checkpointer = shared.checkpointer.lock().await;
     if kind == Kind::Close && checkpointer.frozen.is_some() {
         attempt(shared, &mut checkpointer).await?;

@@ -183,8 +183,26 @@ impl Shared {
 
     /// Begins one more.
     pub fn start_task(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let task = self.env.runtime.spawn(task).abort_handle();
-        self.tasks.lock().unwrap_or_else(|e| e.into_inner()).push(task);
+        self.note_task(self.env.runtime.spawn(task).abort_handle());
+    }
+
+    /// Does `work` to its end, whether or not its caller waits; only the end of the volume ends it.
+    ///
+    /// # Errors
+    /// Those of the work; those of the volume where it has ended.
+    pub async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let task = self.env.runtime.spawn(work);
+        self.note_task(task.abort_handle());
+        task.await.unwrap_or_else(|_| Err(self.failure()))
+    }
+
+    fn note_task(&self, task: AbortHandle) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(|e| e.into_inner());
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(task);
     }
 
     pub fn stop_tasks(&self) {

@@ -375,6 +375,27 @@ async fn a_slow_read_follows_what_it_reads() {
     volume.close().await.unwrap();
 }
 
+/// Who asks for a collection and loses patience leaves a volume that works.
+#[tokio::test(start_paused = true)]
+async fn a_collection_that_is_called_off_harms_nothing() {
+    let rig = rig(4 << 20, limits(160, 1 << 30)).await;
+    let volume = rig.open().await;
+    let mut user = User::new((4 << 20) / 512 / BLOCK, 3);
+    user.fill(&volume).await;
+    let slow = Fault::Delay { at: Moment::Before, from: SECOND / 100, to: SECOND / 20 };
+    rig.faults.add(Rule::new(slow));
+    for patience in 1..60 {
+        user.overwrite(&volume, 20, false).await;
+        let patience = Duration::from_millis(5 * patience);
+        let collected = tokio::time::timeout(patience, volume.collect(Some(100))).await;
+        assert!(collected.is_err() || patience > SECOND / 10, "too quick to be called off");
+    }
+    volume.collect(Some(100)).await.unwrap();
+    user.verify(&volume).await;
+    volume.close().await.unwrap();
+    user.verify(&rig.open().await).await;
+}
+
 /// What is damaged on the way, and whole in the store, keeps nobody from opening a volume.
 #[tokio::test(start_paused = true)]
 async fn damage_on_the_way_is_not_final() {

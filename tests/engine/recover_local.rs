@@ -286,6 +286,13 @@ async fn a_journal_that_fails_in_an_outage_is_needed_still() {
     }
     assert_eq!(host.rig.objects("epochs/").await, epochs, "it claimed first");
     with_journal(&mut host.rig, &left);
+    // A claim that comes damaged, to who asks for the journal's sake, says nothing of who had the
+    // volume: not that the device is lost.
+    let damage = Rule::new(Fault::Truncate).on(&[Op::Get]).skip(3).times(2);
+    let damaged = host.rig.faults.add(damage.below(objblk::format::keys::epochs(host.rig.id)));
+    let error = host.rig.open_as(2, Mode::Recover).await.map(drop).unwrap_err();
+    assert_eq!((damaged.hits(), error.kind()), (2, ErrorKind::Failed), "{error}");
+    host.rig.faults.clear();
     let volume = host.recover(3).await.unwrap();
     assert_eq!(read(&volume, 0, 1024).await.unwrap(), pattern(0, 1024, 1));
     assert_eq!(read(&volume, 1024, 8).await.unwrap(), pattern(1024, 8, 2));

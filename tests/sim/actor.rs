@@ -107,7 +107,12 @@ impl Actor {
             }
             // Refused to go on: somebody else had the volume.
             ErrorKind::Fenced => self.has_rival(),
-            ErrorKind::Failed => self.process.had_disk_trouble() || self.has_lost_its_journal(),
+            ErrorKind::Failed => {
+                let damaged = error.to_string().contains(" is damaged: ");
+                self.process.had_disk_trouble()
+                    || self.has_lost_its_journal()
+                    || damaged && self.world.state().damaged
+            }
             _ => false,
         }
     }
