@@ -96,11 +96,23 @@ pub enum Mutant {
     MoveNotMirrored,
     /// A chunk that was emptied is deleted before a checkpoint knows that.
     VictimDeletedEarly,
+    /// Chunks and map objects are deleted although a snapshot needs them.
+    SnapshotNotKept,
+    /// Map objects are.
+    SnapshotMapNotKept,
+    /// A deleted snapshot takes with it what the one before it needs.
+    SnapshotBeforeForgotten,
+    /// A snapshot is acknowledged that is not in the log.
+    SnapshotNotLogged,
+    /// A snapshot in the log is not replayed.
+    SnapshotNotReplayed,
+    /// A snapshot is of the last checkpoint, whatever was written since.
+    SnapshotStale,
 }
 
 impl Mutant {
     /// Every mistake.
-    pub const ALL: [Mutant; 44] = [
+    pub const ALL: [Mutant; 50] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -145,6 +157,12 @@ impl Mutant {
         Mutant::CollectorIgnoresOverwrite,
         Mutant::MoveNotMirrored,
         Mutant::VictimDeletedEarly,
+        Mutant::SnapshotNotKept,
+        Mutant::SnapshotMapNotKept,
+        Mutant::SnapshotBeforeForgotten,
+        Mutant::SnapshotNotLogged,
+        Mutant::SnapshotNotReplayed,
+        Mutant::SnapshotStale,
     ];
 }
 

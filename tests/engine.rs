@@ -42,5 +42,7 @@ mod rig;
 mod ring;
 #[path = "engine/scale.rs"]
 mod scale;
+#[path = "engine/snapshots.rs"]
+mod snapshots;
 #[path = "engine/turns.rs"]
 mod turns;

@@ -2,7 +2,7 @@
 //!
 //! One seed is one world (`sim/world.rs`): a store, a volume and a few processes that open it, use
 //! it, and are killed, paused, cut off and superseded, all on one thread in virtual time. After
-//! every step a reference model (`sim/model.rs`) and an independent reader of the bucket
+//! every step a reference model (`sim/model.rs`, `sim/shelf.rs`) and an independent reader of the bucket
 //! (`sim/audit.rs`) say whether what happened is allowed.
 //!
 //! * `make sim SEEDS=N` runs N seeds; `OBJBLK_SEED=n` replays one, with its whole story.
@@ -38,6 +38,8 @@ mod process;
 mod rings;
 #[path = "sim/run.rs"]
 mod run;
+#[path = "sim/shelf.rs"]
+mod shelf;
 #[path = "sim/sites.rs"]
 mod sites;
 #[path = "sim/wire.rs"]

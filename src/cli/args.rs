@@ -95,6 +95,9 @@ pub(super) enum Verb {
     },
     /// Put load on a volume that is not attached, or on the bare store to compare with
     Bench(Bench),
+    /// Make, list and delete snapshots, also while the volume is attached on this host
+    #[command(subcommand)]
+    Snapshot(Snapshot),
     /// Change the size of a volume that is not attached
     Resize {
         name: String,
@@ -110,7 +113,7 @@ pub(super) enum Verb {
     /// Delete a volume with all its data
     Delete {
         name: String,
-        /// Also when somebody owns it (who is fenced) or when it is damaged
+        /// Also when somebody owns it (who is fenced), when it has snapshots or is damaged
         #[arg(long)]
         force: bool,
         /// Do not ask
@@ -312,6 +315,28 @@ impl Open {
     pub(super) fn heartbeat(&self) -> Result<Option<Duration>> {
         duration::parse_or_off("--heartbeat", &self.heartbeat)
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Snapshot {
+    /// Keep the volume as it is now; reads and writes go on meanwhile
+    Create {
+        #[arg(value_name = "NAME@SNAP")]
+        name: String,
+        /// Freeze the file system that is mounted there for as long as it takes
+        #[arg(long, value_name = "MOUNTPOINT")]
+        fsfreeze: Option<PathBuf>,
+    },
+    /// List the snapshots of a volume
+    List { name: String },
+    /// Delete a snapshot; those who read it get I/O errors
+    Delete {
+        #[arg(value_name = "NAME@SNAP")]
+        name: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 #[derive(Args, Debug)]

@@ -7,7 +7,7 @@ use crate::daemon::{
     default_map_bytes, run_foreground, spawn,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::VolumeName;
+use crate::pool::VolumeSpec;
 use crate::settings::Location;
 use serde_json::json;
 use std::io::{IsTerminal, Write};
@@ -16,7 +16,7 @@ use std::io::{IsTerminal, Write};
 const CACHE_BYTES: u64 = 64 << 20;
 
 /// A volume on a block device, with nothing said.
-pub(super) fn plain(location: Location, name: VolumeName) -> TargetSpec {
+pub(super) fn plain(location: Location, name: VolumeSpec) -> TargetSpec {
     TargetSpec {
         location,
         volumes: vec![name],
@@ -48,8 +48,9 @@ pub(super) fn background_arguments<'a>(context: &Context, verb: &'a str) -> Vec<
 }
 
 pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()> {
+    let name: VolumeSpec = attach.name.parse()?;
     let spec = TargetSpec {
-        read_only: attach.open.read_only,
+        read_only: attach.open.read_only || name.snapshot().is_some(),
         takeover: attach.open.takeover,
         cache_bytes: size::parse("--mem-cache", &attach.open.mem_cache)?,
         map_bytes: attach.open.map_bytes()?,
@@ -63,7 +64,7 @@ pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()
         journal: attach.open.journal()?,
         io_timeout: attach.open.io_timeout()?,
         heartbeat: attach.open.heartbeat()?,
-        ..plain(context.location()?, attach.name.parse()?)
+        ..plain(context.location()?, name)
     };
     let show = |ready: &Ready| {
         let volume = &ready.volumes[0];

@@ -59,7 +59,7 @@ async fn of_volume(context: &Context, bench: &args::Bench, name: &VolumeName) ->
     if load.kind != Kind::Read {
         confirm::confirm(&format!("this overwrites what is in {name}"), bench.yes)?;
     }
-    let held = RunDir::open()?.take(&[(id, name.clone())])?;
+    let held = RunDir::open()?.take(&[(id, name.clone().into())])?;
     let measured = async {
         let volume = volume::own(&backend, id, name).await?;
         let before = backend.metrics();

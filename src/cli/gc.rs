@@ -51,7 +51,7 @@ async fn detached(
     (id, name): (VolumeId, &VolumeName),
     bound_percent: Option<u32>,
 ) -> Result<Collected> {
-    let held = run_dir.take(&[(id, name.clone())])?;
+    let held = run_dir.take(&[(id, name.clone().into())])?;
     let collected = async {
         let volume = volume::own(backend, id, name).await.map_err(go_there)?;
         let collected = volume.collect(bound_percent).await;

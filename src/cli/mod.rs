@@ -17,14 +17,15 @@ mod recover;
 mod render;
 mod serve;
 pub mod size;
+mod snapshot;
 mod status;
 mod volume;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::VolumeName;
+use crate::pool::VolumeSpec;
 use crate::pool::backend::Backend;
 use crate::settings::{Location, Named};
-use args::{Cli, Global, Journal, Pool, Serve, Verb};
+use args::{Cli, Global, Journal, Pool, Serve, Snapshot, Verb};
 use clap::{CommandFactory, Parser};
 use logging::Logging;
 use std::ffi::OsString;
@@ -99,6 +100,13 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Status { name } => status::status(context, name.as_deref()).await,
         Verb::Bench(bench) => bench::bench(context, bench).await,
         Verb::Gc { name, full } => gc::gc(context, &name.parse()?, full).await,
+        Verb::Snapshot(Snapshot::Create { name, fsfreeze }) => {
+            snapshot::create(context, &name.parse()?, fsfreeze.as_deref()).await
+        }
+        Verb::Snapshot(Snapshot::List { name }) => snapshot::list(context, &name.parse()?).await,
+        Verb::Snapshot(Snapshot::Delete { name, yes }) => {
+            snapshot::delete(context, &name.parse()?, yes).await
+        }
         Verb::Resize { name, size, shrink } => {
             volume::resize(context, &name.parse()?, &size, shrink).await
         }
@@ -162,7 +170,7 @@ impl Context {
 }
 
 /// The names, each parsed.
-fn names(texts: &[String]) -> Result<Vec<VolumeName>> {
+fn names(texts: &[String]) -> Result<Vec<VolumeSpec>> {
     texts.iter().map(|text| text.parse()).collect()
 }
 

@@ -4,7 +4,7 @@ use super::attach::ended;
 use super::{Context, args, names, size};
 use crate::daemon::{DoorSpec, Ready, RunDir, TargetSpec, run_foreground};
 use crate::error::{Error, Result};
-use crate::pool::VolumeName;
+use crate::pool::VolumeSpec;
 use serde_json::json;
 
 pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> {
@@ -57,7 +57,7 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
     ended(run_foreground(&spec, show).await?)
 }
 
-async fn every_volume(context: &Context) -> Result<Vec<VolumeName>> {
+async fn every_volume(context: &Context) -> Result<Vec<VolumeSpec>> {
     let entries = context.open().await?.pool.list().await?;
     let usable = entries.into_iter().filter(|entry| entry.is_usable());
     usable.map(|entry| entry.name.parse()).collect()

@@ -36,7 +36,7 @@ pub(super) async fn create(context: &Context, create: args::Create) -> Result<()
         let document = json!({ "name": name, "id": id, "size": new.size });
         return context.show(&document, || name.to_string());
     }
-    let ready = attach::background(context, &attach::plain(location, name.clone()));
+    let ready = attach::background(context, &attach::plain(location, name.clone().into()));
     let ready = ready.map_err(|e| e.context(format!("made volume {name}, but")))?;
     let device = &ready.volumes[0].device;
     let document = json!({ "name": name, "id": id, "size": new.size, "device": device });
@@ -77,7 +77,7 @@ pub(super) async fn delete(
         Err(_) => None,
     };
     confirm::confirm(&format!("deleting volume {name} with all its data"), yes)?;
-    let held = match id.map(|id| RunDir::open()?.take(&[(id, name.clone())])).transpose() {
+    let held = match id.map(|id| RunDir::open()?.take(&[(id, name.clone().into())])).transpose() {
         Err(e) if !force || e.kind() != ErrorKind::Busy => return Err(e),
         held => held.ok().flatten(),
     };
@@ -109,7 +109,7 @@ pub(super) async fn resize(
     let (id, volume) = backend.pool.lookup(name).await?;
     let (block_size, chunk_size) = (volume.block(), volume.chunk_size);
     NewVolume { size, block_size, chunk_size }.validate()?;
-    let held = RunDir::open()?.take(&[(id, name.clone())]).map_err(detach_first)?;
+    let held = RunDir::open()?.take(&[(id, name.clone().into())]).map_err(detach_first)?;
     let resized = resize_held(&backend, id, name, size, shrink).await;
     held.release();
     let old = resized?;

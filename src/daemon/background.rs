@@ -9,7 +9,7 @@ use super::rundir::RunDir;
 use super::spec::TargetSpec;
 use super::target::{Ready, run_foreground};
 use crate::error::{Error, Result};
-use crate::pool::VolumeName;
+use crate::pool::VolumeSpec;
 use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -135,7 +135,7 @@ pub(super) fn answer(answer: &Answer) -> Result<()> {
     written.map_err(|e| Error::failed("the command that started this is gone").because(e))
 }
 
-pub(super) fn open_log(run_dir: &RunDir, name: Option<&VolumeName>) -> Result<File> {
+pub(super) fn open_log(run_dir: &RunDir, name: Option<&VolumeSpec>) -> Result<File> {
     let path = name.map_or_else(|| Path::new("/dev/null").into(), |name| run_dir.log(name));
     let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
     file.map_err(|e| Error::failed(format!("cannot open the log {}", path.display())).because(e))

@@ -1,6 +1,8 @@
 //! The other side of the control socket.
 
-use super::control::{Outcome, Phase, Reply, Request, TargetStatus, encode, receive};
+use super::control::{
+    Outcome, Phase, Reply, Request, SnapshotAction, SnapshotReport, TargetStatus, encode, receive,
+};
 use super::rundir::{RunDir, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
@@ -113,6 +115,21 @@ pub async fn collect(
     let request = Request::Collect { volume, bound_percent };
     match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
         Reply::Collected(collected) => Ok(collected),
+        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
+    }
+}
+
+/// Has a target do something about the snapshots of a volume.
+///
+/// Errors: busy, where the target does not answer; those of the volume.
+pub async fn snapshots(
+    target: &Target,
+    volume: VolumeId,
+    action: SnapshotAction,
+) -> Result<Vec<SnapshotReport>> {
+    let request = Request::Snapshots { volume, action };
+    match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
+        Reply::Snapshots(snapshots) => Ok(snapshots),
         _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
     }
 }

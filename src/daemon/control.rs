@@ -5,8 +5,9 @@
 //! makes data durable, or while a collection goes on, calls it off. Lines are bounded and parsing is total.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::VolumeId;
-use crate::pool::VolumeName;
+use crate::format::snapshot::SnapshotEntry;
+use crate::format::{SnapshotId, VolumeId};
+use crate::pool::VolumeSpec;
 use crate::volume::{Collected, DiskCacheStatus, JournalStatus, MapStatus, SpaceStatus};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,7 @@ const VERSION: u32 = 1;
 const LINE_MAX: u64 = 1 << 20;
 
 /// What a client asks of a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Are you there?
@@ -33,11 +34,55 @@ pub enum Request {
         /// Until its chunks hold at most this, in percent of what is live; otherwise as it always is.
         bound_percent: Option<u32>,
     },
+    /// Make, delete or list snapshots of a volume.
+    Snapshots {
+        /// The volume.
+        volume: VolumeId,
+        /// Which.
+        action: SnapshotAction,
+    },
     /// End in order.
     Detach {
         /// Give up what the store does not take within seconds; end also when in use.
         force: bool,
     },
+}
+
+/// What is to be done about snapshots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotAction {
+    /// Make one of this name.
+    Make(String),
+    /// Delete the one of this name.
+    Delete(String),
+    /// Nothing.
+    List,
+}
+
+/// A snapshot, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotReport {
+    /// Its name.
+    pub name: String,
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// When it was made, in milliseconds since 1970.
+    pub made_at_ms: u64,
+    /// Size of the volume then, in bytes.
+    pub size: u64,
+    /// Bytes that held data.
+    pub used: u64,
+    /// The first slot of the log that is not in it.
+    pub seq: u64,
+}
+
+impl From<SnapshotEntry> for SnapshotReport {
+    fn from(entry: SnapshotEntry) -> SnapshotReport {
+        let (size, used) = (entry.size.bytes(), entry.live.bytes());
+        let SnapshotEntry { name, id, made_at_ms, next, .. } = entry;
+        SnapshotReport { name, id, made_at_ms, size, used, seq: next.0 }
+    }
 }
 
 /// What a target answers.
@@ -50,6 +95,8 @@ pub enum Reply {
     Status(Box<TargetStatus>),
     /// To a collection: it is done.
     Collected(Collected),
+    /// To a request about snapshots: those that it was about.
+    Snapshots(Vec<SnapshotReport>),
     /// To a detach, again and again while it goes on.
     Progress {
         /// What is being done.
@@ -104,7 +151,7 @@ pub struct TargetStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VolumeReport {
     /// Its name.
-    pub name: VolumeName,
+    pub name: VolumeSpec,
     /// The volume.
     pub id: VolumeId,
     /// Where it is to be found.
@@ -252,8 +299,11 @@ mod tests {
     fn messages_round_trip() {
         let volume = VolumeId::from_bytes([1; 16]);
         let collect = Request::Collect { volume, bound_percent: Some(110) };
-        for request in [Request::Ping, Request::Status, collect, Request::Detach { force: true }] {
-            assert_eq!(decode::<Request>(&encode(request)).unwrap(), request);
+        let make = SnapshotAction::Make("a".into());
+        let make = Request::Snapshots { volume, action: make };
+        let detach = Request::Detach { force: true };
+        for request in [Request::Ping, Request::Status, collect, make, detach] {
+            assert_eq!(decode::<Request>(&encode(&request)).unwrap(), request);
         }
         for (kind, _) in KINDS {
             let refusal = Refusal::from(Error::new(kind, "no").hint("yes"));

@@ -6,7 +6,7 @@ use crate::device::Checked;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::{ExportStatus, Exports, Server};
 use crate::frontend::ublk::{self, Ublk, UblkOptions};
-use crate::pool::VolumeName;
+use crate::pool::VolumeSpec;
 use crate::volume::Volume;
 use std::fmt;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 /// An open volume under its name, for a frontend.
-pub(super) type Served = (VolumeName, Arc<Checked<Volume>>);
+pub(super) type Served = (VolumeSpec, Arc<Checked<Volume>>);
 
 /// A running frontend.
 pub(super) enum Door {
@@ -75,7 +75,7 @@ impl Door {
 
     /// Fails where the host cannot have such a frontend, before anything is touched. Returns
     /// whether its device is to outlive this process.
-    pub(super) async fn check(spec: &DoorSpec, name: &VolumeName) -> Result<bool> {
+    pub(super) async fn check(spec: &DoorSpec, name: &VolumeSpec) -> Result<bool> {
         match spec {
             DoorSpec::Nbd { listen } => {
                 listen.parse::<crate::frontend::nbd::Listen>().map(|_| false)
@@ -103,7 +103,7 @@ impl Door {
             Door::Nbd(nbd) => {
                 let mut names: Vec<_> = volumes.iter().map(|(name, _)| name.as_str()).collect();
                 names.sort_unstable();
-                let place = |name: &VolumeName| names.iter().position(|n| *n == name.as_str());
+                let place = |name: &VolumeSpec| names.iter().position(|n| *n == name.as_str());
                 let uris = volumes.iter().filter_map(|(name, _)| nbd.uris.get(place(name)?));
                 uris.cloned().collect()
             }
@@ -127,7 +127,7 @@ impl Door {
     }
 
     /// Counters for the volume called `name`.
-    pub(super) fn counters(&self, name: &VolumeName) -> serde_json::Value {
+    pub(super) fn counters(&self, name: &VolumeSpec) -> serde_json::Value {
         let value = match self {
             Door::Ublk(ublk) => serde_json::to_value(ublk.stats()),
             Door::Nbd(nbd) => {
@@ -179,7 +179,7 @@ async fn open_nbd(listen: &str, volumes: &[Served]) -> Result<NbdDoor> {
 }
 
 /// What the host lacks is not a thing that the user named: not `NotFound`.
-fn lacking(name: &VolumeName, e: Error) -> Error {
+fn lacking(name: &VolumeSpec, e: Error) -> Error {
     match e.kind() {
         ErrorKind::NotFound => Error::failed(format!("cannot attach {name}"))
             .because(e)

@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::journal::disk::Disk;
 use crate::journal::ring::Found;
 use crate::journal::uring::{FileDisk, Glance};
-use crate::pool::{Standing, VolumeName};
+use crate::pool::{Standing, VolumeSpec};
 use crate::volume::{JournalOptions, Mode, Ownership};
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -138,7 +138,7 @@ impl Opened {
 /// How a volume that is not free may be opened for writing without being taken from anybody.
 /// Errors: busy, where its last owner had a journal that is not here.
 pub(super) fn succession(
-    name: &VolumeName,
+    name: &VolumeSpec,
     ownership: &Ownership,
     standing: &Standing,
     here: Option<&Opened>,

@@ -41,8 +41,9 @@ mod supervisor;
 mod target;
 
 pub use background::{run_child, spawn};
-pub use control::{Outcome, Phase, TargetStatus, VolumeReport};
+pub use control::{Outcome, Phase, SnapshotAction, SnapshotReport, TargetStatus, VolumeReport};
 pub use rundir::{RunDir, Target as KnownTarget};
+pub use shared::act;
 pub use spec::{
     CacheSpec, DoorSpec, JournalSpec, TargetSpec, default_heartbeat, default_map_bytes,
 };

@@ -18,7 +18,7 @@ use crate::format::VolumeId;
 use crate::frontend::ublk;
 use crate::host::{Host, is_running};
 use crate::journal::mirror;
-use crate::pool::VolumeName;
+use crate::pool::VolumeSpec;
 use std::env;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -68,7 +68,7 @@ impl Target {
     }
 
     /// Why nothing else may be done with the volume `name` of this dead target.
-    pub fn kept(&self, name: &VolumeName) -> Error {
+    pub fn kept(&self, name: &VolumeSpec) -> Error {
         let (pid, device) = (self.state.pid, &self.state.volumes[0].device);
         let message = format!("process {pid}, which served {name}, is dead, and {device} waits");
         Error::new(ErrorKind::Busy, message).hint(format!(
@@ -140,12 +140,12 @@ impl RunDir {
     }
 
     /// Where a background target of the volume `name` writes its log.
-    pub fn log(&self, name: &VolumeName) -> PathBuf {
+    pub fn log(&self, name: &VolumeSpec) -> PathBuf {
         self.path.join(format!("{name}.log"))
     }
 
     /// Where an NBD server of the volume `name` listens if nothing else is said.
-    pub fn nbd_socket(&self, name: &VolumeName) -> PathBuf {
+    pub fn nbd_socket(&self, name: &VolumeSpec) -> PathBuf {
         self.path.join(format!("{name}.nbd"))
     }
 
@@ -188,7 +188,7 @@ impl RunDir {
 
     /// Takes the volumes for this process, after removing what dead targets left of them.
     /// Errors: busy, where another process has one of them; then none is taken.
-    pub fn take(&self, volumes: &[(VolumeId, VolumeName)]) -> Result<Held> {
+    pub fn take(&self, volumes: &[(VolumeId, VolumeSpec)]) -> Result<Held> {
         let mut taken = Held(Vec::new());
         for (id, name) in volumes {
             match VolumeLock::try_take(&self.file(*id, "lock")) {
@@ -216,7 +216,7 @@ impl RunDir {
         Ok(taken)
     }
 
-    fn attached_already(&self, id: VolumeId, name: &VolumeName) -> Error {
+    fn attached_already(&self, id: VolumeId, name: &VolumeSpec) -> Error {
         let by = match self.holder(id) {
             Ok(Some(target)) => {
                 let device = target.state.volumes.iter().find(|v| v.id == id).map(|v| &v.device);

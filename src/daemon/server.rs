@@ -57,6 +57,13 @@ async fn converse(stream: UnixStream, shared: Arc<Shared>, orders: UnboundedSend
         Request::Collect { volume, bound_percent } => {
             collect(read, &mut write, &shared, (volume, bound_percent)).await
         }
+        Request::Snapshots { volume, action } => {
+            let reply = match shared.snapshots(volume, action).await {
+                Ok(snapshots) => Reply::Snapshots(snapshots),
+                Err(e) => Reply::Refused(e.into()),
+            };
+            say(&mut write, &reply).await
+        }
         Request::Detach { force } => detach(read, &mut write, &orders, force).await,
     };
     if let Err(e) = answered {

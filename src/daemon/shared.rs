@@ -1,9 +1,9 @@
-use super::control::{Phase, TargetStatus, VolumeReport};
+use super::control::{Phase, SnapshotAction, SnapshotReport, TargetStatus, VolumeReport};
 use super::door::Door;
 use super::spec::TargetSpec;
 use super::state::{Attached, Serving};
 use crate::error::{Error, Result};
-use crate::format::VolumeId;
+use crate::format::{SnapshotId, VolumeId};
 use crate::pool::backend::Backend;
 use crate::volume::{Collected, Durability, Volume};
 use std::path::PathBuf;
@@ -119,10 +119,22 @@ impl Shared {
         id: VolumeId,
         bound_percent: Option<u32>,
     ) -> Result<Collected> {
+        self.volume(id)?.collect(bound_percent).await
+    }
+
+    /// Does something about the snapshots of a volume. Errors: not found; those of the volume.
+    pub(super) async fn snapshots(
+        &self,
+        id: VolumeId,
+        action: SnapshotAction,
+    ) -> Result<Vec<SnapshotReport>> {
+        act(self.volume(id)?, action).await
+    }
+
+    fn volume(&self, id: VolumeId) -> Result<&Volume> {
         let volume = self.volumes.iter().find(|(attached, _)| attached.id == id);
-        let (_, volume) =
-            volume.ok_or_else(|| Error::not_found(format!("volume {id} is not served here")))?;
-        volume.collect(bound_percent).await
+        let volume = volume.map(|(_, volume)| volume);
+        volume.ok_or_else(|| Error::not_found(format!("volume {id} is not served here")))
     }
 
     /// What `status` says.
@@ -160,4 +172,18 @@ impl Shared {
             store: serde_json::to_value(self.backend.metrics()).unwrap_or_default(),
         }
     }
+}
+
+/// Does something about the snapshots of an open volume.
+///
+/// Errors: those of the volume.
+pub async fn act(volume: &Volume, action: SnapshotAction) -> Result<Vec<SnapshotReport>> {
+    let entries = match action {
+        SnapshotAction::Make(name) => {
+            vec![volume.make_snapshot(SnapshotId::from_random(rand::random()), &name).await?]
+        }
+        SnapshotAction::Delete(name) => vec![volume.delete_snapshot(&name).await?],
+        SnapshotAction::List => volume.snapshots(),
+    };
+    Ok(entries.into_iter().map(SnapshotReport::from).collect())
 }

@@ -1,5 +1,5 @@
 use crate::format::VolumeId;
-use crate::pool::VolumeName;
+use crate::pool::VolumeSpec;
 use crate::settings::Location;
 use crate::volume::{ProfileUse, VolumeOptions};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ pub struct TargetSpec {
     /// Where the pool is.
     pub location: Location,
     /// The volumes, at least one, each once.
-    pub volumes: Vec<VolumeName>,
+    pub volumes: Vec<VolumeSpec>,
     /// Open them for reading only.
     pub read_only: bool,
     /// Take them from owners that have not closed them.

@@ -6,7 +6,7 @@
 use super::spec::TargetSpec;
 use crate::error::{Error, Result};
 use crate::format::VolumeId;
-use crate::pool::VolumeName;
+use crate::pool::VolumeSpec;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Read;
@@ -54,7 +54,7 @@ pub struct Attached {
     /// The volume.
     pub id: VolumeId,
     /// The name by which it was attached.
-    pub name: VolumeName,
+    pub name: VolumeSpec,
     /// Where it is to be found: a device's path or a URI.
     pub device: String,
     /// The symlink to the device.

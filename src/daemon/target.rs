@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::format::VolumeId;
 use crate::host::Host;
 use crate::pool::backend::Backend;
-use crate::pool::{Standing, VolumeName, standing};
-use crate::volume::{Env, Mode, Ownership, Volume, VolumeOptions, ownership};
+use crate::pool::{Standing, VolumeSpec, standing};
+use crate::volume::{Env, Mode, Ownership, Volume, VolumeOptions, list_snapshots, ownership};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -105,10 +105,10 @@ impl Target {
         let backend = Backend::open(&url, &s3).await?;
         let mut wanted = Vec::new();
         for name in &spec.volumes {
-            wanted.push((backend.pool.lookup(name).await?.0, name.clone()));
+            wanted.push((identity(&backend, name).await?, name.clone()));
         }
         refuse_twins(&wanted)?;
-        let recovery = Door::check(&spec.door, first).await? && !spec.read_only;
+        let recovery = Door::check(&spec.door, first).await? && !is_read_only(spec, first);
         let held = run_dir.take(&wanted)?;
         let token = rand::random();
         let served = match announce_device(&run_dir, spec, &backend, &wanted, token) {
@@ -187,7 +187,7 @@ fn announce_device(
     run_dir: &RunDir,
     spec: &TargetSpec,
     backend: &Backend,
-    wanted: &[(VolumeId, VolumeName)],
+    wanted: &[(VolumeId, VolumeSpec)],
     token: u64,
 ) -> Result<()> {
     let (DoorSpec::Ublk { .. }, Some((id, name))) = (&spec.door, wanted.first()) else {
@@ -204,14 +204,29 @@ fn announce_device(
             name: name.clone(),
             device: "-".into(),
             link: None,
-            read_only: spec.read_only,
+            read_only: is_read_only(spec, name),
         }],
     };
     let state = TargetState::of_this_process(&Host::local()?, serving);
     state.write(&run_dir.state_file(*id))
 }
 
-fn refuse_twins(wanted: &[(VolumeId, VolumeName)]) -> Result<()> {
+/// What `name` is known by on this host: the id of the volume, or of the snapshot, which is served
+/// beside its volume.
+async fn identity(backend: &Backend, name: &VolumeSpec) -> Result<VolumeId> {
+    let (id, _) = backend.pool.lookup(&name.volume()).await?;
+    let Some(snapshot) = name.snapshot() else { return Ok(id) };
+    let all = list_snapshots(&*backend.stores.setup, id).await?;
+    let found = all.into_iter().find(|entry| entry.name == snapshot);
+    let found = found.ok_or_else(|| Error::not_found(format!("there is no snapshot {name}")))?;
+    Ok(VolumeId::from_bytes(found.id.bytes()))
+}
+
+fn is_read_only(spec: &TargetSpec, name: &VolumeSpec) -> bool {
+    spec.read_only || name.snapshot().is_some()
+}
+
+fn refuse_twins(wanted: &[(VolumeId, VolumeSpec)]) -> Result<()> {
     for (i, (id, name)) in wanted.iter().enumerate() {
         if let Some((_, twin)) = wanted[..i].iter().find(|(other, _)| other == id) {
             let message = format!("{twin} and {name} are one volume");
@@ -226,7 +241,7 @@ async fn serve(
     spec: &TargetSpec,
     backend: &Backend,
     run_dir: &RunDir,
-    wanted: &[(VolumeId, VolumeName)],
+    wanted: &[(VolumeId, VolumeSpec)],
     (token, recovery): (u64, bool),
 ) -> Result<(Vec<(Attached, Volume)>, Door)> {
     let mut opened: Vec<Volume> = Vec::new();
@@ -246,7 +261,7 @@ async fn serve(
     match opening.await {
         Ok((door, devices)) => {
             let attached = wanted.iter().zip(devices).map(|((id, name), device)| {
-                let (link, read_only) = (door.link(), spec.read_only);
+                let (link, read_only) = (door.link(), is_read_only(spec, name));
                 Attached { id: *id, name: name.clone(), device, link, read_only }
             });
             let volumes = attached.zip(opened).collect();
@@ -274,10 +289,13 @@ pub(super) fn open_cache(spec: &CacheSpec) -> Result<Arc<DiskCache>> {
 async fn open(
     spec: &TargetSpec,
     backend: &Backend,
-    (id, name): (VolumeId, &VolumeName),
+    (id, name): (VolumeId, &VolumeSpec),
     mirror: Option<PathBuf>,
     disk_cache: Option<Arc<DiskCache>>,
 ) -> Result<Volume> {
+    if let Some(snapshot) = name.snapshot() {
+        return open_snapshot(spec, backend, (name, snapshot), disk_cache).await;
+    }
     let host = Host::local()?;
     let ownership = ownership(&*backend.stores.setup, id).await?;
     let spec_of_journal = spec.journal.as_ref().filter(|_| !spec.read_only);
@@ -313,9 +331,29 @@ async fn open(
     opened
 }
 
+async fn open_snapshot(
+    spec: &TargetSpec,
+    backend: &Backend,
+    (name, snapshot): (&VolumeSpec, &str),
+    disk_cache: Option<Arc<DiskCache>>,
+) -> Result<Volume> {
+    let (id, _) = backend.pool.lookup(&name.volume()).await?;
+    let options = VolumeOptions {
+        snapshot: Some(snapshot.to_owned()),
+        cache_bytes: spec.cache_bytes,
+        map_bytes: spec.map_bytes,
+        disk_cache,
+        io_timeout: spec.io_timeout,
+        ..VolumeOptions::default()
+    };
+    let (owner, stores) = (Host::local()?.owner(), backend.stores.clone());
+    let opened = Volume::open(environment(), stores, id, owner, options).await;
+    opened.map_err(|e| e.context(format!("cannot open {name}")))
+}
+
 fn mode(
     spec: &TargetSpec,
-    name: &VolumeName,
+    name: &VolumeSpec,
     ownership: &Ownership,
     host: &Host,
     journal: Option<&journals::Opened>,

@@ -3,13 +3,14 @@
 //! ```text
 //!   0  8 magic "OBJBLKCP"      56  8 live sectors
 //!   8  2 version               64  8 time, ms since 1970
-//!  10  1 closed (0 or 1)       72  4 zero
+//!  10  1 closed (0 or 1)       72  4 number of snapshots
 //!  11  5 zero                  76  5 x 4 counts of the tables below
 //!  16 16 volume id             96    terms:       {first seq u64, epoch u64}
 //!  32  8 epoch                       map objects: {epoch u64, number u32, total u32, live u32}
 //!  40  8 next seq                    map root:    {page index u32, item}
 //!  48  8 size in sectors             chunk root:  {page index u64, item}
 //!                                    garbage:     {kind u32, a u64, b u64}
+//!                                    snapshots:   see [`snapshot`](super::snapshot)
 //!                                    4 crc32c of all before
 //! ```
 //!
@@ -17,15 +18,17 @@
 //! log goes on at `next seq` in `epoch`. A **term** says in which epoch the slots from its first
 //! seq on were written, and so how the objects are named. **Garbage** is what nothing reachable
 //! names any more as of this checkpoint and what may not have been deleted yet: the next owner
-//! deletes it again.
+//! deletes it again. What only a snapshot needs is neither referenced here nor garbage.
 //!
-//! Size is bounded by what the volume holds in pages (64 GiB each), never by its leaves.
+//! Size is bounded by what the volume holds in pages (64 GiB each), never by its leaves, and by the
+//! number of its snapshots.
 
-use super::VolumeId;
 use super::codec::{FormatResult, Reader, Writer, check_trailing_crc};
 use super::keys::MapObjectId;
 use super::page::{ITEM_REF_LEN, ItemRef, SEQ_MAX};
+use super::snapshot::SnapshotEntry;
 use super::volume::VOLUME_SIZE_MAX;
+use super::{SnapshotId, VolumeId};
 use crate::units::{Epoch, SECTOR_SIZE, SectorCount, Seq};
 
 /// First bytes of a checkpoint.
@@ -65,6 +68,8 @@ pub enum Garbage {
     },
     /// A map object.
     Map(MapObjectId),
+    /// The object of a snapshot.
+    Snapshot(SnapshotId),
 }
 
 /// The state of a volume as of a position of its log.
@@ -94,6 +99,8 @@ pub struct Checkpoint {
     pub chunk_root: Vec<(u64, ItemRef)>,
     /// What may still have to be deleted.
     pub garbage: Vec<Garbage>,
+    /// What is kept for ever, in the order in which it was made.
+    pub snapshots: Vec<SnapshotEntry>,
 }
 
 impl Checkpoint {
@@ -112,6 +119,7 @@ impl Checkpoint {
             map_root: Vec::new(),
             chunk_root: Vec::new(),
             garbage: Vec::new(),
+            snapshots: Vec::new(),
         }
     }
 
@@ -120,7 +128,8 @@ impl Checkpoint {
         let mut w = Writer::default();
         w.put(MAGIC).u16(VERSION).u8(u8::from(self.closed)).zeros(5);
         w.put(&self.volume.bytes()).u64(self.epoch.0).u64(self.next.0).u64(self.size.0);
-        w.u64(self.live.0).u64(self.made_at_ms).zeros(4);
+        w.u64(self.live.0).u64(self.made_at_ms);
+        w.u32(self.snapshots.len() as u32);
         w.u32(self.terms.len() as u32).u32(self.map_objects.len() as u32);
         w.u32(self.map_root.len() as u32).u32(self.chunk_root.len() as u32);
         w.u32(self.garbage.len() as u32);
@@ -142,8 +151,10 @@ impl Checkpoint {
             match garbage {
                 Garbage::Slots { first, count } => w.u32(1).u64(first.0).u64(*count),
                 Garbage::Map(object) => w.u32(2).u64(object.epoch.0).u64(u64::from(object.number)),
+                Garbage::Snapshot(id) => w.u32(3).put(&id.bytes()),
             };
         }
+        self.snapshots.iter().for_each(|snapshot| snapshot.encode(&mut w));
         w.crc();
         w.finish()
     }
@@ -174,8 +185,9 @@ impl Checkpoint {
             map_root: Vec::new(),
             chunk_root: Vec::new(),
             garbage: Vec::new(),
+            snapshots: Vec::new(),
         };
-        r.reserved("reserved", 4)?;
+        let snapshots = r.count("snapshot count", SnapshotEntry::LEN_MIN)?;
         if checkpoint.next.0 > SEQ_MAX {
             return Err(r.bad("next seq", checkpoint.next));
         }
@@ -185,6 +197,7 @@ impl Checkpoint {
         let counts = Counts::parse(&mut r)?;
         checkpoint.terms = parse_terms(&mut r, counts.terms)?;
         checkpoint.parse_tables(&mut r, &counts)?;
+        checkpoint.snapshots = parse_snapshots(&mut r, snapshots, checkpoint.next)?;
         r.end()?;
         Ok(checkpoint)
     }
@@ -251,12 +264,32 @@ fn parse_terms(r: &mut Reader<'_>, count: usize) -> FormatResult<Vec<Term>> {
     Ok(terms)
 }
 
+fn parse_snapshots(
+    r: &mut Reader<'_>,
+    count: usize,
+    next: Seq,
+) -> FormatResult<Vec<SnapshotEntry>> {
+    let mut snapshots: Vec<SnapshotEntry> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let snapshot = SnapshotEntry::parse(r)?;
+        let descends = snapshots.last().is_some_and(|last| last.next > snapshot.next);
+        if descends || snapshot.next > next {
+            return Err(r.bad("snapshot position", snapshot.next));
+        }
+        snapshots.push(snapshot);
+    }
+    Ok(snapshots)
+}
+
 fn parse_map_object_id(r: &mut Reader<'_>) -> FormatResult<MapObjectId> {
     Ok(MapObjectId { epoch: Epoch(r.u64("map object epoch")?), number: r.u32("number")? })
 }
 
 fn parse_garbage(r: &mut Reader<'_>) -> FormatResult<Garbage> {
     let kind = r.u32("garbage kind")?;
+    if kind == 3 {
+        return Ok(Garbage::Snapshot(SnapshotId::from_bytes(r.bytes16("garbage")?)));
+    }
     let (a, b) = (r.u64("garbage")?, r.u64("garbage")?);
     match (kind, u32::try_from(b)) {
         (1, _) if a.checked_add(b).is_some() => Ok(Garbage::Slots { first: Seq(a), count: b }),

@@ -11,13 +11,14 @@
 //! volumes/<id>/log/<hh>/<seq>-<epoch>         chunk or fence: a slot of the log
 //! volumes/<id>/map/<epoch>-<object>           packed map leaves and pages
 //! volumes/<id>/checkpoints/<~seq>-<epoch>     newest first in a listing
+//! volumes/<id>/snapshots/<snapshot>           a checkpoint that is kept
 //! ```
 //!
 //! Numbers are lower-case hexadecimal of fixed width (16 digits; map objects 8), so byte order is
 //! numeric order. `<hh>` is the low byte of the sequence number: neighbours of the log spread over
 //! 256 prefixes. `<~seq>` is `u64::MAX - seq`.
 
-use crate::format::VolumeId;
+use crate::format::{SnapshotId, VolumeId};
 use crate::store::Key;
 use crate::units::{Epoch, Seq};
 use uuid::Uuid;
@@ -64,10 +65,10 @@ pub const NAMES: &str = "names/";
 /// Prefix of all volumes that are being removed.
 pub const TRASH: &str = "trash/";
 
-/// Longest volume name, in bytes.
+/// Longest name of a volume or a snapshot, in bytes.
 pub const NAME_MAX: usize = 128;
 
-/// True for a name a volume may have: 1 to 128 of `[A-Za-z0-9._-]`, the first a letter or digit.
+/// True for a name that a volume or a snapshot may have: 1 to 128 of `[A-Za-z0-9._-]`, the first a letter or digit.
 pub fn is_valid_name(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     name.len() <= NAME_MAX
@@ -144,6 +145,11 @@ pub fn checkpoint(id: VolumeId, seq: Seq, epoch: Epoch) -> Key {
 pub fn parse_checkpoint(id: VolumeId, key: &Key) -> Option<(Seq, Epoch)> {
     let (seq, epoch) = key.as_str().strip_prefix(&checkpoints(id))?.split_once('-')?;
     Some((Seq(u64::MAX - hex16(seq)?), Epoch(hex16(epoch)?)))
+}
+
+/// A snapshot of the volume.
+pub fn snapshot(id: VolumeId, snapshot: SnapshotId) -> Key {
+    key(format!("volumes/{id}/snapshots/{snapshot}"))
 }
 
 fn hex16(text: &str) -> Option<u64> {

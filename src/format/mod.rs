@@ -7,6 +7,7 @@
 //! | fence | binary, in a slot of the log | [`fence`] |
 //! | map object: packed leaves and pages | binary | [`map_object`], [`page`] |
 //! | checkpoint | binary | [`checkpoint`] |
+//! | snapshot: a checkpoint that is kept | binary | [`snapshot`] |
 //! | profile: what to fetch ahead | binary | [`profile`] |
 //!
 //! All numbers are little-endian. Every binary object begins with a magic of 8 bytes and a
@@ -33,7 +34,8 @@ pub mod page;
 pub mod pool;
 pub mod profile;
 pub mod record;
+pub mod snapshot;
 pub mod volume;
 
 pub use codec::{FormatError, FormatResult};
-pub use id::VolumeId;
+pub use id::{SnapshotId, VolumeId};

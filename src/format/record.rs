@@ -10,11 +10,14 @@
 //! | 4 | epoch start | - |
 //! | 5 | resize | new size in sectors u64 |
 //! | 6 | close | - |
+//! | 7 | snapshot made | snapshot id (16 bytes) |
+//! | 8 | snapshot deleted | snapshot id (16 bytes) |
 //!
 //! Later records of a volume win over earlier ones. `zero` and `trim` read the same (zeros); the
 //! log keeps what the host asked for. An unknown tag is refused: skipping it would be a silent
 //! loss.
 
+use super::SnapshotId;
 use super::codec::{FormatResult, Problem, Reader, Writer};
 use super::volume::VOLUME_SIZE_MAX;
 use crate::units::{SECTOR_SIZE, Sector, SectorCount, SectorRange};
@@ -39,6 +42,10 @@ pub enum Record {
     Resize(SectorCount),
     /// The owner has left in order; nothing of its term follows.
     Close,
+    /// A snapshot was made; its object says of what.
+    SnapshotMade(SnapshotId),
+    /// A snapshot was deleted.
+    SnapshotDeleted(SnapshotId),
 }
 
 /// Size of a record's tag and length.
@@ -72,6 +79,14 @@ impl Record {
                 w.u64(size.0);
             }
             Record::Close => head(6, 0),
+            Record::SnapshotMade(id) => {
+                head(7, 16);
+                w.put(&id.bytes());
+            }
+            Record::SnapshotDeleted(id) => {
+                head(8, 16);
+                w.put(&id.bytes());
+            }
         }
     }
 
@@ -81,7 +96,7 @@ impl Record {
         r.reserved("record flags", 1)?;
         let len = usize::from(r.u16("record length")?);
         let expected = match tag {
-            1..=3 => 16,
+            1..=3 | 7 | 8 => 16,
             4 | 6 => 0,
             5 => 8,
             _ => {
@@ -111,7 +126,9 @@ impl Record {
                 size if size <= VOLUME_SIZE_MAX / SECTOR_SIZE => Record::Resize(SectorCount(size)),
                 size => return Err(r.bad("size", size)),
             },
-            _ => Record::Close,
+            6 => Record::Close,
+            7 => Record::SnapshotMade(SnapshotId::from_bytes(r.bytes16("snapshot")?)),
+            _ => Record::SnapshotDeleted(SnapshotId::from_bytes(r.bytes16("snapshot")?)),
         })
     }
 }
@@ -120,4 +137,24 @@ fn range(r: &Reader<'_>, start: u64, len: u64) -> FormatResult<SectorRange> {
     SectorRange::new(Sector(start), SectorCount(len))
         .filter(|range| !range.is_empty())
         .ok_or_else(|| r.bad("range", format!("{len} sectors at {start}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_round_trip() {
+        let id = SnapshotId::from_bytes(*b"0123456789abcdef");
+        for record in [Record::SnapshotMade(id), Record::SnapshotDeleted(id)] {
+            let mut w = Writer::default();
+            record.encode(&mut w);
+            let bytes = w.finish();
+            assert!(bytes.len() <= MAX_LEN);
+            assert_eq!(Record::parse(&mut Reader::new("chunk", &bytes), 0).unwrap(), record);
+            assert!(
+                Record::parse(&mut Reader::new("chunk", &bytes[..bytes.len() - 1]), 0).is_err()
+            );
+        }
+    }
 }

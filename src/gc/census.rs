@@ -1,7 +1,7 @@
 //! What the collector knows of a volume's chunks: a summary and the best candidates of each page of
 //! live counts, so memory is bounded by the number of pages (4096 slots each), not of chunks. Pure.
 
-use super::{Choice, Cost, Limits};
+use super::{Choice, Cost, Limits, Space};
 use crate::format::page::{CHUNKS_PER_PAGE, ChunkUse, ItemRef};
 use crate::units::Seq;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +37,8 @@ impl Candidate {
 struct Page {
     item: ItemRef,
     payload: u64,
+    /// Of the chunks that no snapshot keeps.
+    free: Space,
     small: u64,
     /// Those with the highest scores, and the oldest of the small ones.
     best: Vec<Candidate>,
@@ -49,6 +51,8 @@ pub struct Knowledge {
     /// Nominal sectors of a chunk.
     chunk: u32,
     pages: BTreeMap<u64, Page>,
+    /// A snapshot keeps all before this one, emptied or not.
+    kept_before: Seq,
     /// Emptied, with their sectors; the next checkpoint finds them dead.
     taken: BTreeMap<Seq, u32>,
     /// What could not be read of these was left where it is.
@@ -59,7 +63,16 @@ impl Knowledge {
     /// Of a volume with chunks of `chunk` sectors.
     pub fn new(choice: Choice, chunk: u32) -> Knowledge {
         let (taken, spared) = (BTreeMap::new(), BTreeSet::new());
-        Knowledge { choice, chunk, pages: BTreeMap::new(), taken, spared }
+        let pages = BTreeMap::new();
+        Knowledge { choice, chunk, pages, kept_before: Seq(0), taken, spared }
+    }
+
+    /// The newest snapshot has every slot before `seq`. Where that has changed, all pages have to be
+    /// learnt again.
+    pub fn kept_before(&mut self, seq: Seq) {
+        if std::mem::replace(&mut self.kept_before, seq) != seq {
+            self.pages.clear();
+        }
     }
 
     /// Forgets pages that are not in `root`, those of a checkpoint, any more. Returns those that
@@ -98,15 +111,20 @@ impl Knowledge {
             Candidate { seq, payload: payload.max(used.live), live: used.live }
         });
         let all: Vec<Candidate> = all.collect();
+        let free: Vec<Candidate> =
+            all.iter().filter(|c| c.seq >= self.kept_before).copied().collect();
+        let kept = free.iter().map(|c| u64::from(c.payload)).sum();
+        let space = Space { kept, live: free.iter().map(|c| u64::from(c.live)).sum() };
         let (small, mut rest): (Vec<Candidate>, Vec<Candidate>) =
-            all.iter().copied().partition(|c| self.is_small(c));
+            free.into_iter().partition(|c| self.is_small(c));
         let kept = (KEPT / pages.max(1)).max(KEPT_OF_PAGE);
         rest.retain(|c| c.dead() > 0);
         rest.sort_by_key(|c| (std::cmp::Reverse(self.choice.score(c, now)), c.seq));
         rest.truncate(kept);
         rest.extend(small.iter().copied().take(kept));
         let payload = all.iter().map(|c| u64::from(c.payload)).sum();
-        let page = Page { item, payload, small: small.len() as u64, best: rest };
+        let small = small.len() as u64;
+        let page = Page { item, payload, free: space, small, best: rest };
         self.pages.insert(index, page);
     }
 
@@ -114,10 +132,12 @@ impl Knowledge {
         chunk.payload <= self.chunk / SMALL
     }
 
-    /// Sectors in the chunks of all pages that are known, but for those that were emptied since.
-    pub fn kept(&self) -> u64 {
+    /// The chunks that are known and that no snapshot keeps, but for those that were emptied since.
+    pub fn space(&self) -> Space {
         let taken: u64 = self.taken.values().map(|n| u64::from(*n)).sum();
-        self.stored().saturating_sub(taken)
+        let kept: u64 = self.pages.values().map(|page| page.free.kept).sum();
+        let live = self.pages.values().map(|page| page.free.live).sum();
+        Space { kept: kept.saturating_sub(taken), live }
     }
 
     /// Sectors in the chunks of all pages that are known.
@@ -255,6 +275,23 @@ mod tests {
         assert!(limits.excess(Space { kept: u64::MAX, live: u64::MAX }) == 0);
     }
 
+    #[test]
+    fn what_a_snapshot_keeps_is_left_alone() {
+        let used = |live| ChunkUse { live, payload: 100 };
+        let page = vec![(1, used(10)), (2, used(20)), (3, used(30))];
+        let mut knowledge = learnt(std::slice::from_ref(&page), Choice::Greedy, Seq(9));
+        knowledge.kept_before(Seq(2));
+        let root = BTreeMap::from([(0, item(0))]);
+        assert_eq!(knowledge.outdated(&root).len(), 1, "it has to be learnt again");
+        knowledge.learn((0, item(0)), &page, Seq(9), 1);
+        assert_eq!(knowledge.space(), Space { kept: 200, live: 50 });
+        assert_eq!(knowledge.stored(), 300);
+        let (chosen, _) = knowledge.choose(&Limits::default(), u64::MAX, u64::MAX, Seq(9));
+        assert_eq!(chosen.iter().map(|c| c.seq.0).collect::<Vec<_>>(), [2, 3]);
+        knowledge.kept_before(Seq(2));
+        assert!(knowledge.outdated(&root).is_empty());
+    }
+
     proptest! {
         /// Who is chosen is the best there is, fits, frees what it should, and is not chosen twice.
         #[test]
@@ -289,7 +326,7 @@ mod tests {
                     knowledge.take(chunk);
                     taken += u64::from(chunk.payload);
                 }
-                prop_assert_eq!(knowledge.kept(), stored - taken);
+                prop_assert_eq!(knowledge.space().kept, stored - taken);
             }
             // A chunk with nothing live does not exist; one that is full is worth nothing.
             let least = (1.0 - 100.0 / f64::from(bound_percent)) / 2.0;

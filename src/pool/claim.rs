@@ -1,6 +1,5 @@
 //! May this host take a volume, and what to say to a user where it may not.
 
-use super::VolumeName;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind};
 use crate::format::volume::EpochObject;
@@ -40,7 +39,7 @@ impl Standing {
     }
 
     /// The refusal for a volume that is held; `instead` is what the user may do.
-    pub fn refusal(&self, name: &VolumeName, instead: &str) -> Error {
+    pub fn refusal(&self, name: impl std::fmt::Display, instead: &str) -> Error {
         let owner = match self {
             Standing::OwnedHere(owner) => {
                 format!("process {} on this host, {}", owner.pid, since(owner))
@@ -99,8 +98,8 @@ mod tests {
         assert!(!judge(&dead).is_held());
         let closed = Ownership { closed: true, ..owned(Some(far.clone())) };
         assert_eq!(standing(&closed, &host), Standing::Free);
-        let name = "data".parse().unwrap();
-        let text = judge(&far).refusal(&name, "take it over with --takeover").to_string();
+        let name = "data";
+        let text = judge(&far).refusal(name, "take it over with --takeover").to_string();
         assert!(text.starts_with("volume data is owned by process"), "{text}");
         assert!(text.contains("on host far, for 0 s; detach it there, or take it over"), "{text}");
     }

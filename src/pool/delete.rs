@@ -27,7 +27,7 @@ pub struct Executioner {
     pub stores: Stores,
     /// This host.
     pub host: Host,
-    /// Delete also what has an owner that may be alive (it is fenced), or is damaged.
+    /// Delete also what has an owner that may be alive (it is fenced), has snapshots, or is damaged.
     pub force: bool,
 }
 
@@ -44,7 +44,7 @@ impl Pool {
     /// Deletes the volume called `name` with all its objects, or finishes such a deletion.
     ///
     /// The volume is claimed first: whoever owns it can commit nothing more. Errors: not found;
-    /// busy, where it is owned; corrupt, where it cannot be claimed (both unless forced).
+    /// busy, where it is owned or has snapshots; corrupt, where it cannot be claimed (all unless forced).
     pub async fn delete(&self, name: &VolumeName, by: Executioner) -> Result<Deleted> {
         let Some(id) = self.resolve(name).await? else {
             let tombstones = self.tombstones().await?;
@@ -98,7 +98,16 @@ impl Pool {
             Ok(opened)
         };
         match opened.await {
-            Ok(volume) => Ok(Some(volume)),
+            Ok(volume) => match volume.snapshots().len() {
+                0 => Ok(Some(volume)),
+                _ if by.force => Ok(Some(volume)),
+                count => {
+                    volume.close().await?;
+                    let message = format!("volume {name} has snapshots ({count})");
+                    Err(Error::new(ErrorKind::Busy, message)
+                        .hint("delete them first, or all of it with --force"))
+                }
+            },
             Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
                 if by.force {
                     tracing::warn!("volume {name} is removed without a claim: {e}");

@@ -24,7 +24,7 @@ mod name;
 pub use catalogue::{Entry, Health, Info, NewVolume};
 pub use claim::{Standing, standing};
 pub use delete::{Deleted, Executioner};
-pub use name::VolumeName;
+pub use name::{VolumeName, VolumeSpec};
 
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};

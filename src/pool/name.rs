@@ -32,10 +32,9 @@ impl FromStr for VolumeName {
         if keys::is_valid_name(text) {
             return Ok(VolumeName(text.to_owned()));
         }
-        if let Some((volume, snapshot)) = text.split_once('@') {
-            let message = format!("snapshots are not in this version ({text:?} names one)");
-            return Err(Error::usage(message)
-                .hint(format!("name the volume alone: {volume} without @{snapshot}")));
+        if let Some((volume, _)) = text.split_once('@') {
+            let message = format!("{text:?} names a snapshot, and a volume is wanted");
+            return Err(Error::usage(message).hint(format!("name the volume alone: {volume}")));
         }
         let error = Error::usage(format!("{text:?} is no volume name"));
         Err(match text.chars().find(|c| !c.is_ascii_alphanumeric() && !"._-".contains(*c)) {
@@ -65,6 +64,78 @@ impl<'de> serde::Deserialize<'de> for VolumeName {
     }
 }
 
+/// A volume, `NAME`, or one of its snapshots, `NAME@SNAP`. The name of a snapshot is made as that of
+/// a volume.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeSpec {
+    text: String,
+    /// Length of the volume's name.
+    volume: usize,
+}
+
+impl VolumeSpec {
+    /// All of it.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> VolumeName {
+        VolumeName(self.text[..self.volume].to_owned())
+    }
+
+    /// The snapshot of it.
+    pub fn snapshot(&self) -> Option<&str> {
+        self.text.get(self.volume + 1..)
+    }
+}
+
+impl From<VolumeName> for VolumeSpec {
+    fn from(name: VolumeName) -> VolumeSpec {
+        VolumeSpec { volume: name.0.len(), text: name.0 }
+    }
+}
+
+impl FromStr for VolumeSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<VolumeSpec> {
+        let Some((volume, snapshot)) = text.split_once('@') else {
+            return text.parse().map(VolumeName::into);
+        };
+        volume.parse::<VolumeName>()?;
+        if !keys::is_valid_name(snapshot) {
+            return Err(Error::usage(format!("{snapshot:?} is no name of a snapshot"))
+                .hint("use letters, digits, '.', '_' and '-', beginning with a letter or digit"));
+        }
+        Ok(VolumeSpec { volume: volume.len(), text: text.to_owned() })
+    }
+}
+
+impl fmt::Display for VolumeSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl serde::Serialize for VolumeSpec {
+    fn serialize<S: serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for VolumeSpec {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<VolumeSpec, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,10 +152,21 @@ mod tests {
             refuse("a/b"),
             r#""a/b" is no volume name: it holds '/'; use letters, digits, '.', '_' and '-'"#
         );
-        assert!(refuse("a@b").starts_with("snapshots are not in this version"));
+        assert!(refuse("a@b").contains("names a snapshot, and a volume is wanted"));
         assert!(refuse("").contains("it is empty"));
         assert!(refuse("-a").contains("begin with a letter"));
         assert!(refuse(&"x".repeat(129)).contains("longer than 128"));
         assert!(VolumeName::generate().as_str().parse::<VolumeName>().is_ok());
+    }
+
+    #[test]
+    fn snapshots_have_two_names() {
+        let spec: VolumeSpec = "a@b".parse().unwrap();
+        assert_eq!((spec.volume().as_str(), spec.snapshot()), ("a", Some("b")));
+        let spec: VolumeSpec = "a".parse().unwrap();
+        assert_eq!((spec.volume().as_str(), spec.snapshot()), ("a", None));
+        for bad in ["", "@", "a@", "@b", "a@b@c", "a@-b", "a/b@c"] {
+            assert_eq!(bad.parse::<VolumeSpec>().unwrap_err().kind(), ErrorKind::Usage, "{bad}");
+        }
     }
 }

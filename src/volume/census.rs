@@ -1,6 +1,7 @@
 //! Live sectors of each chunk, and which slots nobody needs any more.
 
 use super::items::Item;
+use super::snapshots::Keeps;
 use super::tree::{Deltas, MapWriter, Moves};
 use crate::error::{Error, Result};
 use crate::format::checkpoint::Garbage;
@@ -30,14 +31,14 @@ pub(super) struct New {
 }
 
 /// Applies `deltas` to the chunk pages. Of the slots in `new`, those that hold nothing live are
-/// garbage, as are older ones that hold nothing any more.
+/// garbage, as are older ones that hold nothing any more, unless a snapshot `keeps` them.
 ///
 /// The slots in `fences` never are. A deposed owner that has not noticed yet, for however long,
 /// would find its next slot free again, and acknowledge what nobody will ever read.
 pub(super) async fn update(
     old_root: &BTreeMap<u64, ItemRef>,
     new: New,
-    fences: &BTreeSet<Seq>,
+    (fences, keeps): (&BTreeSet<Seq>, &Keeps),
     deltas: &Deltas,
     moves: &Moves,
     writer: &mut MapWriter<'_>,
@@ -51,7 +52,8 @@ pub(super) async fn update(
             None => Arc::default(),
         };
         let entries: BTreeMap<u32, ChunkUse> = old.iter().copied().collect();
-        let (entries, gone) = recount(page, entries, &new, deltas)?;
+        let (entries, mut gone) = recount(page, entries, &new, deltas)?;
+        keeps.spare(page, &mut gone, writer.items).await?;
         let kept = |seq: &&Seq| fences.contains(seq) && !mutant::on(Mutant::FenceDeleted);
         gone.iter().filter(|seq| !kept(seq)).for_each(|seq| dead.push(*seq));
         if let Some(item) = old_ref {
@@ -65,7 +67,7 @@ pub(super) async fn update(
         let value = Item::ChunkPage(Arc::new(entries));
         census.root.insert(page, writer.add(ItemKind::ChunkPage, page, &bytes, value).await?);
     }
-    census.garbage = dead.0;
+    census.garbage = dead.into_garbage();
     Ok(census)
 }
 
@@ -116,10 +118,16 @@ fn recount(
 
 /// Slots as runs.
 #[derive(Default)]
-struct Runs(Vec<Garbage>);
+pub(super) struct Runs(Vec<Garbage>);
 
 impl Runs {
-    fn push(&mut self, seq: Seq) {
+    /// The slots so far.
+    pub fn into_garbage(self) -> Vec<Garbage> {
+        self.0
+    }
+
+    /// One more, greater than those before.
+    pub fn push(&mut self, seq: Seq) {
         if let Some(Garbage::Slots { first, count }) = self.0.last_mut()
             && first.0 + *count == seq.0
         {

@@ -66,6 +66,11 @@ impl Checkpointer {
         Checkpointer { last, obsolete, number: 0, frozen: None }
     }
 
+    /// The last durable checkpoint.
+    pub fn last(&self) -> &Checkpoint {
+        &self.last
+    }
+
     /// True where something may be deleted.
     pub fn has_garbage(&self) -> bool {
         !self.last.garbage.is_empty() || !self.obsolete.is_empty()
@@ -100,6 +105,17 @@ pub(super) async fn run(shared: &Arc<Shared>, kind: Kind) -> Result<()> {
     shared.to_its_end(async move { make(&task, kind).await }).await
 }
 
+/// Makes a checkpoint of all there is, if there is anything new.
+pub(super) async fn complete(shared: &Shared, checkpointer: &mut Checkpointer) -> Result<()> {
+    if checkpointer.frozen.is_some() {
+        attempt(shared, checkpointer).await?;
+    }
+    match checkpointer.is_due(shared) {
+        true => attempt(shared, checkpointer).await,
+        false => Ok(()),
+    }
+}
+
 async fn make(shared: &Arc<Shared>, kind: Kind) -> Result<()> {
     let mut checkpointer = shared.checkpointer.lock().await;
     if kind == Kind::Close && checkpointer.frozen.is_some() {
@@ -132,6 +148,7 @@ async fn attempt(shared: &Shared, checkpointer: &mut Checkpointer) -> Result<()>
             state.terms.forget_before(oldest_needed(&checkpoint));
             state.payloads = state.payloads.split_off(&checkpoint.next);
             drop(state);
+            shared.settle_snapshots(&checkpoint);
             shared.collection.look_at(shared, &checkpoint, frozen.appended);
             let last = std::mem::replace(&mut checkpointer.last, checkpoint);
             checkpointer.obsolete.push(keys::checkpoint(shared.id, last.next, last.epoch));
@@ -163,7 +180,8 @@ async fn write(
     let who = (shared.id, shared.epoch);
     let number = &mut checkpointer.number;
     let mut writer = MapWriter::new(who, store, &shared.items, number, &last.map_objects);
-    let moves = Moves::choose(&writer).await;
+    let keeps = shared.kept().await?;
+    let moves = Moves::choose(&writer, &keeps).await;
     let mut deltas = Deltas::new();
     let old = shared.state().map.base().clone();
     let base = tree::rewrite(&old, &frozen.changes, &moves, &mut writer, &mut deltas).await?;
@@ -173,12 +191,14 @@ async fn write(
         payloads: shared.state().payloads.range(..frozen.next).map(|(seq, n)| (*seq, *n)).collect(),
     };
     let fences = frozen.terms.fences();
-    let census = census::update(&chunk_root, new, &fences, &deltas, &moves, &mut writer).await?;
+    let kept = (&fences, &keeps);
+    let census = census::update(&chunk_root, new, kept, &deltas, &moves, &mut writer).await?;
     let (map_objects, dead_objects) = writer.finish().await?;
     let delta: i64 = deltas.values().sum();
     let mut garbage = last.garbage.clone();
     garbage.extend(census.garbage);
-    garbage.extend(dead_objects.into_iter().map(Garbage::Map));
+    let dead_objects = dead_objects.into_iter().filter(|object| !keeps.map_object(*object));
+    garbage.extend(dead_objects.map(Garbage::Map));
     let mut checkpoint = Checkpoint {
         volume: shared.id,
         epoch: shared.epoch,
@@ -192,7 +212,9 @@ async fn write(
         map_root: base.root.iter().map(|(page, item)| (*page, *item)).collect(),
         chunk_root: census.root.into_iter().collect(),
         garbage,
+        snapshots: Vec::new(),
     };
+    shared.name_snapshots(&mut checkpoint).await?;
     let mut terms = frozen.terms.clone();
     terms.forget_before(oldest_needed(&checkpoint));
     checkpoint.terms = terms.as_slice().to_vec();
@@ -230,9 +252,10 @@ fn oldest_needed(checkpoint: &Checkpoint) -> Seq {
     let live = checkpoint.chunk_root.first().map(|(page, _)| page * CHUNKS_PER_PAGE);
     let garbage = checkpoint.garbage.iter().filter_map(|g| match g {
         Garbage::Slots { first, .. } => Some(first.0),
-        Garbage::Map(_) => None,
+        Garbage::Map(_) | Garbage::Snapshot(_) => None,
     });
-    Seq(live.into_iter().chain(garbage).fold(checkpoint.next.0, u64::min))
+    let snapshots = checkpoint.snapshots.iter().map(|snapshot| snapshot.oldest.0);
+    Seq(live.into_iter().chain(garbage).chain(snapshots).fold(checkpoint.next.0, u64::min))
 }
 
 /// Deletes what the last checkpoint has no use for, at most `batches` requests of it.
@@ -286,6 +309,10 @@ fn take_batch(shared: &Shared, terms: &Terms, checkpointer: &mut Checkpointer) -
             }
             Some(Garbage::Map(object)) => {
                 batch.push(keys::map_object(shared.id, *object));
+                checkpointer.last.garbage.pop();
+            }
+            Some(Garbage::Snapshot(id)) => {
+                batch.push(keys::snapshot(shared.id, *id));
                 checkpointer.last.garbage.pop();
             }
         }

@@ -45,6 +45,8 @@ struct Seen {
     /// What had been appended when it began.
     appended: u64,
     root: Arc<BTreeMap<u64, ItemRef>>,
+    /// The newest snapshot has every slot before.
+    kept_before: Seq,
     /// Sectors in chunks, once they are counted.
     stored: Option<u64>,
 }
@@ -114,7 +116,8 @@ impl Collection {
         let live = checkpoint.live.0;
         shared.state().traffic.interval = limits.interval(live);
         let root = Arc::new(checkpoint.chunk_root.iter().copied().collect());
-        let seen = Seen { next: checkpoint.next, live, appended, root, stored: None };
+        let kept_before = checkpoint.snapshots.last().map_or(Seq(0), |newest| newest.next);
+        let seen = Seen { next: checkpoint.next, live, appended, root, kept_before, stored: None };
         *self.seen.lock().unwrap_or_else(|e| e.into_inner()) = Some(seen);
         self.due.notify_one();
     }
@@ -183,7 +186,8 @@ async fn round(shared: &Arc<Shared>, limits: &Limits) -> Result<bool> {
     let mut work = shared.collection.work.lock().await;
     let Some(seen) = learn(shared, &mut work.knowledge).await? else { return Ok(false) };
     let since = shared.state().traffic.appended - seen.appended;
-    let space = Space { kept: work.knowledge.kept() + since, live: seen.live };
+    let Space { kept, live } = work.knowledge.space();
+    let space = Space { kept: kept + since, live };
     let (chosen, cost) = plan(&mut work, limits, space, seen.next);
     if chosen.is_empty() {
         return Ok(false);
@@ -232,6 +236,7 @@ async fn learn(shared: &Shared, knowledge: &mut Knowledge) -> Result<Option<Seen
 }
 
 async fn learn_pages(shared: &Shared, knowledge: &mut Knowledge, seen: &Seen) -> Result<()> {
+    knowledge.kept_before(seen.kept_before);
     for (index, item) in knowledge.outdated(&seen.root) {
         let page = shared.items.chunk_page(item).await?;
         knowledge.learn((index, item), &page, seen.next, seen.root.len());

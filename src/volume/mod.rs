@@ -14,6 +14,7 @@
 //!
 //! | part | does |
 //! | --- | --- |
+//! | `look` | what the store says of a volume, without owning it |
 //! | [`open`](mod@open) | claims an epoch, replays, fences |
 //! | `recover` | goes on where a dead owner left off |
 //! | `state` | what is behind the one lock: open chunk, map, commit point |
@@ -26,6 +27,7 @@
 //! | `patience` | the time limit of requests |
 //! | `items` | leaves and pages on demand |
 //! | [`checkpoint`], `tree`, `census` | checkpoints, live counts, garbage |
+//! | `snapshots` | made, deleted, and what they keep |
 //! | `collect`, `victims` | moves what is left of mostly dead chunks |
 //!
 //! The hot path takes the state lock once, for a short time, and never waits under it. Whatever
@@ -39,6 +41,7 @@ mod device;
 mod gather;
 mod items;
 mod local;
+mod look;
 pub mod open;
 mod options;
 mod patience;
@@ -47,6 +50,7 @@ mod read;
 mod readahead;
 mod recover;
 mod shared;
+mod snapshots;
 mod state;
 mod takeover;
 mod tier;
@@ -55,14 +59,18 @@ mod victims;
 mod write;
 
 pub use collect::Collected;
-pub use open::{Ownership, ownership};
+pub use look::{Ownership, ownership};
+pub use open::list_snapshots;
 pub use options::{
     DiskCacheStatus, Durability, Env, JournalOptions, JournalStatus, MAP_BYTES_MIN, MapStatus,
     Mode, SpaceStatus, Stores, VolumeOptions, VolumeStatus,
 };
 pub use profile::{ProfileUse, RECORD_FOR};
+pub use snapshots::SNAPSHOTS_MAX;
 
 use crate::error::{Error, Result};
+use crate::format::SnapshotId;
+use crate::format::snapshot::SnapshotEntry;
 use crate::units::SectorCount;
 use local::Promise;
 use shared::Shared;
@@ -96,6 +104,35 @@ impl Volume {
         }
         self.shared.state().resize(size)?;
         self.shared.flush().await.map_err(|e| Error::failed("resize").because(e))
+    }
+
+    /// Makes the snapshot `name`, called `id` nowhere before, of all that completed before this call. It
+    /// is durable on return; users go on meanwhile.
+    ///
+    /// # Errors
+    /// Usage: the volume is open read-only, or has [`SNAPSHOTS_MAX`]. Exists: another snapshot has that
+    /// name. Fenced, Failed, Corrupt: it cannot be made durable.
+    ///
+    /// Cancellation: it is made all the same.
+    pub async fn make_snapshot(&self, id: SnapshotId, name: &str) -> Result<SnapshotEntry> {
+        let (shared, name) = (self.shared.clone(), name.to_owned());
+        self.shared.to_its_end(shared.make_snapshot(id, name)).await
+    }
+
+    /// Deletes a snapshot. What nothing else needs is deleted with the next checkpoint.
+    ///
+    /// # Errors
+    /// Usage: the volume is open read-only. NotFound. Fenced, Failed.
+    ///
+    /// Cancellation: it is deleted all the same.
+    pub async fn delete_snapshot(&self, name: &str) -> Result<SnapshotEntry> {
+        let (shared, name) = (self.shared.clone(), name.to_owned());
+        self.shared.to_its_end(shared.delete_snapshot(name)).await
+    }
+
+    /// The snapshots, by position.
+    pub fn snapshots(&self) -> Vec<SnapshotEntry> {
+        self.shared.snapshots().entries().cloned().collect()
     }
 
     /// Flushes, writes the close record and a checkpoint, and ends all background work. Requests

@@ -14,10 +14,12 @@ use super::Volume;
 use super::checkpoint::Checkpointer;
 use super::collect;
 use super::items::Items;
+use super::look::{LOOKUPS, Ownership, newest_checkpoint, ownership, read_description, read_owner};
 use super::options::{Env, MAP_BYTES_MIN, Mode, Stores, VolumeOptions};
 use super::profile;
 use super::recover::{self, Legacy};
 use super::shared::{Parts, Shared};
+use super::snapshots::{self, Snapshots};
 use super::state::State;
 use super::takeover::TakenOver;
 use crate::error::{Error, ErrorKind, Result};
@@ -25,6 +27,7 @@ use crate::format::checkpoint::Checkpoint;
 use crate::format::features::Access;
 use crate::format::page::Location;
 use crate::format::record::Record;
+use crate::format::snapshot::SnapshotEntry;
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::format::{VolumeId, keys, pool};
 use crate::journal::mirror::{Header, Mirror};
@@ -33,54 +36,15 @@ use crate::log::upload::Uploader;
 use crate::log::{OpenChunk, SealedChunk, Terms};
 use crate::map::{Base, Map, Target};
 use crate::mutant::{self, Mutant};
-use crate::store::{Key, Store, StoreErrorKind, get_parsed, list_all};
+use crate::store::{Key, Store, StoreErrorKind};
 use crate::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// How often the newest checkpoint is looked for again when it vanishes under the reader.
-const LOOKUPS: usize = 5;
-
 /// Slots that a successor replayed at which it begins with a checkpoint.
 const REPLAY_LONG: u64 = 32;
-
-/// Who owns a volume, and the summary of its newest checkpoint.
-#[derive(Clone, Debug)]
-pub struct Ownership {
-    /// Newest epoch that was claimed (0: never attached).
-    pub epoch: Epoch,
-    /// Its owner has left in order: nobody owns the volume.
-    pub closed: bool,
-    /// Who claimed the newest epoch.
-    pub owner: Option<EpochObject>,
-    /// Size as of the newest checkpoint.
-    pub size: SectorCount,
-    /// Sectors that hold data, as of the newest checkpoint.
-    pub live: SectorCount,
-    /// When the newest checkpoint was made, in ms since 1970 (0: none yet).
-    pub checkpoint_at_ms: u64,
-}
-
-/// Reads who owns the volume.
-///
-/// # Errors
-/// NotFound: no such volume. Corrupt: one of its objects is damaged. Store.
-pub async fn ownership(store: &dyn Store, id: VolumeId) -> Result<Ownership> {
-    let description = read_description(store, id).await?;
-    let epoch = newest_epoch(store, id).await?;
-    let owner = if epoch == Epoch(0) { None } else { read_owner(store, id, epoch).await? };
-    let (checkpoint, _) = newest_checkpoint(store, &description).await?;
-    Ok(Ownership {
-        epoch,
-        closed: checkpoint.closed && checkpoint.epoch == epoch,
-        owner,
-        size: checkpoint.size,
-        live: checkpoint.live,
-        checkpoint_at_ms: checkpoint.made_at_ms,
-    })
-}
 
 impl Volume {
     /// Opens the volume `id`. `owner` describes this process; it is stored when an epoch is
@@ -102,6 +66,11 @@ impl Volume {
         let description = read_description(&*stores.setup, id).await?;
         check_features(&description, options.mode)?;
         let store = &*stores.setup;
+        if let Some(name) = options.snapshot.take() {
+            let loaded = Loaded::snapshot(store, id, &name).await?;
+            options.mode = Mode::ReadOnly;
+            return start(env, stores, options, description, None, (loaded, None));
+        }
         let mut ownership = ownership(store, id).await?;
         let mut claims = vec![(ownership.epoch, ownership.owner.clone())];
         let Legacy { mirror, journal, is_alone } =
@@ -114,11 +83,9 @@ impl Volume {
         let succeeds = journal.as_ref().is_some_and(|journal| journal.is_succession);
         let mode = if succeeds { Mode::Recover } else { options.mode };
         let claimed = claim(store, id, &ownership, &owner, mode).await?;
-        let found = match early {
-            Some(found) => found,
-            None => newest_checkpoint(store, &description).await?,
-        };
-        let mut loaded = match load(store, id, found, claimed, &owner).await {
+        let name = owner.owner();
+        let term = claimed.map(|epoch| (epoch, &*name));
+        let mut loaded = match load_newest(store, &description, early, term).await {
             // What looks like damage may be the work of an owner who came meanwhile.
             Err(e) if e.kind() == ErrorKind::Corrupt => {
                 give_way(store, id, claimed.unwrap_or(ownership.epoch)).await?;
@@ -164,23 +131,6 @@ impl Volume {
     }
 }
 
-async fn read_description(store: &dyn Store, id: VolumeId) -> Result<VolumeObject> {
-    let key = keys::volume(id);
-    let parsed = match get_parsed(store, &key, VolumeObject::parse).await {
-        Ok(parsed) => parsed,
-        Err(e) if e.kind == StoreErrorKind::NotFound => {
-            return Err(Error::corrupt(format!("volume {id} has no description ({key})")));
-        }
-        Err(e) => return Err(e.into()),
-    };
-    let damaged = |e| Error::corrupt(format!("object {key} is damaged")).because(e);
-    let description = parsed.map_err(damaged)?;
-    if description.id != id {
-        return Err(Error::corrupt(format!("object {key} describes volume {}", description.id)));
-    }
-    Ok(description)
-}
-
 fn check_features(description: &VolumeObject, mode: Mode) -> Result<()> {
     let needs = |what: &str| {
         let text = format!("volume {} {what} features of a newer objblk", description.id);
@@ -193,55 +143,6 @@ fn check_features(description: &VolumeObject, mode: Mode) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-async fn newest_epoch(store: &dyn Store, id: VolumeId) -> Result<Epoch> {
-    let epochs = list_all(store, &keys::epochs(id)).await?;
-    let epochs = epochs.iter().filter_map(|o| keys::parse_epoch(id, &o.key));
-    Ok(epochs.max().unwrap_or(Epoch(0)))
-}
-
-async fn read_owner(store: &dyn Store, id: VolumeId, epoch: Epoch) -> Result<Option<EpochObject>> {
-    match get_parsed(store, &keys::epoch(id, epoch), EpochObject::parse).await {
-        // Who it was is for people: a damaged description does not keep anybody from attaching.
-        Ok(parsed) => Ok(parsed.ok()),
-        Err(e) if e.kind == StoreErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// The newest checkpoint, and the names of all others.
-async fn newest_checkpoint(
-    store: &dyn Store,
-    description: &VolumeObject,
-) -> Result<(Checkpoint, Vec<Key>)> {
-    let id = description.id;
-    for _ in 0..LOOKUPS {
-        let found = list_all(store, &keys::checkpoints(id)).await?;
-        let mut found: Vec<Key> = found.into_iter().map(|object| object.key).collect();
-        found.retain(|key| keys::parse_checkpoint(id, key).is_some());
-        if found.is_empty() {
-            return Ok((Checkpoint::initial(id, description.sectors()), Vec::new()));
-        }
-        let key = found.remove(0);
-        match get_parsed(store, &key, |bytes| parse_checkpoint(id, &key, bytes)).await {
-            Ok(parsed) => return Ok((parsed?, found)),
-            // Its owner has made a newer one since the listing.
-            Err(e) if e.kind == StoreErrorKind::NotFound => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Err(Error::new(ErrorKind::Busy, format!("the checkpoints of volume {id} keep changing")))
-}
-
-fn parse_checkpoint(id: VolumeId, key: &Key, bytes: &[u8]) -> Result<Checkpoint> {
-    let damaged = |e| Error::corrupt(format!("checkpoint {key} is damaged")).because(e);
-    let checkpoint = Checkpoint::parse(bytes).map_err(damaged)?;
-    if keys::checkpoint(checkpoint.volume, checkpoint.next, checkpoint.epoch) == *key {
-        return Ok(checkpoint);
-    }
-    Err(Error::corrupt(format!("checkpoint {key} is another one than its name says"))
-        .context(format!("volume {id}")))
 }
 
 /// Claims an epoch, or checks that a read-only view is allowed (`None`).
@@ -288,11 +189,9 @@ fn busy(ownership: &Ownership) -> Error {
 pub(super) async fn has_all_before(
     store: &dyn Store,
     description: &VolumeObject,
-    owner: &EpochObject,
     (epoch, first): (Epoch, Seq),
 ) -> Result<bool> {
-    let found = newest_checkpoint(store, description).await?;
-    let Loaded { terms, end, .. } = load(store, description.id, found, None, owner).await?;
+    let Loaded { terms, end, .. } = load_newest(store, description, None, None).await?;
     let ended = terms.end_of(epoch).or_else(|| (end.epoch == epoch).then_some(end.slot));
     Ok(ended.is_some_and(|end| first <= end))
 }
@@ -309,9 +208,32 @@ struct Loaded {
     /// Slots read since the checkpoint.
     replayed: u64,
     end: LogEnd,
+    snapshots: Snapshots,
 }
 
 impl Loaded {
+    /// The state of a snapshot.
+    async fn snapshot(store: &dyn Store, id: VolumeId, name: &str) -> Result<Loaded> {
+        let entries = list_snapshots(store, id).await?;
+        let entry = entries.iter().find(|entry| entry.name == name).ok_or_else(|| {
+            Error::not_found(format!("there is no snapshot {name}"))
+                .hint("`objblk snapshot list` shows those there are")
+        })?;
+        let checkpoint = snapshots::read(store, id, entry.id).await?.checkpoint;
+        let (slot, epoch) = (checkpoint.next, checkpoint.epoch);
+        Ok(Loaded {
+            obsolete: Vec::new(),
+            map: Map::new(Base { root: checkpoint.map_root.iter().copied().collect() }),
+            size: checkpoint.size,
+            terms: Terms::new(checkpoint.terms.clone()),
+            payloads: BTreeMap::new(),
+            replayed: 0,
+            end: LogEnd { slot, epoch, strays: Vec::new() },
+            snapshots: Snapshots::default(),
+            checkpoint,
+        })
+    }
+
     /// The first slot of the new term.
     fn first(&self) -> Seq {
         match mutant::on(Mutant::SlotReused) {
@@ -321,18 +243,62 @@ impl Loaded {
     }
 }
 
+/// The snapshots of a volume, by position, whoever owns it.
+///
+/// # Errors
+/// Corrupt: an object that is needed is damaged or missing. Busy: its owner is too quick. Store.
+pub async fn list_snapshots(store: &dyn Store, id: VolumeId) -> Result<Vec<SnapshotEntry>> {
+    let description = read_description(store, id).await?;
+    let mut looks = 0;
+    loop {
+        let loaded = load_newest(store, &description, None, None).await;
+        looks += 1;
+        match loaded {
+            Ok(loaded) => return Ok(loaded.snapshots.entries().cloned().collect()),
+            // Its owner may have deleted what was being read.
+            Err(e) if e.kind() == ErrorKind::Corrupt && looks < LOOKUPS => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Reads the state of the volume: of its newest checkpoint, or of one that was `found` before, and
+/// of the log behind it. `claimed`: the epoch and the owner of the new term.
+async fn load_newest(
+    store: &dyn Store,
+    description: &VolumeObject,
+    mut found: Option<(Checkpoint, Vec<Key>)>,
+    claimed: Option<(Epoch, &str)>,
+) -> Result<Loaded> {
+    for _ in 0..LOOKUPS {
+        let newest = match found.take() {
+            Some(found) => found,
+            None => newest_checkpoint(store, description).await?,
+        };
+        if let Some(loaded) = load(store, description.id, newest, claimed).await? {
+            return Ok(loaded);
+        }
+    }
+    let id = description.id;
+    Err(Error::new(
+        ErrorKind::Busy,
+        format!("snapshots of volume {id} are being made all the time"),
+    ))
+}
+
+/// `None`: the log has a snapshot that a newer checkpoint was made for.
 async fn load(
     store: &dyn Store,
     id: VolumeId,
     (checkpoint, obsolete): (Checkpoint, Vec<Key>),
-    claimed: Option<Epoch>,
-    owner: &EpochObject,
-) -> Result<Loaded> {
+    claimed: Option<(Epoch, &str)>,
+) -> Result<Option<Loaded>> {
+    let (claimed, owner) = (claimed.map(|(epoch, _)| epoch), claimed.map_or("", |(_, name)| name));
     let base = Base { root: checkpoint.map_root.iter().copied().collect() };
     let mut map = Map::new(base);
     let mut size = checkpoint.size;
     let mut terms = Terms::new(checkpoint.terms.clone());
-    let mut payloads = BTreeMap::new();
+    let (mut payloads, mut changes) = (BTreeMap::new(), Vec::new());
     let mut replay = Replay::new(store, id, checkpoint.next, checkpoint.epoch);
     let end = loop {
         while let Some(chunk) =
@@ -340,8 +306,9 @@ async fn load(
         {
             apply(chunk.seq, &chunk.records, &mut map, &mut size)?;
             payloads.insert(chunk.seq, chunk.payload_sectors);
+            changes.extend(chunk.records.iter().copied().filter(snapshots::is_change));
             if let Some(claimed) = claimed.filter(|_| replay.is_long()) {
-                replay.bar(claimed, &owner.owner()).await?;
+                replay.bar(claimed, owner).await?;
             }
         }
         match claimed {
@@ -359,19 +326,22 @@ async fn load(
         let Some(end) = replay.verify_end().await? else { continue };
         match claimed {
             None => break end,
-            Some(claimed) if replay.place(claimed, &owner.owner()).await? => {
+            Some(claimed) if replay.place(claimed, owner).await? => {
                 terms.begin(end.slot.next(), claimed);
                 break end;
             }
-            Some(claimed) => replay.bar(claimed, &owner.owner()).await?,
+            Some(claimed) => replay.bar(claimed, owner).await?,
         }
     };
     if let Some(claimed) = claimed {
         give_way(store, id, claimed).await?;
         delete_strays(store, id, &end, replay.bars_behind(&end)).await;
     }
+    let Some(snapshots) = snapshots::replay(store, &checkpoint, &changes).await? else {
+        return Ok(None);
+    };
     let replayed = end.slot.0 - checkpoint.next.0;
-    Ok(Loaded { checkpoint, obsolete, map, size, terms, payloads, replayed, end })
+    Ok(Some(Loaded { checkpoint, obsolete, map, size, terms, payloads, replayed, end, snapshots }))
 }
 
 /// Step 4 of opening.
@@ -414,6 +384,8 @@ fn apply(seq: Seq, records: &[Record], map: &mut Map, size: &mut SectorCount) ->
                 *size = new;
             }
             Record::EpochStart | Record::Close => {}
+            // Of the table of snapshots, not of the map.
+            Record::SnapshotMade(_) | Record::SnapshotDeleted(_) => {}
         }
     }
     Ok(())
@@ -473,7 +445,9 @@ fn start(
     // Deaths in quick succession must not make the log to be replayed longer each time.
     let long = if options.mode == Mode::Recover { REPLAY_LONG } else { options.checkpoint_slots };
     let due = checkpointer.has_garbage() || loaded.replayed >= long;
-    let parts = Parts { description, epoch, env, stores, options, state, items, checkpointer };
+    let snapshots = loaded.snapshots;
+    let parts =
+        Parts { description, epoch, env, stores, options, state, items, checkpointer, snapshots };
     let shared = Arc::new(Shared::new(parts));
     if claimed.is_some() {
         shared.start_tasks(uploader.run(sealed, shared.clone()));

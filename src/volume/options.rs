@@ -105,6 +105,8 @@ pub struct VolumeOptions {
     pub checkpoint_after: Duration,
     /// What is done about the profile: what is read first.
     pub profile: Option<ProfileUse>,
+    /// The snapshot that is read instead of the volume as it is; nobody has to own the volume then.
+    pub snapshot: Option<String>,
     /// How far dead space is collected; `None`: only chunks that are wholly dead are deleted.
     pub collection: Option<Limits>,
     /// A request to the device that takes longer fails with EIO; `None`: it waits for as long as
@@ -130,6 +132,7 @@ impl Default for VolumeOptions {
             checkpoint_slots: 1024,
             checkpoint_after: Duration::from_secs(60),
             profile: None,
+            snapshot: None,
             collection: Some(Limits::default()),
             io_timeout: None,
         }

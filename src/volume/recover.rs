@@ -17,7 +17,8 @@
 //! if the log has not, nothing is changed. Once it was decided so, the mirror says it: two
 //! successors must not choose differently.
 
-use super::open::{self, Ownership};
+use super::look::Ownership;
+use super::open;
 use super::options::{Mode, VolumeOptions};
 use super::shared::Shared;
 use super::takeover::{self, Left, Prepared};
@@ -74,7 +75,7 @@ pub(super) async fn prepare(
         }
         (Err(why), Some(mirror)) if may_go_alone(&why) => {
             let from = (mirror.epoch(), mirror.first());
-            if !open::has_all_before(store, description, owner, from).await? {
+            if !open::has_all_before(store, description, from).await? {
                 let what = "what was acknowledged last is in a journal that cannot be used";
                 return Err(Error::failed(what).because(why));
             }

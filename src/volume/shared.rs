@@ -7,6 +7,7 @@ use super::local;
 use super::options::{Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus};
 use super::profile::{ProfileUse, Recorder};
 use super::readahead::Readahead;
+use super::snapshots::Snapshots;
 use super::state::{Limits, Phase, State};
 use super::tier::Tier;
 use crate::cache::{FrameCache, FrameId};
@@ -62,6 +63,7 @@ pub(super) struct Shared {
     pub checkpoint_due: Notify,
     pub checkpointer: tokio::sync::Mutex<Checkpointer>,
     pub collection: Collection,
+    snapshots: Mutex<Snapshots>,
     /// Held while files of the mirror are removed.
     shortening: Mutex<()>,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -77,6 +79,7 @@ pub(super) struct Parts {
     pub state: State,
     pub items: Arc<Items>,
     pub checkpointer: Checkpointer,
+    pub snapshots: Snapshots,
 }
 
 impl Shared {
@@ -105,6 +108,7 @@ impl Shared {
             checkpoint_due: Notify::new(),
             checkpointer: tokio::sync::Mutex::new(parts.checkpointer),
             collection,
+            snapshots: Mutex::new(parts.snapshots),
             shortening: Mutex::new(()),
             tasks: Mutex::new(Vec::new()),
         }
@@ -113,6 +117,11 @@ impl Shared {
     /// The state, locked.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics while it changes the volume's state")
+    }
+
+    /// The snapshots, locked: for a moment, and last where the state is locked as well.
+    pub fn snapshots(&self) -> MutexGuard<'_, Snapshots> {
+        self.snapshots.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     pub fn is_read_only(&self) -> bool {

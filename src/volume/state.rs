@@ -481,6 +481,17 @@ impl State {
         }
     }
 
+    /// Puts a record into the log that changes nothing of the volume's contents, behind all that was
+    /// changed so far. Returns the commit point at which it is durable.
+    pub fn log(&mut self, record: Record) -> Result<Seq> {
+        self.check_open()?;
+        if !mutant::on(Mutant::SnapshotNotLogged) {
+            self.open.push(record);
+        }
+        self.seal();
+        Ok(self.open.seq())
+    }
+
     /// Commits a chunk although nothing changed, to see whether this owner still can. Returns the
     /// commit point to wait for.
     pub fn probe(&mut self) -> DeviceResult<Seq> {

@@ -16,7 +16,7 @@
 //! mirror's has all of the mirror, and a power cut meanwhile leaves a prefix of what was done.
 
 use super::local::{Wanted, rebuild, write_batch};
-use super::open::Ownership;
+use super::look::Ownership;
 use super::options::{JournalOptions, Mode, VolumeOptions};
 use super::recover::check_succession;
 use crate::error::{Error, ErrorKind, Result};

@@ -1,6 +1,7 @@
 //! Writing the map's tree: changed leaves and pages into new map objects.
 
 use super::items::{Item, Items};
+use super::snapshots::Keeps;
 use crate::error::{Error, Result};
 use crate::format::VolumeId;
 use crate::format::checkpoint::MapObjectUse;
@@ -118,10 +119,12 @@ pub(super) struct Moves {
 }
 
 impl Moves {
-    /// Chooses objects of which less than half is referenced, and reads what is in them.
-    pub async fn choose(writer: &MapWriter<'_>) -> Moves {
+    /// Chooses objects of which less than half is referenced and that no snapshot keeps, and reads
+    /// what is in them.
+    pub async fn choose(writer: &MapWriter<'_>, keeps: &Keeps) -> Moves {
         let mut moves = Moves::default();
-        let sparse = writer.uses.values().filter(|u| u.live > 0 && u.live < u.total / 2);
+        let is_sparse = |u: &&MapObjectUse| u.live > 0 && u.live < u.total / 2;
+        let sparse = writer.uses.values().filter(is_sparse).filter(|u| !keeps.map_object(u.object));
         for used in sparse.take(VICTIMS) {
             match directory(writer, used.object).await {
                 Ok(entries) => {

@@ -79,10 +79,13 @@ impl Rig {
     }
 
     pub async fn open_as(&self, pid: u32, mode: Mode) -> Result<Volume> {
+        self.open_with(pid, VolumeOptions { mode, ..self.options.clone() }).await
+    }
+
+    pub async fn open_with(&self, pid: u32, options: VolumeOptions) -> Result<Volume> {
         let clock = Arc::new(SystemClock);
         let env = Env { runtime: tokio::runtime::Handle::current(), clock };
         let stores = Stores::one(self.store.clone());
-        let options = VolumeOptions { mode, ..self.options.clone() };
         Volume::open(env, stores, self.id, owner(pid), options).await
     }
 

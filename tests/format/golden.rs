@@ -12,6 +12,7 @@ use objblk::format::map_object::{ItemKind, parse_directory};
 use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
 use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, end_json, parse_json};
 use objblk::format::profile::Profile;
+use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::Epoch;
 
@@ -68,6 +69,14 @@ fn golden_fence_checkpoint_and_profile_read_back() {
 }
 
 #[test]
+fn golden_snapshots_read_back() {
+    let snapshot = SnapshotObject::parse(&golden("snapshot-v1.hex")).unwrap();
+    assert_eq!(snapshot, samples::snapshot());
+    let checkpoint = Checkpoint::parse(&golden("checkpoint-snapshots-v1.hex")).unwrap();
+    assert_eq!(checkpoint, samples::checkpoint_with_snapshots());
+}
+
+#[test]
 fn golden_map_object_reads_back() {
     let bytes = golden("map-object-v1.hex");
     let object = MapObjectId { epoch: Epoch(3), number: 1 };
@@ -100,7 +109,10 @@ fn a_newer_version_is_refused_as_such() {
         let error = match name {
             "chunk-v1.hex" => ChunkHeader::parse(&bytes).map(drop),
             "fence-v1.hex" => Fence::parse(&bytes).map(drop),
-            "checkpoint-v1.hex" => Checkpoint::parse(&bytes).map(drop),
+            "checkpoint-v1.hex" | "checkpoint-snapshots-v1.hex" => {
+                Checkpoint::parse(&bytes).map(drop)
+            }
+            "snapshot-v1.hex" => SnapshotObject::parse(&bytes).map(drop),
             "profile-v1.hex" => Profile::parse(&bytes).map(drop),
             _ => {
                 let object = MapObjectId { epoch: Epoch(3), number: 1 };
@@ -143,9 +155,16 @@ fn numbers_beyond_their_limits_are_refused() {
     let intact = samples::checkpoint();
     let size = objblk::units::SectorCount(u64::MAX >> 9);
     let far = objblk::units::Seq(1 << 60);
+    let entry = samples::snapshot().entry;
+    let with = |entry| Checkpoint { snapshots: vec![entry], ..intact.clone() };
     for (field, checkpoint) in [
         ("size", Checkpoint { size, ..intact.clone() }),
-        ("next seq", Checkpoint { next: far, ..intact }),
+        ("next seq", Checkpoint { next: far, ..intact.clone() }),
+        ("snapshot position", with(SnapshotEntry { next: far, ..entry.clone() })),
+        ("snapshot position", with(SnapshotEntry { next: intact.next.next(), ..entry.clone() })),
+        ("snapshot size", with(SnapshotEntry { size, ..entry.clone() })),
+        ("snapshot name", with(SnapshotEntry { name: "a@b".into(), ..entry.clone() })),
+        ("snapshot name length", with(SnapshotEntry { name: "x".repeat(129), ..entry.clone() })),
     ] {
         let error = Checkpoint::parse(&checkpoint.encode()).unwrap_err();
         assert_eq!(error.field, field);

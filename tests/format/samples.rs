@@ -3,7 +3,6 @@
 use objblk::cache::FrameId;
 use objblk::cache::disk::entry::{Entry, Geometry};
 use objblk::cache::disk::{Claim, FrameKey};
-use objblk::format::VolumeId;
 use objblk::format::checkpoint::{Checkpoint, Garbage, MapObjectUse, Term};
 use objblk::format::chunk::ChunkParts;
 use objblk::format::features::Features;
@@ -16,7 +15,9 @@ use objblk::format::page::{
 use objblk::format::pool::{NameObject, PoolKind, PoolObject, TombstoneObject, encode_json};
 use objblk::format::profile::Profile;
 use objblk::format::record::Record;
+use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::volume::{EpochObject, VolumeObject};
+use objblk::format::{SnapshotId, VolumeId};
 use objblk::journal::entry::{Change, continued, slot_end};
 use objblk::journal::mirror;
 use objblk::journal::ring::{
@@ -138,7 +139,21 @@ pub fn checkpoint() -> Checkpoint {
         map_root: vec![(0, item(1)), (77, item(1))],
         chunk_root: vec![(1, item(1))],
         garbage: vec![Garbage::Slots { first: Seq(9), count: 3 }, Garbage::Map(object(0))],
+        snapshots: Vec::new(),
     }
+}
+
+pub fn snapshot() -> SnapshotObject {
+    let id = SnapshotId::from_bytes(*b"fedcba9876543210");
+    SnapshotObject::new(id, "before-upgrade", 1_700_000_000_789, &checkpoint())
+}
+
+/// With all that a volume with snapshots has in it.
+pub fn checkpoint_with_snapshots() -> Checkpoint {
+    let first = SnapshotEntry { name: "a".into(), next: Seq(7), ..snapshot().entry };
+    let mut garbage = checkpoint().garbage;
+    garbage.push(Garbage::Snapshot(SnapshotId::from_bytes([9; 16])));
+    Checkpoint { garbage, snapshots: vec![first, snapshot().entry], ..checkpoint() }
 }
 
 pub fn json() -> Vec<(&'static str, Vec<u8>)> {
@@ -188,6 +203,8 @@ pub fn binary() -> Vec<(&'static str, Vec<u8>)> {
         ("map-object-v1.hex", map_object()),
         ("checkpoint-v1.hex", checkpoint().encode()),
         ("profile-v1.hex", profile().encode()),
+        ("snapshot-v1.hex", snapshot().encode()),
+        ("checkpoint-snapshots-v1.hex", checkpoint_with_snapshots().encode()),
     ]
 }
 

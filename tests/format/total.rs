@@ -14,6 +14,7 @@ use objblk::format::page::{
 };
 use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, parse_json};
 use objblk::format::profile::Profile;
+use objblk::format::snapshot::SnapshotObject;
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::Epoch;
 use proptest::prelude::*;
@@ -29,6 +30,9 @@ fn parse_all(bytes: &[u8]) {
     let _ = Fence::parse(bytes);
     if let Ok(checkpoint) = Checkpoint::parse(bytes) {
         assert_eq!(checkpoint.encode(), bytes);
+    }
+    if let Ok(snapshot) = SnapshotObject::parse(bytes) {
+        assert_eq!(snapshot.encode(), bytes);
     }
     if let Ok(profile) = Profile::parse(bytes) {
         assert_eq!(profile.encode(), bytes);
@@ -70,7 +74,7 @@ proptest! {
 
     #[test]
     fn changed_objects(
-        which in 0..5usize,
+        which in 0..7usize,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         cut in prop::option::of(any::<prop::sample::Index>()),
         repair in any::<bool>(),
@@ -92,7 +96,7 @@ proptest! {
     }
 
     #[test]
-    fn a_single_changed_bit_is_noticed(which in 0..5usize, at in any::<prop::sample::Index>()) {
+    fn a_single_changed_bit_is_noticed(which in 0..7usize, at in any::<prop::sample::Index>()) {
         let (name, mut bytes) = samples::binary().swap_remove(which);
         let (start, crc_at) = checksum(name, &bytes);
         let bit = at.index((crc_at + 4 - start) * 8);
@@ -100,8 +104,11 @@ proptest! {
         let noticed = match name {
             "chunk-v1.hex" => ChunkHeader::parse(&bytes).is_err(),
             "fence-v1.hex" => Fence::parse(&bytes).is_err(),
-            "checkpoint-v1.hex" => Checkpoint::parse(&bytes).is_err(),
+            "checkpoint-v1.hex" | "checkpoint-snapshots-v1.hex" => {
+                Checkpoint::parse(&bytes).is_err()
+            }
             "profile-v1.hex" => Profile::parse(&bytes).is_err(),
+            "snapshot-v1.hex" => SnapshotObject::parse(&bytes).is_err(),
             _ => map_directory(&bytes).is_err(),
         };
         prop_assert!(noticed, "{} bit {}", name, bit);
@@ -117,8 +124,11 @@ fn every_truncation_is_noticed() {
             let noticed = match name {
                 "chunk-v1.hex" => ChunkHeader::parse(bytes).is_err(),
                 "fence-v1.hex" => Fence::parse(bytes).is_err(),
-                "checkpoint-v1.hex" => Checkpoint::parse(bytes).is_err(),
+                "checkpoint-v1.hex" | "checkpoint-snapshots-v1.hex" => {
+                    Checkpoint::parse(bytes).is_err()
+                }
                 "profile-v1.hex" => Profile::parse(bytes).is_err(),
+                "snapshot-v1.hex" => SnapshotObject::parse(bytes).is_err(),
                 _ => map_directory(bytes).is_err(),
             };
             assert!(noticed, "{name} cut to {len} bytes");

@@ -41,6 +41,8 @@ fn objects() -> Vec<Seed> {
         ("record", "golden", records),
         ("fence", "golden", golden("fence-v1.hex")),
         ("checkpoint", "golden", golden("checkpoint-v1.hex")),
+        ("snapshot", "golden", golden("snapshot-v1.hex")),
+        ("checkpoint", "golden-snapshots", golden("checkpoint-snapshots-v1.hex")),
         ("profile", "golden", golden("profile-v1.hex")),
     ];
     // Three items: a leaf, a map page and a chunk page.

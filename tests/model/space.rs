@@ -222,7 +222,9 @@ impl Audited {
                         extents.remove(range.start().0..range.end().0);
                     }
                     Record::EpochStart | Record::Close => {}
-                    Record::Resize(_) => panic!("nobody resizes this volume"),
+                    Record::Resize(_) | Record::SnapshotMade(_) | Record::SnapshotDeleted(_) => {
+                        panic!("nobody does that to this volume")
+                    }
                 }
             }
         }

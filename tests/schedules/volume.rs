@@ -93,6 +93,12 @@ mod profile {
     pub(super) struct Recorder;
 }
 
+/// Nor kept.
+mod snapshots {
+    #[derive(Debug, Default)]
+    pub(super) struct Snapshots;
+}
+
 use crate::clock::SystemClock;
 use crate::error::{Error, ErrorKind};
 use crate::format::VolumeId;
@@ -157,6 +163,7 @@ impl World {
             state: State::new(size, map, open, terms, Some(sender)),
             items: Arc::new(items::Items),
             checkpointer: checkpoint::Checkpointer,
+            snapshots: snapshots::Snapshots,
         };
         let shared = Arc::new(Shared::new(parts));
         (World { shared, stored: Arc::default() }, sealed)

@@ -41,6 +41,10 @@ pub struct Actor {
 
 impl Actor {
     async fn open(&self) -> Result<Volume, Error> {
+        self.open_with(self.options.clone()).await
+    }
+
+    async fn open_with(&self, options: VolumeOptions) -> Result<Volume, Error> {
         let wire = Wire { world: self.world.clone(), process: self.process.clone() };
         let limiter = Arc::new(Limiter::new(Bounds { total: 12, writes: 6 }));
         let store = |deadline, class| {
@@ -76,7 +80,7 @@ impl Actor {
             let disk = SimDisk::new(self.world.clone(), self.process.clone(), medium);
             JournalOptions { disk: Arc::new(disk), max_lag_bytes, max_lag }
         });
-        let options = VolumeOptions { mirror, journal, ..self.options.clone() };
+        let options = VolumeOptions { mirror, journal, ..options };
         Volume::open(env, stores, self.world.id, owner, options).await
     }
 
@@ -264,6 +268,17 @@ impl Actor {
             && error.to_string().contains("cannot be read from the journal")
     }
 
+    /// Every snapshot reads as it was when it was made.
+    async fn look_at_snapshots(&self, volume: &Volume) -> Result<(), String> {
+        for entry in volume.snapshots() {
+            let options = VolumeOptions { snapshot: Some(entry.name), ..self.options.clone() };
+            let view = self.open_with(options).await.map_err(|e| format!("a snapshot: {e}"))?;
+            let found = self.client(view).survey().await.ok_or("a snapshot cannot be read")?;
+            self.world.state().shelf.seen(entry.id, found)?;
+        }
+        Ok(())
+    }
+
     /// A life without faults. Returns what it found, and what it left.
     pub async fn last(&self) -> Result<(Image, Image), String> {
         let volume = self.open().await.map_err(|e| e.to_string())?;
@@ -271,6 +286,7 @@ impl Actor {
         let epoch = client.epoch;
         let found = client.survey().await.ok_or("the volume cannot be read")?;
         self.world.state().model.begin(epoch, found.clone(), 1)?;
+        self.look_at_snapshots(&client.volume).await?;
         self.world.allow(12);
         client.clone().lane(0, 0..self.world.layout.sectors()).await;
         let left = client.survey().await.ok_or("the volume cannot be read in the end")?;

@@ -16,7 +16,8 @@ use objblk::format::page::{
     ItemRef, LEAF_SECTORS, LEAVES_PER_PAGE, Location, parse_leaf, parse_map_page,
 };
 use objblk::format::record::Record;
-use objblk::format::{VolumeId, keys};
+use objblk::format::snapshot::SnapshotObject;
+use objblk::format::{SnapshotId, VolumeId, keys};
 use objblk::store::memory::MemoryStore;
 use objblk::store::{GetRange, Key, Store};
 use objblk::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
@@ -32,6 +33,8 @@ pub struct Recovered {
     size: SectorCount,
     terms: Vec<(Seq, Epoch)>,
     places: Vec<Option<Location>>,
+    /// What every snapshot is.
+    pub snapshots: BTreeMap<SnapshotId, Recovered>,
 }
 
 pub struct Auditor<'a> {
@@ -67,16 +70,43 @@ impl Auditor<'_> {
             size: checkpoint.size,
             terms: checkpoint.terms.iter().map(|term| (term.first, term.epoch)).collect(),
             places: vec![None; self.layout.sectors()],
+            snapshots: BTreeMap::new(),
         };
         self.walk(&checkpoint, &mut found)?;
+        for entry in &checkpoint.snapshots {
+            found.snapshots.insert(entry.id, self.snapshot(entry.id)?);
+        }
         self.replay(&mut found)?;
+        self.check_slots(&found)?;
+        Ok(found)
+    }
+
+    fn snapshot(&self, id: SnapshotId) -> Audit<Recovered> {
+        let key = keys::snapshot(self.volume, id);
+        let object = SnapshotObject::parse(&self.need(&key)?).map_err(|e| format!("{key}: {e}"))?;
+        let checkpoint = object.checkpoint;
+        let mut found = Recovered {
+            epoch: checkpoint.epoch,
+            end: checkpoint.next,
+            size: checkpoint.size,
+            terms: checkpoint.terms.iter().map(|term| (term.first, term.epoch)).collect(),
+            places: vec![None; self.layout.sectors()],
+            snapshots: BTreeMap::new(),
+        };
+        self.walk(&checkpoint, &mut found)
+            .and_then(|()| self.check_slots(&found))
+            .map_err(|what| format!("snapshot {}: {what}", object.entry.name))?;
+        Ok(found)
+    }
+
+    fn check_slots(&self, found: &Recovered) -> Audit<()> {
         for location in found.places.iter().flatten().map(|location| location.seq) {
             let key = found.slot_key(self.volume, location);
             if self.store.head(&key).now_or_never().is_none_or(|head| head.is_err()) {
                 return Err(format!("{key} holds live sectors and is not there"));
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     fn item(&self, item: ItemRef) -> Audit<Bytes> {
@@ -134,6 +164,13 @@ impl Auditor<'_> {
             }
             let header = ChunkHeader::parse(&object).map_err(|e| format!("{key}: {e}"))?;
             for record in &header.records {
+                match record {
+                    Record::SnapshotMade(id) => {
+                        found.snapshots.insert(*id, self.snapshot(*id)?);
+                    }
+                    Record::SnapshotDeleted(id) => drop(found.snapshots.remove(id)),
+                    _ => {}
+                }
                 found.apply(self.layout, seq, record)?;
             }
         }
@@ -209,6 +246,7 @@ impl Recovered {
                 self.size = size;
             }
             Record::EpochStart | Record::Close => {}
+            Record::SnapshotMade(_) | Record::SnapshotDeleted(_) => {}
         }
         Ok(())
     }

@@ -5,6 +5,8 @@ use crate::model::{Change, Image, Keeper, Stamp};
 use crate::process::Process;
 use crate::world::World;
 use objblk::device::{BlockDevice, DeviceError, WriteFlags, ZeroFlags};
+use objblk::error::{Error, ErrorKind};
+use objblk::format::SnapshotId;
 use objblk::journal::ring::PIECE_MAX;
 use objblk::volume::{Durability, Volume, VolumeStatus};
 use rand::Rng;
@@ -122,6 +124,7 @@ impl Client {
                 68..82 => self.look(stripe.clone()).await,
                 82..96 => self.look(0..self.world.layout.sectors()).await,
                 96..98 if alone => self.resize().await,
+                98 => self.snapshots(lane).await,
                 _ => self.check_status(stripe.clone()).await,
             };
             let status = self.volume.status();
@@ -294,6 +297,56 @@ impl Client {
         let outcome = state.model.flushed(self.epoch, by, 0, Some((0, index)));
         drop(state);
         self.world.check(outcome);
+        Next::GoOn
+    }
+
+    /// Makes a snapshot, or deletes one: those of one lane at a time.
+    async fn snapshots(&self, lane: usize) -> Next {
+        let there = self.volume.snapshots();
+        let mine = there.iter().filter(|entry| entry.name.starts_with(&format!("{lane}-")));
+        let mine: Vec<_> = mine.collect();
+        let which = self.world.random(|rng| rng.random_range(0..mine.len() + 2));
+        match mine.get(which) {
+            Some(entry) => self.delete_snapshot(entry.id, &entry.name).await,
+            None => self.make_snapshot(lane).await,
+        }
+    }
+
+    async fn make_snapshot(&self, lane: usize) -> Next {
+        let (id, from) = {
+            let mut state = self.world.state();
+            (state.shelf.wanted(), state.model.tick())
+        };
+        let _waits = self.process.begins("a snapshot");
+        self.trace(|| format!("makes snapshot {id}"));
+        if let Err(error) = self.volume.make_snapshot(id, &format!("{lane}-{id}")).await {
+            return self.judge_refusal("a snapshot", &error);
+        }
+        self.trace(|| format!("has made snapshot {id}"));
+        self.world.check(self.world.snapshot_made(self.epoch, id, from));
+        Next::GoOn
+    }
+
+    /// What waits for no device may fail where the store refuses it.
+    fn judge_refusal(&self, what: &str, error: &Error) -> Next {
+        self.trace(|| format!("{what} failed: {error}"));
+        match error.kind() {
+            ErrorKind::Store if !self.world.state().calm => Next::GoOn,
+            _ => self.judge(what, &DeviceError::Io(error.to_string())),
+        }
+    }
+
+    async fn delete_snapshot(&self, id: SnapshotId, name: &str) -> Next {
+        self.world.state().shelf.doomed(id);
+        let _waits = self.process.begins("the deletion of a snapshot");
+        self.trace(|| format!("deletes snapshot {id}"));
+        if let Err(error) = self.volume.delete_snapshot(name).await {
+            return self.judge_refusal("the deletion of a snapshot", &error);
+        }
+        self.trace(|| format!("has deleted snapshot {id}"));
+        let mut state = self.world.state();
+        state.counts.snapshots_deleted += 1;
+        state.shelf.deleted(id);
         Next::GoOn
     }
 

@@ -56,6 +56,7 @@ fn options(rng: &mut StdRng) -> VolumeOptions {
         disk_cache: None,
         map_bytes: 0,
         profile: None,
+        snapshot: None,
         dirty_bytes: one(rng, &[64 << 10, 256 << 10, 1 << 20]),
         uploads: one(rng, &[1, 2, 4, 8]),
         seal_after: Duration::from_millis(one(rng, &[5, 200, 2000])),

@@ -32,12 +32,14 @@ pub enum What {
     GetHeader,
     GetFrames,
     GetSlot,
+    GetSnapshot,
     GetMapItem,
     GetMapObject,
     PutEpoch,
     PutChunk,
     PutFence,
     PutMapObject,
+    PutSnapshot,
     PutCheckpoint,
     HeadEpoch,
     ListEpochs,
@@ -50,19 +52,21 @@ pub enum What {
 }
 
 impl What {
-    pub const ALL: [What; 21] = [
+    pub const ALL: [What; 23] = [
         What::GetVolume,
         What::GetEpoch,
         What::GetCheckpoint,
         What::GetHeader,
         What::GetFrames,
         What::GetSlot,
+        What::GetSnapshot,
         What::GetMapItem,
         What::GetMapObject,
         What::PutEpoch,
         What::PutChunk,
         What::PutFence,
         What::PutMapObject,
+        What::PutSnapshot,
         What::PutCheckpoint,
         What::HeadEpoch,
         What::ListEpochs,
@@ -84,6 +88,7 @@ impl What {
             ("map", GetRange::All) => What::GetMapObject,
             ("epochs", _) => What::GetEpoch,
             ("checkpoints", _) => What::GetCheckpoint,
+            ("snapshots", _) => What::GetSnapshot,
             _ => What::GetVolume,
         }
     }
@@ -95,6 +100,7 @@ impl What {
             "log" => What::PutChunk,
             "map" => What::PutMapObject,
             "epochs" => What::PutEpoch,
+            "snapshots" => What::PutSnapshot,
             _ => What::PutCheckpoint,
         }
     }

@@ -10,13 +10,14 @@ use crate::host::Host;
 use crate::layout::Layout;
 use crate::model::{Keeper, Model};
 use crate::process::{Life, Process};
+use crate::shelf::Shelf;
 use crate::sites::{self, Fault, Hits, Site, What};
 use crate::wire::{Reply, Request};
 use futures::FutureExt;
 use objblk::device::BlockDevice;
 use objblk::format::fence::Fence;
 use objblk::format::volume::EpochObject;
-use objblk::format::{VolumeId, keys};
+use objblk::format::{SnapshotId, VolumeId, keys};
 use objblk::journal::ring::SIZE_MIN;
 use objblk::store::memory::MemoryStore;
 use objblk::store::{GetRange, Key, Store, StoreResult, list_all};
@@ -87,6 +88,8 @@ pub struct Counts {
     pub deletes: u64,
     pub checkpoints: u64,
     pub collected: u64,
+    pub snapshots: u64,
+    pub snapshots_deleted: u64,
 }
 
 impl Counts {
@@ -101,7 +104,7 @@ impl Counts {
         self.journaled += u64::from(by == Keeper::Journal);
     }
 
-    fn all_mut(&mut self) -> [(&'static str, &mut u64); 20] {
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 22] {
         [
             ("operations", &mut self.operations),
             ("requests", &mut self.requests),
@@ -123,6 +126,8 @@ impl Counts {
             ("objects deleted", &mut self.deletes),
             ("checkpoints", &mut self.checkpoints),
             ("chunks collected", &mut self.collected),
+            ("snapshots", &mut self.snapshots),
+            ("of them deleted", &mut self.snapshots_deleted),
         ]
     }
 }
@@ -141,6 +146,7 @@ pub struct State {
     pub calm: bool,
     pub down: bool,
     pub model: Model,
+    pub shelf: Shelf,
     pub hits: Hits,
     pub counts: Counts,
     /// Some reply was damaged: errors that say so are right.
@@ -214,6 +220,7 @@ impl World {
             calm: false,
             down: false,
             model: Model::new(sectors, sectors),
+            shelf: Shelf::default(),
             hits: Hits::new(),
             counts: Counts::default(),
             damaged: false,
@@ -438,11 +445,32 @@ impl World {
     fn audited(&self, data: bool) -> Result<(), String> {
         let auditor = self.auditor();
         let found = auditor.recover(self.initial())?;
+        self.state().shelf.check(&found.snapshots)?;
         if data {
+            for (id, snapshot) in &found.snapshots {
+                let image = auditor.image(snapshot)?;
+                self.state().shelf.seen(*id, image)?;
+            }
             let image = auditor.image(&found)?;
             return self.state().model.check(found.epoch.0, &image);
         }
         Ok(())
+    }
+
+    /// A snapshot that was begun at the event `from` is acknowledged: it is in the store, and holds what
+    /// a read would have given meanwhile.
+    pub fn snapshot_made(&self, epoch: u64, id: SnapshotId, from: u64) -> Result<(), String> {
+        if !self.state().shelf.made(id) {
+            return Ok(());
+        }
+        let auditor = self.auditor();
+        let found = auditor.recover(self.initial())?;
+        self.state().shelf.check(&found.snapshots)?;
+        let image = auditor.image(&found.snapshots[&id])?;
+        let mut state = self.state();
+        state.counts.snapshots += 1;
+        state.model.read(epoch, from, 0, &image.stamps[..image.size])?;
+        state.shelf.seen(id, image)
     }
 
     /// A disk for a journal.

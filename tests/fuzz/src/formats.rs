@@ -21,6 +21,7 @@ use objblk::format::pool::{
 };
 use objblk::format::profile::Profile;
 use objblk::format::record::Record;
+use objblk::format::snapshot::SnapshotObject;
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{FormatResult, VolumeId};
 use objblk::units::Epoch;
@@ -117,6 +118,21 @@ pub fn fence(data: &[u8]) {
     };
     check(data);
     repaired_end(data).iter().for_each(|bytes| check(bytes));
+}
+
+/// As it is, with the crc of the whole repaired, and with that of the checkpoint in it as well.
+pub fn snapshot(data: &[u8]) {
+    let check = |bytes: &[u8]| {
+        if let Ok(snapshot) = TABLES.check(bytes.len(), || SnapshotObject::parse(bytes)) {
+            assert_eq!(snapshot.encode(), bytes);
+        }
+    };
+    check(data);
+    repaired_end(data).iter().for_each(|bytes| check(bytes));
+    let (Some(name), Some(end)) = (data.get(88), data.len().checked_sub(8)) else { return };
+    let inside = repaired(data, 89 + usize::from(*name), end);
+    let both = inside.and_then(|bytes| repaired_end(&bytes));
+    both.iter().for_each(|bytes| check(bytes));
 }
 
 pub fn profile(data: &[u8]) {

@@ -31,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "map_object", body: formats::map_object },
     Target { name: "page", body: formats::page },
     Target { name: "checkpoint", body: formats::checkpoint },
+    Target { name: "snapshot", body: formats::snapshot },
     Target { name: "profile", body: formats::profile },
     Target { name: "journal", body: journal::journal },
     Target { name: "cache", body: cache::cache },

@@ -1,0 +1,191 @@
+//! Snapshots: what a volume was at a moment.
+//!
+//! A volume that is attached on this host is asked through its target, one that nobody owns is owned for a
+//! moment. A list needs neither: whoever has the volume, it is read from the store.
+
+use super::{Context, confirm, render, size, volume};
+use crate::daemon::{KnownTarget, RunDir, SnapshotAction, SnapshotReport, act, client};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::VolumeId;
+use crate::pool::backend::Backend;
+use crate::pool::{VolumeName, VolumeSpec};
+use crate::volume::list_snapshots;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// How long a file system stays frozen at most: whoever writes to it waits.
+const FROZEN_MAX: Duration = Duration::from_secs(30);
+
+pub(super) async fn create(
+    context: &Context,
+    name: &VolumeSpec,
+    fsfreeze: Option<&Path>,
+) -> Result<()> {
+    let snapshot = named(name)?;
+    let action = SnapshotAction::Make(snapshot.to_owned());
+    let done = match fsfreeze {
+        None => run(context, &name.volume(), action).await,
+        Some(mounted) => {
+            let frozen = Frozen::new(mounted)?;
+            let done = tokio::time::timeout(FROZEN_MAX, run(context, &name.volume(), action)).await;
+            frozen.thaw()?;
+            done.unwrap_or_else(|_| {
+                let text = format!("the store has not taken the snapshot within {FROZEN_MAX:?}");
+                Err(Error::failed(text)
+                    .hint("the file system works on; `objblk snapshot list` shows what came of it"))
+            })
+        }
+    };
+    let made = one(done.map_err(|e| e.context(format!("cannot make {name}")))?)?;
+    let document = document(&name.volume(), &made);
+    context.show(&document, || name.to_string())
+}
+
+pub(super) async fn delete(context: &Context, name: &VolumeSpec, yes: bool) -> Result<()> {
+    let snapshot = named(name)?;
+    confirm::confirm(&format!("deleting the snapshot {name}"), yes)?;
+    let action = SnapshotAction::Delete(snapshot.to_owned());
+    let done = run(context, &name.volume(), action).await;
+    let deleted = one(done.map_err(|e| e.context(format!("cannot delete {name}")))?)?;
+    let document = document(&name.volume(), &deleted);
+    context.show(&document, || format!("{name}: deleted"))
+}
+
+pub(super) async fn list(context: &Context, name: &VolumeName) -> Result<()> {
+    let backend = context.open().await?;
+    let (id, _) = backend.pool.lookup(name).await?;
+    let reports: Vec<SnapshotReport> = match serving(&RunDir::open()?, id)? {
+        Some(target) => client::snapshots(&target, id, SnapshotAction::List).await?,
+        None => {
+            let entries = list_snapshots(&*backend.stores.setup, id).await?;
+            entries.into_iter().map(SnapshotReport::from).collect()
+        }
+    };
+    let documents: Vec<_> = reports.iter().map(|report| document(name, report)).collect();
+    context.show(&documents, || {
+        let rows = reports.iter().map(|report| {
+            vec![
+                format!("{name}@{}", report.name),
+                size::show(report.size),
+                size::show(report.used),
+                render::time(report.made_at_ms),
+            ]
+        });
+        render::table(&["NAME", "SIZE", "USED", "MADE"], &[1, 2], rows.collect())
+    })
+}
+
+fn named(name: &VolumeSpec) -> Result<&str> {
+    name.snapshot().ok_or_else(|| {
+        Error::usage(format!("{name} names no snapshot")).hint(format!("write it as {name}@SNAP"))
+    })
+}
+
+fn one(reports: Vec<SnapshotReport>) -> Result<SnapshotReport> {
+    reports.into_iter().next().ok_or_else(|| Error::failed("the target told of no snapshot"))
+}
+
+fn document(volume: &VolumeName, report: &SnapshotReport) -> serde_json::Value {
+    json!({
+        "name": format!("{volume}@{}", report.name),
+        "volume": volume,
+        "snapshot": report.name,
+        "id": report.id,
+        "made_at_ms": report.made_at_ms,
+        "size": report.size,
+        "used": report.used,
+        "seq": report.seq,
+    })
+}
+
+/// The target of this host that owns the volume.
+fn serving(run_dir: &RunDir, id: VolumeId) -> Result<Option<KnownTarget>> {
+    let owns = |target: &KnownTarget| {
+        let mut volumes = target.state.volumes.iter();
+        target.alive && volumes.any(|volume| volume.id == id && !volume.read_only)
+    };
+    Ok(run_dir.targets()?.into_iter().find(owns))
+}
+
+/// Has the owner do it, or owns the volume for that time.
+async fn run(
+    context: &Context,
+    name: &VolumeName,
+    action: SnapshotAction,
+) -> Result<Vec<SnapshotReport>> {
+    let backend = context.open().await?;
+    let (id, _) = backend.pool.lookup(name).await?;
+    let run_dir = RunDir::open()?;
+    match serving(&run_dir, id)? {
+        Some(target) => client::snapshots(&target, id, action).await,
+        None => detached(&backend, &run_dir, (id, name), action).await,
+    }
+}
+
+async fn detached(
+    backend: &Backend,
+    run_dir: &RunDir,
+    (id, name): (VolumeId, &VolumeName),
+    action: SnapshotAction,
+) -> Result<Vec<SnapshotReport>> {
+    let held = run_dir.take(&[(id, name.clone().into())])?;
+    let done = async {
+        let volume = volume::own(backend, id, name).await.map_err(go_there)?;
+        let done = act(&volume, action).await;
+        let closed = volume.close().await;
+        let done = done?;
+        closed.map(|()| done)
+    };
+    let done = done.await;
+    held.release();
+    done
+}
+
+fn go_there(e: Error) -> Error {
+    match e.kind() {
+        ErrorKind::Busy => e.context("the owner of a volume makes and deletes its snapshots"),
+        _ => e,
+    }
+}
+
+/// A file system that takes no changes until this is dropped.
+struct Frozen {
+    mounted: PathBuf,
+    thawed: bool,
+}
+
+impl Frozen {
+    /// Freezes what is mounted at `mounted`. Errors: failed.
+    fn new(mounted: &Path) -> Result<Frozen> {
+        fsfreeze("--freeze", mounted)?;
+        Ok(Frozen { mounted: mounted.into(), thawed: false })
+    }
+
+    fn thaw(mut self) -> Result<()> {
+        self.thawed = true;
+        fsfreeze("--unfreeze", &self.mounted)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if !self.thawed
+            && let Err(e) = fsfreeze("--unfreeze", &self.mounted)
+        {
+            eprintln!("objblk: {e}");
+        }
+    }
+}
+
+/// `fsfreeze` of util-linux.
+fn fsfreeze(what: &str, mounted: &Path) -> Result<()> {
+    let failed = || Error::failed(format!("fsfreeze {what} {} failed", mounted.display()));
+    let output = Command::new("fsfreeze").arg(what).arg(mounted).output();
+    let output = output.map_err(|e| failed().because(e).hint("install util-linux"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(failed().because(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
+}

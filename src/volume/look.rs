@@ -1,0 +1,117 @@
+//! What the store says of a volume, without owning it.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::checkpoint::Checkpoint;
+use crate::format::volume::{EpochObject, VolumeObject};
+use crate::format::{VolumeId, keys};
+use crate::store::{Key, Store, StoreErrorKind, get_parsed, list_all};
+use crate::units::{Epoch, SectorCount};
+
+/// How often the newest checkpoint is looked for again when it vanishes under the reader.
+pub(super) const LOOKUPS: usize = 5;
+
+/// Who owns a volume, and the summary of its newest checkpoint.
+#[derive(Clone, Debug)]
+pub struct Ownership {
+    /// Newest epoch that was claimed (0: never attached).
+    pub epoch: Epoch,
+    /// Its owner has left in order: nobody owns the volume.
+    pub closed: bool,
+    /// Who claimed the newest epoch.
+    pub owner: Option<EpochObject>,
+    /// Size as of the newest checkpoint.
+    pub size: SectorCount,
+    /// Sectors that hold data, as of the newest checkpoint.
+    pub live: SectorCount,
+    /// When the newest checkpoint was made, in ms since 1970 (0: none yet).
+    pub checkpoint_at_ms: u64,
+}
+
+/// Reads who owns the volume.
+///
+/// # Errors
+/// NotFound: no such volume. Corrupt: one of its objects is damaged. Store.
+pub async fn ownership(store: &dyn Store, id: VolumeId) -> Result<Ownership> {
+    let description = read_description(store, id).await?;
+    let epoch = newest_epoch(store, id).await?;
+    let owner = if epoch == Epoch(0) { None } else { read_owner(store, id, epoch).await? };
+    let (checkpoint, _) = newest_checkpoint(store, &description).await?;
+    Ok(Ownership {
+        epoch,
+        closed: checkpoint.closed && checkpoint.epoch == epoch,
+        owner,
+        size: checkpoint.size,
+        live: checkpoint.live,
+        checkpoint_at_ms: checkpoint.made_at_ms,
+    })
+}
+
+pub(super) async fn read_description(store: &dyn Store, id: VolumeId) -> Result<VolumeObject> {
+    let key = keys::volume(id);
+    let parsed = match get_parsed(store, &key, VolumeObject::parse).await {
+        Ok(parsed) => parsed,
+        Err(e) if e.kind == StoreErrorKind::NotFound => {
+            return Err(Error::corrupt(format!("volume {id} has no description ({key})")));
+        }
+        Err(e) => return Err(e.into()),
+    };
+    let damaged = |e| Error::corrupt(format!("object {key} is damaged")).because(e);
+    let description = parsed.map_err(damaged)?;
+    if description.id != id {
+        return Err(Error::corrupt(format!("object {key} describes volume {}", description.id)));
+    }
+    Ok(description)
+}
+
+pub(super) async fn newest_epoch(store: &dyn Store, id: VolumeId) -> Result<Epoch> {
+    let epochs = list_all(store, &keys::epochs(id)).await?;
+    let epochs = epochs.iter().filter_map(|o| keys::parse_epoch(id, &o.key));
+    Ok(epochs.max().unwrap_or(Epoch(0)))
+}
+
+pub(super) async fn read_owner(
+    store: &dyn Store,
+    id: VolumeId,
+    epoch: Epoch,
+) -> Result<Option<EpochObject>> {
+    match get_parsed(store, &keys::epoch(id, epoch), EpochObject::parse).await {
+        // Who it was is for people: a damaged description does not keep anybody from attaching.
+        Ok(parsed) => Ok(parsed.ok()),
+        Err(e) if e.kind == StoreErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The newest checkpoint, and the names of all others.
+pub(super) async fn newest_checkpoint(
+    store: &dyn Store,
+    description: &VolumeObject,
+) -> Result<(Checkpoint, Vec<Key>)> {
+    let id = description.id;
+    for _ in 0..LOOKUPS {
+        let found = list_all(store, &keys::checkpoints(id)).await?;
+        let mut found: Vec<Key> = found.into_iter().map(|object| object.key).collect();
+        found.retain(|key| keys::parse_checkpoint(id, key).is_some());
+        if found.is_empty() {
+            return Ok((Checkpoint::initial(id, description.sectors()), Vec::new()));
+        }
+        let key = found.remove(0);
+        match get_parsed(store, &key, |bytes| parse_checkpoint(id, &key, bytes)).await {
+            Ok(parsed) => return Ok((parsed?, found)),
+            // Its owner has made a newer one since the listing.
+            Err(e) if e.kind == StoreErrorKind::NotFound => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Err(Error::new(ErrorKind::Busy, format!("the checkpoints of volume {id} keep changing")))
+}
+
+fn parse_checkpoint(id: VolumeId, key: &Key, bytes: &[u8]) -> Result<Checkpoint> {
+    let damaged = |e| Error::corrupt(format!("checkpoint {key} is damaged")).because(e);
+    let checkpoint = Checkpoint::parse(bytes).map_err(damaged)?;
+    if keys::checkpoint(checkpoint.volume, checkpoint.next, checkpoint.epoch) == *key {
+        return Ok(checkpoint);
+    }
+    Err(Error::corrupt(format!("checkpoint {key} is another one than its name says"))
+        .context(format!("volume {id}")))
+}

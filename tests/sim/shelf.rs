@@ -1,0 +1,85 @@
+//! The reference model of snapshots: which there must be, which there must not, and that none changes.
+
+use crate::model::Image;
+use objblk::format::SnapshotId;
+use std::collections::BTreeMap;
+
+/// What is known of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// It was asked for, and may be there.
+    Wanted,
+    /// It was acknowledged: it is there.
+    Made,
+    /// Its deletion was asked for: it may be gone.
+    Doomed,
+    /// Its deletion was acknowledged: it is not there.
+    Deleted,
+}
+
+/// All snapshots that were ever asked for.
+#[derive(Debug, Default)]
+pub struct Shelf {
+    known: BTreeMap<SnapshotId, Known>,
+    images: BTreeMap<SnapshotId, Image>,
+}
+
+impl Shelf {
+    /// The id of one that is asked for now.
+    pub fn wanted(&mut self) -> SnapshotId {
+        let number = self.known.len() as u128 + 1;
+        let id = SnapshotId::from_bytes(number.to_le_bytes());
+        self.known.insert(id, Known::Wanted);
+        id
+    }
+
+    /// One was acknowledged. False: somebody has deleted it since, or tries to.
+    pub fn made(&mut self, id: SnapshotId) -> bool {
+        let known = self.known.get_mut(&id).expect("it was asked for");
+        if *known == Known::Wanted {
+            *known = Known::Made;
+        }
+        *known == Known::Made
+    }
+
+    /// The deletion of one is asked for.
+    pub fn doomed(&mut self, id: SnapshotId) {
+        let known = self.known.get_mut(&id).expect("it was asked for");
+        if *known != Known::Deleted {
+            *known = Known::Doomed;
+        }
+    }
+
+    /// It was acknowledged.
+    pub fn deleted(&mut self, id: SnapshotId) {
+        self.known.insert(id, Known::Deleted);
+    }
+
+    /// Checks which snapshots would be found if everybody died now.
+    pub fn check<T>(&self, found: &BTreeMap<SnapshotId, T>) -> Result<(), String> {
+        for (id, known) in &self.known {
+            match (known, found.contains_key(id)) {
+                (Known::Made, false) => return Err(format!("snapshot {id} was made and is lost")),
+                (Known::Deleted, true) => return Err(format!("snapshot {id} is back")),
+                _ => {}
+            }
+        }
+        match found.keys().find(|id| !self.known.contains_key(id)) {
+            Some(id) => Err(format!("nobody asked for snapshot {id}")),
+            None => Ok(()),
+        }
+    }
+
+    /// A snapshot holds this now, and so it did before.
+    pub fn seen(&mut self, id: SnapshotId, image: Image) -> Result<(), String> {
+        let first = self.images.entry(id).or_insert_with(|| image.clone());
+        if *first == image {
+            return Ok(());
+        }
+        let differ = first.stamps.iter().zip(&image.stamps).filter(|(a, b)| a != b).count();
+        Err(format!(
+            "snapshot {id} has changed: {differ} sectors, size {} for {}",
+            image.size, first.size
+        ))
+    }
+}
