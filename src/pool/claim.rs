@@ -81,6 +81,7 @@ mod tests {
             owner,
             size: SectorCount(8),
             live: SectorCount(0),
+            snapshots: 0,
             checkpoint_at_ms: 0,
         }
     }

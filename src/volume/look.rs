@@ -23,6 +23,8 @@ pub struct Ownership {
     pub size: SectorCount,
     /// Sectors that hold data, as of the newest checkpoint.
     pub live: SectorCount,
+    /// How many snapshots there are, as of the newest checkpoint.
+    pub snapshots: usize,
     /// When the newest checkpoint was made, in ms since 1970 (0: none yet).
     pub checkpoint_at_ms: u64,
 }
@@ -42,6 +44,7 @@ pub async fn ownership(store: &dyn Store, id: VolumeId) -> Result<Ownership> {
         owner,
         size: checkpoint.size,
         live: checkpoint.live,
+        snapshots: checkpoint.snapshots.len(),
         checkpoint_at_ms: checkpoint.made_at_ms,
     })
 }

@@ -481,8 +481,7 @@ impl State {
         }
     }
 
-    /// Puts a record into the log that changes nothing of the volume's contents, behind all that was
-    /// changed so far. Returns the commit point at which it is durable.
+    /// Puts a record that changes no contents into the log. Returns the commit point to wait for.
     pub fn log(&mut self, record: Record) -> Result<Seq> {
         self.check_open()?;
         if !mutant::on(Mutant::SnapshotNotLogged) {
@@ -492,8 +491,7 @@ impl State {
         Ok(self.open.seq())
     }
 
-    /// Commits a chunk although nothing changed, to see whether this owner still can. Returns the
-    /// commit point to wait for.
+    /// Commits a chunk although nothing changed. Returns the commit point to wait for.
     pub fn probe(&mut self) -> DeviceResult<Seq> {
         self.check()?;
         self.seal();

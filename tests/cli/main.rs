@@ -16,4 +16,5 @@ mod program;
 #[path = "../support/s3.rs"]
 mod s3;
 mod s3_pool;
+mod snapshots;
 mod verbs;
