@@ -45,6 +45,7 @@ pub(super) async fn create(
 
 pub(super) async fn delete(context: &Context, name: &VolumeSpec, yes: bool) -> Result<()> {
     let snapshot = named(name)?;
+    refuse_attached(context, name)?;
     confirm::confirm(&format!("deleting the snapshot {name}"), yes)?;
     let action = SnapshotAction::Delete(snapshot.to_owned());
     let done = run(context, &name.volume(), action).await;
@@ -75,6 +76,23 @@ pub(super) async fn list(context: &Context, name: &VolumeName) -> Result<()> {
         });
         render::table(&["NAME", "SIZE", "USED", "MADE"], &[1, 2], rows.collect())
     })
+}
+
+/// Who reads it here would get I/O errors.
+fn refuse_attached(context: &Context, name: &VolumeSpec) -> Result<()> {
+    let store = context.location()?.url;
+    let reads = |target: &KnownTarget| {
+        let mut volumes = target.state.volumes.iter();
+        target.alive && target.state.store == store && volumes.any(|volume| volume.name == *name)
+    };
+    match RunDir::open()?.targets()?.iter().find(|target| reads(target)) {
+        None => Ok(()),
+        Some(target) => {
+            let message = format!("{name} is attached by process {}", target.state.pid);
+            Err(Error::new(ErrorKind::Busy, message)
+                .hint(format!("detach it first with `objblk detach {name}`")))
+        }
+    }
 }
 
 fn named(name: &VolumeSpec) -> Result<&str> {

@@ -40,8 +40,8 @@ pub const SNAPSHOTS_MAX: usize = 4096;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Snapshots {
     line: Vec<Kept>,
-    /// What the newest one needs.
-    newest: Option<(SnapshotId, Needs)>,
+    /// What the newest one needs, once that was told.
+    newest: Option<(SnapshotId, Arc<Needed>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -116,15 +116,12 @@ impl Snapshots {
             return Ok(Keeps::Nothing);
         };
         let id = newest.entry.id;
-        let needs = match &self.newest {
-            Some((known, needs)) if *known == id => needs.clone(),
-            _ => {
-                let needs = needs(store, volume, id).await?;
-                self.newest = Some((id, needs.clone()));
-                needs
-            }
+        let needed = match &self.newest {
+            Some((known, needed)) if *known == id => Some(needed.clone()),
+            _ => needs(store, volume, id).await?,
         };
-        Ok(needs.map_or(Keeps::All, Keeps::Needed))
+        self.newest = needed.clone().map(|needed| (id, needed));
+        Ok(needed.map_or(Keeps::All, Keeps::Needed))
     }
 
     /// What only deleted ones needed, which is garbage once the checkpoint of `now` is made.

@@ -40,6 +40,7 @@ fn snapshots_are_served_beside_their_volume() {
     };
     assert_eq!(names(&home), ["data@one", "data@two"]);
     assert_eq!(names(&far), ["data@one", "data@two"]);
+    home.run(&["snapshot", "delete", "data@one", "--yes"]).refuses(BUSY, "data@one is attached by");
     home.run(&["detach", "data@one"]).ok();
     assert_eq!(one.ended().0, 0);
     far.run(&["detach", "data@two"]).ok();
