@@ -258,3 +258,47 @@ async fn a_damaged_snapshot_harms_nothing_else() {
     }
     volume.close().await.unwrap();
 }
+
+/// What is done with the thousandth snapshot takes as many requests as with the first.
+#[tokio::test(start_paused = true)]
+async fn a_thousand_snapshots_cost_no_more_than_a_few() {
+    const COUNT: usize = 1000;
+    let mut story = Story::new(5).await;
+    (story.rig.options.checkpoint_slots, story.rig.options.checkpoint_extents) = (64, 4096);
+    let at_once = Fault::Delay { at: Moment::Before, from: Duration::ZERO, to: Duration::ZERO };
+    let requests = story.rig.faults.add(Rule::new(at_once));
+    let volume = story.rig.open().await;
+    let mut made = Vec::new();
+    for number in 0..COUNT {
+        story.change(&volume, 4).await;
+        let before = requests.hits();
+        volume.make_snapshot(id(number as u64), &format!("s{number}")).await.unwrap();
+        made.push(requests.hits() - before);
+    }
+    let least = |costs: &[u64]| costs.iter().copied().min().unwrap();
+    let (first, last) = (least(&made[..100]), least(&made[COUNT - 100..]));
+    assert!(last <= first + 1, "making one takes {first} requests at first, {last} in the end");
+    let mut looks = Vec::new();
+    for name in ["s0", "s999"] {
+        let before = requests.hits();
+        story.open(name).await.close().await.unwrap();
+        looks.push(requests.hits() - before);
+    }
+    assert!(looks[1] <= looks[0] + 1, "opening takes {looks:?} requests");
+    let mut deleted = Vec::new();
+    for number in 0..COUNT - 1 {
+        let before = requests.hits();
+        // In no order at all.
+        volume.delete_snapshot(&format!("s{}", number * 387 % COUNT)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        deleted.push(requests.hits() - before);
+    }
+    let (first, last) = (least(&deleted[..100]), least(&deleted[COUNT - 101..]));
+    assert!(last <= first + 1, "deleting one takes {first} requests at first, {last} in the end");
+    let left = volume.snapshots();
+    assert_eq!(left.len(), 1);
+    volume.delete_snapshot(&left[0].name).await.unwrap();
+    story.assert_nothing_kept(&volume).await;
+    story.verify(&volume, &story.now, "in the end").await;
+    volume.close().await.unwrap();
+}
