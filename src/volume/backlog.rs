@@ -1,5 +1,6 @@
 //! Sealed chunks that the store has not taken: in memory, or only in the journal. Pure.
 
+use crate::format::record::Record;
 use crate::log::SealedChunk;
 use crate::units::Seq;
 use std::collections::BTreeMap;
@@ -69,7 +70,8 @@ impl Backlog {
     }
 
     /// Lets chunks leave memory until no more than `budget` bytes of them are left there: the
-    /// newest first, none that is being put, and only what `is_journaled`.
+    /// newest first, none that is being put, and only what `is_journaled`, all of it: what a record
+    /// says that is no change of contents is in no journal.
     pub fn spill(&mut self, budget: u64, is_journaled: impl Fn(Seq) -> bool) {
         for (seq, waiting) in self.slots.iter_mut().rev() {
             if self.memory <= budget {
@@ -78,6 +80,7 @@ impl Backlog {
             if let Held::Memory(chunk) = &waiting.held
                 && Arc::strong_count(chunk) == 1
                 && is_journaled(*seq)
+                && chunk.records.iter().all(changes_contents)
             {
                 self.memory -= waiting.weight;
                 waiting.held = Held::Journal;
@@ -108,5 +111,36 @@ impl Backlog {
     /// When the oldest change was made.
     pub fn since(&self) -> Option<Instant> {
         self.slots.first_key_value().map(|(_, waiting)| waiting.since)
+    }
+}
+
+/// The first record of a term is known without a journal.
+fn changes_contents(record: &Record) -> bool {
+    match record {
+        Record::Data { .. } | Record::Zero(_) | Record::Trim(_) | Record::Resize(_) => true,
+        Record::EpochStart => true,
+        Record::Close | Record::SnapshotMade(_) | Record::SnapshotDeleted(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::SnapshotId;
+
+    #[test]
+    fn what_only_memory_has_stays_there() {
+        let snapshot = Record::SnapshotMade(SnapshotId::from_bytes([1; 16]));
+        let mut backlog = Backlog::default();
+        for (seq, records) in
+            [vec![Record::EpochStart], vec![snapshot], vec![Record::Close]].into_iter().enumerate()
+        {
+            let (seq, payload) = (Seq(seq as u64), vec![0; 512]);
+            let chunk = SealedChunk { seq, committed: Seq(0), records, payload };
+            backlog.push(Arc::new(chunk), Instant::now());
+        }
+        backlog.spill(0, |_| true);
+        let held = |seq| matches!(backlog.get(Seq(seq)), Some(Held::Memory(_)));
+        assert_eq!([0, 1, 2].map(held), [false, true, true]);
     }
 }

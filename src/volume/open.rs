@@ -219,7 +219,12 @@ impl Loaded {
             Error::not_found(format!("there is no snapshot {name}"))
                 .hint("`objblk snapshot list` shows those there are")
         })?;
-        let checkpoint = snapshots::read(store, id, entry.id).await?.checkpoint;
+        let read = snapshots::read(store, id, entry.id).await;
+        let object = read.map_err(|e| match e.kind() {
+            ErrorKind::NotFound => Error::corrupt("an object of it is missing").because(e),
+            _ => e,
+        })?;
+        let checkpoint = object.checkpoint;
         let (slot, epoch) = (checkpoint.next, checkpoint.epoch);
         Ok(Loaded {
             obsolete: Vec::new(),

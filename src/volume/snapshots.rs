@@ -167,7 +167,7 @@ pub(super) fn is_change(record: &Record) -> bool {
 /// snapshot's state.
 ///
 /// # Errors
-/// Store.
+/// Corrupt: the object of a snapshot that no checkpoint names yet is damaged. Store.
 pub(super) async fn replay(
     store: &dyn Store,
     checkpoint: &Checkpoint,
@@ -180,11 +180,17 @@ pub(super) async fn replay(
                 match read(store, checkpoint.volume, *id).await {
                     Ok(object) if object.entry.next > checkpoint.next => return Ok(None),
                     Ok(object) => snapshots.add(object.entry),
-                    // It is lost, as would be all that was made of it; the volume is not.
-                    Err(why) if why.kind() == ErrorKind::Corrupt => {
+                    Err(why) if why.kind() == ErrorKind::NotFound => {
                         tracing::error!(volume = %checkpoint.volume, "a snapshot is lost: {why}");
                     }
-                    Err(why) => return Err(why),
+                    // It may be damage on the way: nobody has decided to do without it.
+                    Err(why) => {
+                        let object = keys::snapshot(checkpoint.volume, *id);
+                        return Err(why.hint(format!(
+                            "try again; restore {object} from a copy of the bucket, or delete it to \
+                             give the snapshot up"
+                        )));
+                    }
                 }
             }
             Record::SnapshotDeleted(id) => snapshots.delete(*id),
@@ -254,7 +260,7 @@ async fn slots(items: &Items, page: u64, needed: &Needed) -> Result<Option<BTree
 async fn needs(store: &dyn Store, volume: VolumeId, id: SnapshotId) -> Result<Needs> {
     match read(store, volume, id).await {
         Ok(object) => Ok(Some(Arc::new(Needed::by(&object.checkpoint)))),
-        Err(why) if why.kind() == ErrorKind::Corrupt => {
+        Err(why) if matches!(why.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
             tracing::error!("what a snapshot needs cannot be told, more is kept: {why}");
             Ok(None)
         }
@@ -265,7 +271,7 @@ async fn needs(store: &dyn Store, volume: VolumeId, id: SnapshotId) -> Result<Ne
 /// Reads a snapshot's object.
 ///
 /// # Errors
-/// Corrupt: it is damaged or missing. Store.
+/// Corrupt: it is damaged. NotFound. Store.
 pub(super) async fn read(
     store: &dyn Store,
     volume: VolumeId,
@@ -275,7 +281,7 @@ pub(super) async fn read(
     let parsed = match get_parsed(store, &key, SnapshotObject::parse).await {
         Ok(parsed) => parsed,
         Err(e) if e.kind == StoreErrorKind::NotFound => {
-            return Err(Error::corrupt(format!("the snapshot {key} is missing from the store")));
+            return Err(Error::not_found(format!("the snapshot {key} is not in the store")));
         }
         Err(e) => return Err(e.into()),
     };

@@ -158,6 +158,11 @@ async fn a_crash_forgets_neither_a_snapshot_nor_its_deletion() {
     story.change(&volume, 300).await;
     story.snapshot(&volume).await;
     volume.abandon();
+    // Damage on the way is no reason to do without it.
+    let objects = format!("{}snapshots/", keys::volume_prefix(story.rig.id));
+    story.rig.faults.add(Rule::new(Fault::Truncate).on(&[Op::Get]).below(objects).times(2));
+    let refused = story.rig.open_as(3, Mode::ReadWrite { takeover: true }).await.map(drop);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
     let volume = story.rig.take_over(2).await;
     assert_eq!(volume.snapshots().len(), 1);
     story.now = story.made.values().next().unwrap().clone();
