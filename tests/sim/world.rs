@@ -355,7 +355,7 @@ impl World {
     }
 
     fn auditor(&self) -> Auditor<'_> {
-        Auditor { store: &self.memory, volume: self.id, layout: &self.layout }
+        Auditor { store: &self.memory, volume: self.id, layout: &self.layout, light: false }
     }
 
     fn initial(&self) -> SectorCount {
@@ -417,7 +417,12 @@ impl World {
                 match What::put(self.id, key, body) {
                     What::PutCheckpoint => {
                         self.state().counts.checkpoints += 1;
-                        self.audit(false, || format!("{key} is stored"));
+                        // Nothing of a snapshot can have gone.
+                        let auditor = Auditor { light: true, ..self.auditor() };
+                        self.state().counts.audits += 1;
+                        if let Err(what) = self.audited(&auditor, false) {
+                            self.violated(format!("when {key} is stored: {what}"));
+                        }
                     }
                     What::PutFence => self.state().counts.fenced += 1,
                     _ => {}
@@ -437,13 +442,12 @@ impl World {
     /// permitted state of the volume would be recovered.
     pub fn audit(&self, data: bool, when: impl Fn() -> String) {
         self.state().counts.audits += 1;
-        if let Err(what) = self.audited(data) {
+        if let Err(what) = self.audited(&self.auditor(), data) {
             self.violated(format!("when {}: {what}", when()));
         }
     }
 
-    fn audited(&self, data: bool) -> Result<(), String> {
-        let auditor = self.auditor();
+    fn audited(&self, auditor: &Auditor<'_>, data: bool) -> Result<(), String> {
         let found = auditor.recover(self.initial())?;
         self.state().shelf.check(&found.snapshots)?;
         if data {
