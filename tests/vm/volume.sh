@@ -173,7 +173,8 @@ conduct() {
     exits "resize while attached" 5 objblk resize conduct --size 2G
     run "status" objblk status conduct
     # Detach with requests in flight: they are answered, and the device goes.
-    fio --name=inflight --filename="$dev" --rw=randrw --bs=4k --iodepth=32 --ioengine=libaio --direct=1 --size=64m --runtime=30 --time_based >/dev/null 2>&1 &
+    # (Without a device fio would make a file of its name.)
+    fio --name=inflight --filename="$dev" --allow_file_create=0 --rw=randrw --bs=4k --iodepth=32 --ioengine=libaio --direct=1 --size=64m --runtime=30 --time_based >/dev/null 2>&1 &
     sleep 2
     run "detach by device with I/O in flight" objblk detach "$dev"
     [ ! -e "$dev" ] || fail "$dev is left"
