@@ -108,11 +108,19 @@ pub enum Mutant {
     SnapshotNotReplayed,
     /// A snapshot is of the last checkpoint, whatever was written since.
     SnapshotStale,
+    /// A deleted snapshot is let go although several states came from it.
+    BranchForgotten,
+    /// After a rollback the volume still counts as come from the newest snapshot.
+    RollbackKeepsBase,
+    /// A rollback is not replayed.
+    RollbackNotReplayed,
+    /// A snapshot is deleted although clones need it.
+    ChildrenIgnored,
 }
 
 impl Mutant {
     /// Every mistake.
-    pub const ALL: [Mutant; 50] = [
+    pub const ALL: [Mutant; 54] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -163,6 +171,10 @@ impl Mutant {
         Mutant::SnapshotNotLogged,
         Mutant::SnapshotNotReplayed,
         Mutant::SnapshotStale,
+        Mutant::BranchForgotten,
+        Mutant::RollbackKeepsBase,
+        Mutant::RollbackNotReplayed,
+        Mutant::ChildrenIgnored,
     ];
 }
 

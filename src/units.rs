@@ -7,6 +7,7 @@
 //!
 //! Invariant: a [`SectorRange`] never wraps around; it is made through a checked constructor.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Bytes in a sector, the unit of addresses inside objblk.
@@ -18,7 +19,10 @@ pub const SECTOR_SHIFT: u32 = 9;
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+        )]
+        #[serde(transparent)]
         pub struct $name(pub u64);
 
         impl fmt::Display for $name {

@@ -8,6 +8,8 @@ mod cache_files;
 mod cached;
 #[path = "engine/chase.rs"]
 mod chase;
+#[path = "engine/clones.rs"]
+mod clones;
 #[path = "engine/collect.rs"]
 mod collect;
 #[path = "engine/crash.rs"]

@@ -16,6 +16,8 @@ mod actor;
 mod audit;
 #[path = "sim/client.rs"]
 mod client;
+#[path = "sim/clone.rs"]
+mod clone;
 #[path = "sim/device.rs"]
 mod device;
 #[path = "sim/director.rs"]

@@ -95,9 +95,23 @@ pub(super) enum Verb {
     },
     /// Put load on a volume that is not attached, or on the bare store to compare with
     Bench(Bench),
-    /// Make, list and delete snapshots, also while the volume is attached on this host
+    /// Make, list and delete snapshots, also while the volume is attached on this host; roll back to one
     #[command(subcommand)]
     Snapshot(Snapshot),
+    /// Make a volume that begins as what a snapshot is, and shares its data
+    Clone {
+        #[arg(value_name = "NAME@SNAP")]
+        of: String,
+        /// The name of the new volume
+        new: String,
+    },
+    /// Show the clones of a volume's snapshots
+    Children {
+        #[arg(value_name = "NAME[@SNAP]")]
+        of: String,
+    },
+    /// Have a clone do without its origin: copies what it shares, and can be interrupted
+    Flatten { name: String },
     /// Change the size of a volume that is not attached
     Resize {
         name: String,
@@ -329,6 +343,14 @@ pub(super) enum Snapshot {
     },
     /// List the snapshots of a volume
     List { name: String },
+    /// Make a volume that is not attached what a snapshot is; what it was becomes a snapshot
+    Rollback {
+        #[arg(value_name = "NAME@SNAP")]
+        name: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Delete a snapshot; those who read it get I/O errors
     Delete {
         #[arg(value_name = "NAME@SNAP")]

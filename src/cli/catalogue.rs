@@ -114,9 +114,15 @@ fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
 }
 
 pub(super) async fn list(context: &Context) -> Result<()> {
-    let entries = context.open().await?.pool.list().await?;
+    let pool = context.open().await?.pool;
+    let entries = pool.list().await?;
     let (host, targets) = (Host::local()?, attached());
-    let lines: Vec<Line> = entries.iter().map(|entry| line(entry, &host, &targets)).collect();
+    let mut lines: Vec<Line> = entries.iter().map(|entry| line(entry, &host, &targets)).collect();
+    for (line, entry) in lines.iter_mut().zip(&entries) {
+        if let Health::Good(info) = &entry.health {
+            line.parent = pool.origin_name(&info.volume).await?;
+        }
+    }
     context.show(&lines, || table(&lines))?;
     let deleting = lines.iter().filter(|line| line.state == "deleting");
     for line in deleting {
@@ -144,8 +150,10 @@ fn table(lines: &[Line]) -> String {
 }
 
 pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
-    let info = context.open().await?.pool.info(name).await?;
-    let line = known(name.to_string(), &info, &Host::local()?, &attached());
+    let pool = context.open().await?.pool;
+    let info = pool.info(name).await?;
+    let mut line = known(name.to_string(), &info, &Host::local()?, &attached());
+    line.parent = pool.origin_name(&info.volume).await?;
     context.show(&line, || details(&line))
 }
 

@@ -7,6 +7,7 @@ mod args;
 mod attach;
 mod bench;
 mod catalogue;
+mod clone;
 mod confirm;
 pub mod duration;
 mod gc;
@@ -107,6 +108,12 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Snapshot(Snapshot::Delete { name, yes }) => {
             snapshot::delete(context, &name.parse()?, yes).await
         }
+        Verb::Snapshot(Snapshot::Rollback { name, yes }) => {
+            snapshot::rollback(context, &name.parse()?, yes).await
+        }
+        Verb::Clone { of, new } => clone::clone(context, &of.parse()?, &new.parse()?).await,
+        Verb::Children { of } => clone::children(context, &of.parse()?).await,
+        Verb::Flatten { name } => clone::flatten(context, &name.parse()?).await,
         Verb::Resize { name, size, shrink } => {
             volume::resize(context, &name.parse()?, &size, shrink).await
         }

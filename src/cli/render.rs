@@ -51,6 +51,12 @@ fn trimmed(text: &str) -> String {
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
+/// A time as `20261121T030405Z`, from milliseconds since 1970: fit for names.
+pub(super) fn stamp(ms: u64) -> String {
+    let digits: String = time(ms).chars().filter(char::is_ascii_digit).collect();
+    format!("{}T{}Z", &digits[..8], &digits[8..])
+}
+
 /// A time as `2026-11-21 03:04:05 UTC`, from milliseconds since 1970.
 pub(super) fn time(ms: u64) -> String {
     let (days, seconds) = (ms / 86_400_000, ms / 1000 % 86_400);

@@ -4,12 +4,13 @@
 //! moment. A list needs neither: whoever has the volume, it is read from the store.
 
 use super::{Context, confirm, render, size, volume};
+use crate::clock::{Clock, SystemClock};
 use crate::daemon::{KnownTarget, RunDir, SnapshotAction, SnapshotReport, act, client};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::VolumeId;
+use crate::format::{SnapshotId, VolumeId};
 use crate::pool::backend::Backend;
 use crate::pool::{VolumeName, VolumeSpec};
-use crate::volume::list_snapshots;
+use crate::volume::{find_snapshot, list_snapshots};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -52,6 +53,44 @@ pub(super) async fn delete(context: &Context, name: &VolumeSpec, yes: bool) -> R
     let deleted = one(done.map_err(|e| e.context(format!("cannot delete {name}")))?)?;
     let document = document(&name.volume(), &deleted);
     context.show(&document, || format!("{name}: deleted"))
+}
+
+/// Makes the volume what the snapshot is, after a snapshot of what it was.
+pub(super) async fn rollback(context: &Context, name: &VolumeSpec, yes: bool) -> Result<()> {
+    let snapshot = named(name)?;
+    let volume = name.volume();
+    let backend = context.open().await?;
+    let (id, _) = backend.pool.lookup(&volume).await?;
+    find_snapshot(&*backend.stores.setup, id, snapshot).await?;
+    let run_dir = RunDir::open()?;
+    let held = run_dir.take(&[(id, volume.clone().into())]).map_err(detach_first)?;
+    let done = async {
+        confirm::confirm(&format!("rolling back volume {volume} to {name}"), yes)?;
+        let owned = volume::own(&backend, id, &volume).await.map_err(detach_first)?;
+        let kept = format!("before-rollback-{}", render::stamp(SystemClock.now_ms()));
+        let kept_id = SnapshotId::from_random(rand::random());
+        let done = owned.roll_back(snapshot, (kept_id, &kept)).await;
+        if done.is_err() && owned.close().await.is_err() {
+            owned.abandon();
+        }
+        done
+    };
+    let done = done.await;
+    held.release();
+    let kept =
+        SnapshotReport::from(done.map_err(|e| e.context(format!("cannot roll back to {name}")))?);
+    let kept = format!("{volume}@{}", kept.name);
+    let document = json!({ "name": volume, "rolled_back_to": name, "kept": kept });
+    context.show(&document, || {
+        format!("{volume}: as in {name}; what it was is kept as {kept}, until you delete that")
+    })
+}
+
+fn detach_first(e: Error) -> Error {
+    match e.kind() {
+        ErrorKind::Busy => e.context("a volume can be rolled back only while it is detached"),
+        _ => e,
+    }
 }
 
 pub(super) async fn list(context: &Context, name: &VolumeName) -> Result<()> {

@@ -6,7 +6,7 @@ use super::control::{
 use super::rundir::{RunDir, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
-use crate::volume::Collected;
+use crate::volume::{Collected, Flattened};
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, BufReader};
@@ -115,6 +115,17 @@ pub async fn collect(
     let request = Request::Collect { volume, bound_percent };
     match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
         Reply::Collected(collected) => Ok(collected),
+        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
+    }
+}
+
+/// Has a target flatten a volume, and waits until it is done. Dropping the future calls it off.
+///
+/// Errors: busy, where the target does not answer; those of the volume.
+pub async fn flatten(target: &Target, volume: VolumeId) -> Result<Flattened> {
+    let request = Request::Flatten { volume };
+    match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
+        Reply::Flattened(flattened) => Ok(flattened),
         _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
     }
 }

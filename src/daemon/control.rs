@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::snapshot::SnapshotEntry;
 use crate::format::{SnapshotId, VolumeId};
 use crate::pool::VolumeSpec;
-use crate::volume::{Collected, DiskCacheStatus, JournalStatus, MapStatus, SpaceStatus};
+use crate::volume::{Collected, DiskCacheStatus, Flattened, JournalStatus, MapStatus, SpaceStatus};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
@@ -33,6 +33,11 @@ pub enum Request {
         volume: VolumeId,
         /// Until its chunks hold at most this, in percent of what is live; otherwise as it always is.
         bound_percent: Option<u32>,
+    },
+    /// Have a clone do without its origin.
+    Flatten {
+        /// The volume.
+        volume: VolumeId,
     },
     /// Make, delete or list snapshots of a volume.
     Snapshots {
@@ -95,6 +100,8 @@ pub enum Reply {
     Status(Box<TargetStatus>),
     /// To a collection: it is done.
     Collected(Collected),
+    /// To a flattening: it is done.
+    Flattened(Flattened),
     /// To a request about snapshots: those that it was about.
     Snapshots(Vec<SnapshotReport>),
     /// To a detach, again and again while it goes on.

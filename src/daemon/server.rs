@@ -4,7 +4,7 @@ use super::control::{Reply, Request, encode, receive};
 use super::orders::{Client, Order};
 use super::shared::Shared;
 use crate::error::{Error, Result};
-use crate::format::VolumeId;
+use futures::TryFutureExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +55,12 @@ async fn converse(stream: UnixStream, shared: Arc<Shared>, orders: UnboundedSend
         Request::Ping => say(&mut write, &Reply::Pong).await,
         Request::Status => say(&mut write, &Reply::Status(Box::new(shared.status().await))).await,
         Request::Collect { volume, bound_percent } => {
-            collect(read, &mut write, &shared, (volume, bound_percent)).await
+            let collected = async { shared.collect(volume, bound_percent).await };
+            while_heard(read, &mut write, collected.map_ok(Reply::Collected)).await
+        }
+        Request::Flatten { volume } => {
+            let flattened = async { shared.flatten(volume).await };
+            while_heard(read, &mut write, flattened.map_ok(Reply::Flattened)).await
         }
         Request::Snapshots { volume, action } => {
             let reply = match shared.snapshots(volume, action).await {
@@ -75,18 +80,15 @@ async fn say(write: &mut OwnedWriteHalf, reply: &Reply) -> std::io::Result<()> {
     timeout(MANNERS, write.write_all(&encode(reply))).await?
 }
 
-async fn collect(
+/// Does `work` and says what came of it, unless the client leaves before.
+async fn while_heard(
     mut read: BufReader<OwnedReadHalf>,
     write: &mut OwnedWriteHalf,
-    shared: &Shared,
-    (volume, bound_percent): (VolumeId, Option<u32>),
+    work: impl Future<Output = Result<Reply>>,
 ) -> std::io::Result<()> {
     let mut nothing = [0];
     let reply = tokio::select! {
-        collected = shared.collect(volume, bound_percent) => match collected {
-            Ok(collected) => Reply::Collected(collected),
-            Err(e) => Reply::Refused(e.into()),
-        },
+        done = work => done.unwrap_or_else(|e| Reply::Refused(e.into())),
         // As for a detach: nobody waits for it any more.
         _ = read.read(&mut nothing) => return Ok(()),
     };

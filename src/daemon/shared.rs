@@ -5,7 +5,7 @@ use super::state::{Attached, Serving};
 use crate::error::{Error, Result};
 use crate::format::{SnapshotId, VolumeId};
 use crate::pool::backend::Backend;
-use crate::volume::{Collected, Durability, Volume};
+use crate::volume::{Collected, Durability, Flattened, Volume};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::RwLock;
@@ -120,6 +120,11 @@ impl Shared {
         bound_percent: Option<u32>,
     ) -> Result<Collected> {
         self.volume(id)?.collect(bound_percent).await
+    }
+
+    /// Has a clone do without its origin. Errors: not found; those of the volume.
+    pub(super) async fn flatten(&self, id: VolumeId) -> Result<Flattened> {
+        self.volume(id)?.flatten(&mut |_| ()).await
     }
 
     /// Does something about the snapshots of a volume. Errors: not found; those of the volume.

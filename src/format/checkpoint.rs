@@ -30,6 +30,7 @@ use super::snapshot::SnapshotEntry;
 use super::volume::VOLUME_SIZE_MAX;
 use super::{SnapshotId, VolumeId};
 use crate::units::{Epoch, SECTOR_SIZE, SectorCount, Seq};
+use std::collections::BTreeSet;
 
 /// First bytes of a checkpoint.
 pub const MAGIC: &[u8; 8] = b"OBJBLKCP";
@@ -270,13 +271,24 @@ fn parse_snapshots(
     next: Seq,
 ) -> FormatResult<Vec<SnapshotEntry>> {
     let mut snapshots: Vec<SnapshotEntry> = Vec::with_capacity(count);
+    let mut known = BTreeSet::new();
     for _ in 0..count {
         let snapshot = SnapshotEntry::parse(r)?;
         let descends = snapshots.last().is_some_and(|last| last.next > snapshot.next);
         if descends || snapshot.next > next {
             return Err(r.bad("snapshot position", snapshot.next));
         }
+        let comes_from_nowhere = snapshot.before.is_some_and(|before| !known.contains(&before));
+        if comes_from_nowhere || !known.insert(snapshot.id) {
+            return Err(r.bad("snapshot before", snapshot.id));
+        }
         snapshots.push(snapshot);
+    }
+    // They are one tree, and the volume now is a part of it.
+    let roots = snapshots.iter().filter(|snapshot| snapshot.before.is_none()).count();
+    let bases = snapshots.iter().filter(|snapshot| snapshot.base).count();
+    if roots > 1 || bases != roots {
+        return Err(r.bad("snapshot base", bases));
     }
     Ok(snapshots)
 }

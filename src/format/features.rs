@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What an objblk must know to use an object. This version defines no bit yet.
+/// What an objblk must know to use an object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Features {
@@ -26,8 +26,11 @@ pub enum Access {
 }
 
 impl Features {
+    /// Incompat bit: the volume is a clone, whose map names objects of other volumes.
+    pub const CLONE: u64 = 1;
+
     /// The features this objblk knows.
-    pub const KNOWN: Features = Features { compat: 0, ro_compat: 0, incompat: 0 };
+    pub const KNOWN: Features = Features { compat: 0, ro_compat: 0, incompat: Features::CLONE };
 
     /// What may be done with an object that has these features.
     pub fn access(&self) -> Access {

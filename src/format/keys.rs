@@ -12,6 +12,8 @@
 //! volumes/<id>/map/<epoch>-<object>           packed map leaves and pages
 //! volumes/<id>/checkpoints/<~seq>-<epoch>     newest first in a listing
 //! volumes/<id>/snapshots/<snapshot>           a checkpoint that is kept
+//! volumes/<id>/children/<snapshot>/<id>       a clone was made of it, and needs it
+//! volumes/<id>/children/<snapshot>/closed-<epoch>-<n>  none can be made any more
 //! ```
 //!
 //! Numbers are lower-case hexadecimal of fixed width (16 digits; map objects 8), so byte order is
@@ -150,6 +152,41 @@ pub fn parse_checkpoint(id: VolumeId, key: &Key) -> Option<(Seq, Epoch)> {
 /// A snapshot of the volume.
 pub fn snapshot(id: VolumeId, snapshot: SnapshotId) -> Key {
     key(format!("volumes/{id}/snapshots/{snapshot}"))
+}
+
+/// Prefix of the clones of a volume's snapshots.
+pub fn children(id: VolumeId) -> String {
+    format!("volumes/{id}/children/")
+}
+
+/// Prefix of the clones of one snapshot.
+pub fn children_of(id: VolumeId, snapshot: SnapshotId) -> String {
+    format!("{}{snapshot}/", children(id))
+}
+
+/// `child` is a clone of the snapshot.
+pub fn child(id: VolumeId, snapshot: SnapshotId, child: VolumeId) -> Key {
+    key(format!("{}{child}", children_of(id, snapshot)))
+}
+
+const CLOSED: &str = "closed-";
+
+/// No clones of the snapshot can be made any more: the owner of `epoch` is deleting it, in its attempt
+/// `number`. Each has a name of its own, so that none is taken away for another one, however late.
+pub fn closed(id: VolumeId, snapshot: SnapshotId, (epoch, number): (Epoch, u32)) -> Key {
+    key(format!("{}{CLOSED}{:016x}-{number:08x}", children_of(id, snapshot), epoch.0))
+}
+
+/// True for a key made by [`closed`].
+pub fn is_closed(id: VolumeId, snapshot: SnapshotId, key: &Key) -> bool {
+    let rest = key.as_str().strip_prefix(&children_of(id, snapshot));
+    rest.is_some_and(|rest| rest.starts_with(CLOSED))
+}
+
+/// The snapshot and the clone that a key made by [`child`] names.
+pub fn parse_child(id: VolumeId, key: &Key) -> Option<(SnapshotId, VolumeId)> {
+    let (snapshot, child) = key.as_str().strip_prefix(&children(id))?.split_once('/')?;
+    Some((snapshot.parse().ok()?, child.parse().ok()?))
 }
 
 fn hex16(text: &str) -> Option<u64> {

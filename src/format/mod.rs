@@ -8,6 +8,7 @@
 //! | map object: packed leaves and pages | binary | [`map_object`], [`page`] |
 //! | checkpoint | binary | [`checkpoint`] |
 //! | snapshot: a checkpoint that is kept | binary | [`snapshot`] |
+//! | ancestors of a clone, and what is whose | JSON, in the volume | [`lineage`] |
 //! | profile: what to fetch ahead | binary | [`profile`] |
 //!
 //! All numbers are little-endian. Every binary object begins with a magic of 8 bytes and a
@@ -29,6 +30,7 @@ pub mod features;
 pub mod fence;
 mod id;
 pub mod keys;
+pub mod lineage;
 pub mod map_object;
 pub mod page;
 pub mod pool;

@@ -12,6 +12,7 @@
 //! | 6 | close | - |
 //! | 7 | snapshot made | snapshot id (16 bytes) |
 //! | 8 | snapshot deleted | snapshot id (16 bytes) |
+//! | 9 | rolled back | snapshot id (16 bytes) |
 //!
 //! Later records of a volume win over earlier ones. `zero` and `trim` read the same (zeros); the
 //! log keeps what the host asked for. An unknown tag is refused: skipping it would be a silent
@@ -46,6 +47,8 @@ pub enum Record {
     SnapshotMade(SnapshotId),
     /// A snapshot was deleted.
     SnapshotDeleted(SnapshotId),
+    /// Contents and size are those of the snapshot.
+    RolledBack(SnapshotId),
 }
 
 /// Size of a record's tag and length.
@@ -87,6 +90,10 @@ impl Record {
                 head(8, 16);
                 w.put(&id.bytes());
             }
+            Record::RolledBack(id) => {
+                head(9, 16);
+                w.put(&id.bytes());
+            }
         }
     }
 
@@ -96,7 +103,7 @@ impl Record {
         r.reserved("record flags", 1)?;
         let len = usize::from(r.u16("record length")?);
         let expected = match tag {
-            1..=3 | 7 | 8 => 16,
+            1..=3 | 7..=9 => 16,
             4 | 6 => 0,
             5 => 8,
             _ => {
@@ -128,7 +135,8 @@ impl Record {
             },
             6 => Record::Close,
             7 => Record::SnapshotMade(SnapshotId::from_bytes(r.bytes16("snapshot")?)),
-            _ => Record::SnapshotDeleted(SnapshotId::from_bytes(r.bytes16("snapshot")?)),
+            8 => Record::SnapshotDeleted(SnapshotId::from_bytes(r.bytes16("snapshot")?)),
+            _ => Record::RolledBack(SnapshotId::from_bytes(r.bytes16("snapshot")?)),
         })
     }
 }
@@ -146,7 +154,8 @@ mod tests {
     #[test]
     fn snapshots_round_trip() {
         let id = SnapshotId::from_bytes(*b"0123456789abcdef");
-        for record in [Record::SnapshotMade(id), Record::SnapshotDeleted(id)] {
+        let all = [Record::SnapshotMade(id), Record::SnapshotDeleted(id), Record::RolledBack(id)];
+        for record in all {
             let mut w = Writer::default();
             record.encode(&mut w);
             let bytes = w.finish();

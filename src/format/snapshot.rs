@@ -5,9 +5,14 @@
 //! ```text
 //!  0 16 snapshot id            40  8 sectors that hold data
 //! 16  8 position: next seq     48  8 oldest slot of which it may need the name
-//! 24  8 time, ms since 1970    56  1 length of the name (1 to 128)
-//! 32  8 size in sectors        57  n the name
+//! 24  8 time, ms since 1970    56 16 the snapshot before (zero: none)
+//! 32  8 size in sectors        72  1 flags: 1 deleted, 2 base
+//!                              73  1 length of the name (1 to 128);  74 n the name
 //! ```
+//!
+//! Each state came from the one before it. After a rollback several states came from one: they are a
+//! tree, of which the volume now is a leaf. The **base** is the snapshot that the volume now came from.
+//! A **deleted** one is nobody's any more, and kept as long as several others came from it.
 //!
 //! The **object** has the state itself, which is a checkpoint:
 //!
@@ -49,15 +54,27 @@ pub struct SnapshotEntry {
     pub live: SectorCount,
     /// The oldest slot whose name it may need.
     pub oldest: Seq,
+    /// The snapshot that it came from.
+    pub before: Option<SnapshotId>,
+    /// It was deleted, and several others came from it.
+    pub deleted: bool,
+    /// The volume now came from it.
+    pub base: bool,
 }
+
+const DELETED: u8 = 1;
+const BASE: u8 = 2;
+const NONE: [u8; 16] = [0; 16];
 
 impl SnapshotEntry {
     /// Bytes of the shortest one.
-    pub(super) const LEN_MIN: usize = 58;
+    pub(super) const LEN_MIN: usize = 75;
 
     pub(super) fn encode(&self, w: &mut Writer) {
         w.put(&self.id.bytes()).u64(self.next.0).u64(self.made_at_ms);
         w.u64(self.size.0).u64(self.live.0).u64(self.oldest.0);
+        w.put(&self.before.map_or(NONE, SnapshotId::bytes));
+        w.u8(u8::from(self.deleted) * DELETED | u8::from(self.base) * BASE);
         w.u8(self.name.len() as u8).put(self.name.as_bytes());
     }
 
@@ -72,6 +89,13 @@ impl SnapshotEntry {
         if size > VOLUME_SIZE_MAX / SECTOR_SIZE {
             return Err(r.bad("snapshot size", size));
         }
+        let before = r.bytes16("snapshot before")?;
+        let before = (before != NONE).then(|| SnapshotId::from_bytes(before));
+        let flags = r.u8("snapshot flags")?;
+        if flags & !(DELETED | BASE) != 0 {
+            return Err(r.bad("snapshot flags", flags));
+        }
+        let (deleted, base) = (flags & DELETED != 0, flags & BASE != 0);
         let len = usize::from(r.u8("snapshot name length")?);
         if len > NAME_MAX {
             return Err(r.bad("snapshot name length", len));
@@ -80,8 +104,8 @@ impl SnapshotEntry {
         let Some(name) = name.filter(|name| is_valid_name(name)) else {
             return Err(r.bad("snapshot name", "not a name"));
         };
-        let (size, live) = (SectorCount(size), SectorCount(live));
-        Ok(SnapshotEntry { id, name: name.into(), next, made_at_ms, size, live, oldest })
+        let (size, live, name) = (SectorCount(size), SectorCount(live), name.into());
+        Ok(SnapshotEntry { id, name, next, made_at_ms, size, live, oldest, before, deleted, base })
     }
 }
 
@@ -107,6 +131,9 @@ impl SnapshotObject {
             size: last.size,
             live: last.live,
             oldest: last.terms.first().map_or(Seq(0), |term| term.first).min(last.next),
+            before: last.snapshots.iter().find(|before| before.base).map(|before| before.id),
+            deleted: false,
+            base: false,
         };
         SnapshotObject { entry, checkpoint }
     }

@@ -4,6 +4,7 @@ use super::VolumeId;
 use super::chunk::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN};
 use super::codec::{FormatError, FormatResult, Problem};
 use super::features::Features;
+use super::lineage::{Ancestor, Lineage};
 use super::pool::parse_json;
 use crate::units::{BlockSize, SECTOR_SIZE, SectorCount};
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ pub struct VolumeObject {
     pub features: Features,
     /// When it was made, in milliseconds since 1970.
     pub created_at_ms: u64,
+    /// Where a clone comes from: the oldest first, its origin last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ancestors: Vec<Ancestor>,
 }
 
 impl VolumeObject {
@@ -52,7 +56,22 @@ impl VolumeObject {
         if !is_valid_chunk_size(volume.chunk_size) {
             return Err(bad("chunk_size", volume.chunk_size));
         }
+        let is_clone = volume.features.incompat & Features::CLONE != 0;
+        if is_clone == volume.ancestors.is_empty() || !Lineage::is_valid(&volume.ancestors) {
+            let count = volume.ancestors.len();
+            return Err(error("ancestors", Problem::Value(format!("{count}, or out of order"))));
+        }
         Ok(volume)
+    }
+
+    /// Whose objects its map may name.
+    pub fn lineage(&self) -> Lineage {
+        Lineage::new(self.id, self.ancestors.clone())
+    }
+
+    /// The volume and the snapshot that a clone was made of.
+    pub fn origin(&self) -> Option<&Ancestor> {
+        self.ancestors.last()
     }
 
     /// Size at creation.

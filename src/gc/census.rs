@@ -51,7 +51,7 @@ pub struct Knowledge {
     /// Nominal sectors of a chunk.
     chunk: u32,
     pages: BTreeMap<u64, Page>,
-    /// A snapshot keeps all before this one, emptied or not.
+    /// A snapshot or an ancestor keeps all before this one, emptied or not.
     kept_before: Seq,
     /// Emptied, with their sectors; the next checkpoint finds them dead.
     taken: BTreeMap<Seq, u32>,
@@ -67,7 +67,7 @@ impl Knowledge {
         Knowledge { choice, chunk, pages, kept_before: Seq(0), taken, spared }
     }
 
-    /// The newest snapshot has every slot before `seq`. Where that has changed, all pages have to be
+    /// The newest snapshot, or an ancestor, has every slot before `seq`. Where that has changed, all pages have to be
     /// learnt again.
     pub fn kept_before(&mut self, seq: Seq) {
         if std::mem::replace(&mut self.kept_before, seq) != seq {

@@ -151,7 +151,7 @@ impl<'a> Replay<'a> {
 
     /// Gives up what is being read ahead: nobody reads on while this waits for something else, and
     /// requests that nobody attends to would keep the turns that it needs.
-    fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.ahead = FuturesOrdered::new();
         self.ahead_next = self.next;
     }

@@ -8,7 +8,7 @@ use crate::format::features::{Access, Features};
 use crate::format::keys;
 use crate::format::pool::{NameObject, TombstoneObject, encode_json, parse_json};
 use crate::format::volume::{self, VOLUME_SIZE_MAX, VOLUME_VERSION, VolumeObject};
-use crate::store::{StoreErrorKind, list_all};
+use crate::store::{Store, StoreErrorKind, list_all};
 use crate::units::BlockSize;
 use crate::volume::{Ownership, ownership};
 use futures::future::try_join;
@@ -105,8 +105,9 @@ impl Pool {
             chunk_size: new.chunk_size,
             features: Features::default(),
             created_at_ms: SystemClock.now_ms(),
+            ancestors: Vec::new(),
         };
-        self.store.put_if_absent(&keys::volume(id), encode_json(&volume).into()).await?;
+        put_description(&*self.store, &volume).await?;
         let named = self.put_name(name, id).await;
         // After any other error the name may be there, or may come yet: it needs its volume.
         if named.as_ref().is_err_and(|e| e.kind() == ErrorKind::Exists)
@@ -198,7 +199,7 @@ impl Pool {
         Ok(self.store.delete(&[from.key()]).await?)
     }
 
-    async fn put_name(&self, name: &VolumeName, id: VolumeId) -> Result<()> {
+    pub(super) async fn put_name(&self, name: &VolumeName, id: VolumeId) -> Result<()> {
         let body = encode_json(&NameObject { volume: id });
         self.store.put_if_absent(&name.key(), body.into()).await.map_err(|e| match e.kind {
             StoreErrorKind::AlreadyExists => name_taken(name),
@@ -250,7 +251,12 @@ impl Pool {
     }
 }
 
-fn name_taken(name: &VolumeName) -> Error {
+/// Stores the description of a new volume.
+pub(super) async fn put_description(store: &dyn Store, volume: &VolumeObject) -> Result<()> {
+    Ok(store.put_if_absent(&keys::volume(volume.id), encode_json(volume).into()).await?)
+}
+
+pub(super) fn name_taken(name: &VolumeName) -> Error {
     Error::new(ErrorKind::Exists, format!("there is a volume called {name} already"))
         .hint("choose another name, or delete or rename that one")
 }

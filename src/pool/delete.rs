@@ -44,7 +44,8 @@ impl Pool {
     /// Deletes the volume called `name` with all its objects, or finishes such a deletion.
     ///
     /// The volume is claimed first: whoever owns it can commit nothing more. Errors: not found;
-    /// busy, where it is owned or has snapshots; corrupt, where it cannot be claimed (all unless forced).
+    /// busy, where it is owned or has snapshots; corrupt, where it cannot be claimed (all unless forced);
+    /// busy, where clones need it, forced or not.
     pub async fn delete(&self, name: &VolumeName, by: Executioner) -> Result<Deleted> {
         let Some(id) = self.resolve(name).await? else {
             let tombstones = self.tombstones().await?;
@@ -53,8 +54,15 @@ impl Pool {
             return self.remove(*id).await;
         };
         if get(&*self.store, &keys::trash(id)).await?.is_none() {
+            self.refuse_origin(name, id).await?;
             let claimed = self.claim(name, id, &by).await?;
             self.bury(name, id).await?;
+            if let Err(e) = self.exhume_origin(name, id).await {
+                if let Some(volume) = claimed {
+                    volume.close().await?;
+                }
+                return Err(e);
+            }
             self.store.delete(&[name.key()]).await?;
             // Nobody finds it any more. Closed and not abandoned: no late write may follow.
             if let Some(volume) = claimed
@@ -64,8 +72,19 @@ impl Pool {
                 volume.abandon();
             }
         }
+        self.exhume_origin(name, id).await?;
         self.store.delete(&[name.key()]).await?;
         self.remove(id).await
+    }
+
+    /// With the tombstone there, no more clones are made of the volume. Where one was made before, it is
+    /// taken away again; errors as [`Pool::refuse_origin`].
+    async fn exhume_origin(&self, name: &VolumeName, id: VolumeId) -> Result<()> {
+        let refused = self.refuse_origin(name, id).await;
+        if refused.as_ref().is_err_and(|e| e.kind() == ErrorKind::Busy) {
+            self.store.delete(&[keys::trash(id)]).await?;
+        }
+        refused
     }
 
     /// True where the deletion of a volume of that name was begun and not finished.
@@ -147,6 +166,14 @@ impl Pool {
             after = page.objects.last().map(|object| object.key.clone());
             if !page.more || after.is_none() {
                 break;
+            }
+        }
+        if let Err(e) = self.leave_origin(id).await {
+            match e.kind() {
+                ErrorKind::Store => return Err(e),
+                _ => {
+                    tracing::warn!("the origin of volume {id} goes on to keep what it needed: {e}")
+                }
             }
         }
         self.store.delete(&[last]).await?;

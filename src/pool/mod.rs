@@ -18,11 +18,13 @@
 pub mod backend;
 mod catalogue;
 mod claim;
+mod clones;
 mod delete;
 mod name;
 
 pub use catalogue::{Entry, Health, Info, NewVolume};
 pub use claim::{Standing, standing};
+pub use clones::Child;
 pub use delete::{Deleted, Executioner};
 pub use name::{VolumeName, VolumeSpec};
 

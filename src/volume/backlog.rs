@@ -119,7 +119,10 @@ fn changes_contents(record: &Record) -> bool {
     match record {
         Record::Data { .. } | Record::Zero(_) | Record::Trim(_) | Record::Resize(_) => true,
         Record::EpochStart => true,
-        Record::Close | Record::SnapshotMade(_) | Record::SnapshotDeleted(_) => false,
+        Record::Close
+        | Record::SnapshotMade(_)
+        | Record::SnapshotDeleted(_)
+        | Record::RolledBack(_) => false,
     }
 }
 

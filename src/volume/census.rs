@@ -1,7 +1,7 @@
 //! Live sectors of each chunk, and which slots nobody needs any more.
 
 use super::items::Item;
-use super::snapshots::Keeps;
+use super::kept::Keeps;
 use super::tree::{Deltas, MapWriter, Moves};
 use crate::error::{Error, Result};
 use crate::format::checkpoint::Garbage;

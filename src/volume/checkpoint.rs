@@ -14,6 +14,7 @@
 //! Fences are never deleted: there is no time after which a deposed owner is known to be gone.
 
 use super::census::{self, New};
+use super::rollback;
 use super::shared::Shared;
 use super::state::Frozen;
 use super::tree::{self, Deltas, MapWriter, Moves};
@@ -69,6 +70,11 @@ impl Checkpointer {
     /// The last durable checkpoint.
     pub fn last(&self) -> &Checkpoint {
         &self.last
+    }
+
+    /// The next one begins with the contents of `to`.
+    pub fn go_back(&mut self, to: &Checkpoint) {
+        rollback::go_back(&mut self.last, to);
     }
 
     /// True where something may be deleted.

@@ -45,15 +45,15 @@ struct Seen {
     /// What had been appended when it began.
     appended: u64,
     root: Arc<BTreeMap<u64, ItemRef>>,
-    /// The newest snapshot has every slot before.
+    /// The newest snapshot, or an ancestor, has every slot before.
     kept_before: Seq,
     /// Sectors in chunks, once they are counted.
     stored: Option<u64>,
 }
 
 #[derive(Debug)]
-struct Work {
-    knowledge: Knowledge,
+pub(super) struct Work {
+    pub knowledge: Knowledge,
     /// The bound was exceeded and is not met yet.
     active: bool,
     /// There were too many small chunks, and some can still be merged.
@@ -70,7 +70,7 @@ pub(super) struct Collection {
     pub chunks: AtomicUsize,
     /// Somebody waits until all is collected.
     hurried: AtomicUsize,
-    work: tokio::sync::Mutex<Work>,
+    pub work: tokio::sync::Mutex<Work>,
     limits: Option<Limits>,
 }
 
@@ -116,7 +116,8 @@ impl Collection {
         let live = checkpoint.live.0;
         shared.state().traffic.interval = limits.interval(live);
         let root = Arc::new(checkpoint.chunk_root.iter().copied().collect());
-        let kept_before = checkpoint.snapshots.last().map_or(Seq(0), |newest| newest.next);
+        let first = shared.lineage.first_slot();
+        let kept_before = checkpoint.snapshots.last().map_or(first, |newest| newest.next);
         let seen = Seen { next: checkpoint.next, live, appended, root, kept_before, stored: None };
         *self.seen.lock().unwrap_or_else(|e| e.into_inner()) = Some(seen);
         self.due.notify_one();
@@ -261,7 +262,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    fn new(shared: &Shared, rate: u64, sectors: u64) -> Pace {
+    pub fn new(shared: &Shared, rate: u64, sectors: u64) -> Pace {
         let (budget, chunk) = (shared.limits.dirty_bytes, shared.description.chunk_size);
         Pace {
             rate,

@@ -5,11 +5,12 @@ use super::options::{MapStatus, Stores};
 use crate::cache::FifoCache;
 use crate::error::{Error, Result};
 use crate::flight::{Flights, Lead, Turn};
+use crate::format::FormatError;
+use crate::format::lineage::Lineage;
 use crate::format::map_object::{ItemKind, check_item};
 use crate::format::page::{
     ChunkPage, Extent, ItemRef, MapPage, parse_chunk_page, parse_leaf, parse_map_page,
 };
-use crate::format::{FormatError, VolumeId, keys};
 use crate::map::{ItemSource, Missing};
 use crate::store::{GetRange, Key, Store, StoreError, StoreErrorKind};
 use bytes::Bytes;
@@ -71,7 +72,7 @@ type ItemResult<T> = std::result::Result<T, ItemError>;
 /// The items of one volume's map, loaded on demand.
 #[derive(Debug)]
 pub struct Items {
-    volume: VolumeId,
+    lineage: Lineage,
     stores: Stores,
     cache: FifoCache<ItemRef, Item>,
     flights: Flights<ItemRef, ItemResult<Item>>,
@@ -81,11 +82,16 @@ pub struct Items {
 }
 
 impl Items {
-    /// Items of `volume`, of which at most `capacity` bytes are kept.
-    pub fn new(volume: VolumeId, stores: &Stores, capacity: u64) -> Items {
+    /// Items that a volume of this lineage names, of which at most `capacity` bytes are kept.
+    pub fn new(lineage: Lineage, stores: &Stores, capacity: u64) -> Items {
         let (stores, cache) = (stores.clone(), FifoCache::new(capacity));
         let (flights, written) = (Flights::default(), AtomicU64::new(0));
-        Items { volume, stores, cache, flights, capacity, written }
+        Items { lineage, stores, cache, flights, capacity, written }
+    }
+
+    /// Whose objects the items may be in.
+    pub fn lineage(&self) -> &Lineage {
+        &self.lineage
     }
 
     /// `bytes` of a checkpoint were stored.
@@ -152,7 +158,7 @@ impl Items {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
         let (first, last) = (*first.key(), *last.key());
         let store = &*self.stores.background;
-        let key = keys::map_object(self.volume, first.object);
+        let key = self.lineage.map_object(first.object);
         let len = u64::from(last.offset) + u64::from(last.len) - u64::from(first.offset);
         let range = GetRange::Part { offset: first.offset.into(), len };
         let got = store.get(&key, range).await;
@@ -206,7 +212,7 @@ impl Items {
         }
         match self.flights.join(item) {
             Turn::Follow(wait) => {
-                let _urgent = store.hurry(&keys::map_object(self.volume, item.object));
+                let _urgent = store.hurry(&self.lineage.map_object(item.object));
                 let loaded = wait.await.unwrap_or(Err(ItemError::Abandoned));
                 if let Ok(value) = &loaded {
                     // A checkpoint, which may lead, keeps nothing.
@@ -240,7 +246,7 @@ impl Items {
         kind: ItemKind,
         item: ItemRef,
     ) -> ItemResult<Item> {
-        let key = keys::map_object(self.volume, item.object);
+        let key = self.lineage.map_object(item.object);
         let range = GetRange::Part { offset: item.offset.into(), len: item.len.into() };
         let bytes = match store.get(&key, range).await {
             Ok(bytes) => bytes,

@@ -1,7 +1,8 @@
 //! What the store says of a volume, without owning it.
 
+use super::snapshots;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::checkpoint::Checkpoint;
+use crate::format::checkpoint::{Checkpoint, Term};
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::format::{VolumeId, keys};
 use crate::store::{Key, Store, StoreErrorKind, get_parsed, list_all};
@@ -35,8 +36,12 @@ pub struct Ownership {
 /// NotFound: no such volume. Corrupt: one of its objects is damaged. Store.
 pub async fn ownership(store: &dyn Store, id: VolumeId) -> Result<Ownership> {
     let description = read_description(store, id).await?;
-    let epoch = newest_epoch(store, id).await?;
-    let owner = if epoch == Epoch(0) { None } else { read_owner(store, id, epoch).await? };
+    let epoch = newest_epoch(store, &description).await?;
+    let owner = if epoch == description.lineage().first_epoch() {
+        None
+    } else {
+        read_owner(store, id, epoch).await?
+    };
     let (checkpoint, _) = newest_checkpoint(store, &description).await?;
     Ok(Ownership {
         epoch,
@@ -66,10 +71,11 @@ pub(super) async fn read_description(store: &dyn Store, id: VolumeId) -> Result<
     Ok(description)
 }
 
-pub(super) async fn newest_epoch(store: &dyn Store, id: VolumeId) -> Result<Epoch> {
+async fn newest_epoch(store: &dyn Store, description: &VolumeObject) -> Result<Epoch> {
+    let id = description.id;
     let epochs = list_all(store, &keys::epochs(id)).await?;
     let epochs = epochs.iter().filter_map(|o| keys::parse_epoch(id, &o.key));
-    Ok(epochs.max().unwrap_or(Epoch(0)))
+    Ok(epochs.max().unwrap_or(description.lineage().first_epoch()))
 }
 
 pub(super) async fn read_owner(
@@ -96,7 +102,7 @@ pub(super) async fn newest_checkpoint(
         let mut found: Vec<Key> = found.into_iter().map(|object| object.key).collect();
         found.retain(|key| keys::parse_checkpoint(id, key).is_some());
         if found.is_empty() {
-            return Ok((Checkpoint::initial(id, description.sectors()), Vec::new()));
+            return Ok((first_checkpoint(store, description).await?, Vec::new()));
         }
         let key = found.remove(0);
         match get_parsed(store, &key, |bytes| parse_checkpoint(id, &key, bytes)).await {
@@ -107,6 +113,33 @@ pub(super) async fn newest_checkpoint(
         }
     }
     Err(Error::new(ErrorKind::Busy, format!("the checkpoints of volume {id} keep changing")))
+}
+
+/// The state that a volume begins with, which no object of its own has: nothing, or what a clone was
+/// made of.
+async fn first_checkpoint(store: &dyn Store, description: &VolumeObject) -> Result<Checkpoint> {
+    let id = description.id;
+    let Some(origin) = description.origin() else {
+        return Ok(Checkpoint::initial(id, description.sectors()));
+    };
+    let object = snapshots::read(store, origin.volume, origin.snapshot).await.map_err(|e| {
+        let text = format!("volume {id} is a clone, and what it was made of cannot be read");
+        match e.kind() {
+            ErrorKind::NotFound | ErrorKind::Corrupt => Error::corrupt(text).because(e),
+            _ => e.context(text),
+        }
+    })?;
+    let origins = object.checkpoint;
+    if (origins.next, origins.epoch) != (origin.next, origin.epoch) {
+        return Err(Error::corrupt(format!(
+            "volume {id} is a clone of another state than it says"
+        )));
+    }
+    let epoch = description.lineage().first_epoch();
+    let mut terms = origins.terms.clone();
+    terms.retain(|term| term.first < origin.next);
+    terms.push(Term { first: origin.next, epoch });
+    Ok(Checkpoint { volume: id, epoch, closed: true, made_at_ms: 0, terms, ..origins })
 }
 
 fn parse_checkpoint(id: VolumeId, key: &Key, bytes: &[u8]) -> Result<Checkpoint> {

@@ -27,7 +27,9 @@
 //! | `patience` | the time limit of requests |
 //! | `items` | leaves and pages on demand |
 //! | [`checkpoint`], `tree`, `census` | checkpoints, live counts, garbage |
-//! | `snapshots` | made, deleted, and what they keep |
+//! | `snapshots`, `kept` | made, deleted; what they keep |
+//! | `rollback` | back to what a snapshot is |
+//! | `flatten` | a clone does without its origin |
 //! | `collect`, `victims` | moves what is left of mostly dead chunks |
 //!
 //! The hot path takes the state lock once, for a short time, and never waits under it. Whatever
@@ -38,8 +40,10 @@ mod census;
 pub mod checkpoint;
 mod collect;
 mod device;
+mod flatten;
 mod gather;
 mod items;
+mod kept;
 mod local;
 mod look;
 pub mod open;
@@ -49,6 +53,7 @@ mod profile;
 mod read;
 mod readahead;
 mod recover;
+mod rollback;
 mod shared;
 mod snapshots;
 mod state;
@@ -59,8 +64,9 @@ mod victims;
 mod write;
 
 pub use collect::Collected;
+pub use flatten::Flattened;
 pub use look::{Ownership, ownership};
-pub use open::list_snapshots;
+pub use open::{find_snapshot, list_snapshots};
 pub use options::{
     DiskCacheStatus, Durability, Env, JournalOptions, JournalStatus, MAP_BYTES_MIN, MapStatus,
     Mode, SpaceStatus, Stores, VolumeOptions, VolumeStatus,
@@ -151,6 +157,11 @@ impl Volume {
         }
         let target = self.shared.state().begin_close()?;
         self.shared.wait_committed(target).await?;
+        self.end_term().await
+    }
+
+    /// The last checkpoint of a term, behind its close record.
+    async fn end_term(&self) -> Result<()> {
         let outcome = checkpoint::run(&self.shared, checkpoint::Kind::Close).await;
         self.shared.stop_tasks();
         if let (Ok(()), Some(journal)) = (&outcome, &self.shared.options.journal)

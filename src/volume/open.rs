@@ -18,6 +18,7 @@ use super::look::{LOOKUPS, Ownership, newest_checkpoint, ownership, read_descrip
 use super::options::{Env, MAP_BYTES_MIN, Mode, Stores, VolumeOptions};
 use super::profile;
 use super::recover::{self, Legacy};
+use super::rollback;
 use super::shared::{Parts, Shared};
 use super::snapshots::{self, Snapshots};
 use super::state::State;
@@ -27,14 +28,14 @@ use crate::format::checkpoint::Checkpoint;
 use crate::format::features::Access;
 use crate::format::page::Location;
 use crate::format::record::Record;
-use crate::format::snapshot::SnapshotEntry;
+use crate::format::snapshot::{SnapshotEntry, SnapshotObject};
 use crate::format::volume::{EpochObject, VolumeObject};
-use crate::format::{VolumeId, keys, pool};
+use crate::format::{SnapshotId, VolumeId, keys, pool};
 use crate::journal::mirror::{Header, Mirror};
 use crate::log::replay::{LogEnd, Replay, superseded};
 use crate::log::upload::Uploader;
 use crate::log::{OpenChunk, SealedChunk, Terms};
-use crate::map::{Base, Map, Target};
+use crate::map::{Map, Target};
 use crate::mutant::{self, Mutant};
 use crate::store::{Key, Store, StoreErrorKind};
 use crate::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
@@ -214,21 +215,11 @@ struct Loaded {
 impl Loaded {
     /// The state of a snapshot.
     async fn snapshot(store: &dyn Store, id: VolumeId, name: &str) -> Result<Loaded> {
-        let entries = list_snapshots(store, id).await?;
-        let entry = entries.iter().find(|entry| entry.name == name).ok_or_else(|| {
-            Error::not_found(format!("there is no snapshot {name}"))
-                .hint("`objblk snapshot list` shows those there are")
-        })?;
-        let read = snapshots::read(store, id, entry.id).await;
-        let object = read.map_err(|e| match e.kind() {
-            ErrorKind::NotFound => Error::corrupt("an object of it is missing").because(e),
-            _ => e,
-        })?;
-        let checkpoint = object.checkpoint;
+        let checkpoint = find_snapshot(store, id, name).await?.checkpoint;
         let (slot, epoch) = (checkpoint.next, checkpoint.epoch);
         Ok(Loaded {
             obsolete: Vec::new(),
-            map: Map::new(Base { root: checkpoint.map_root.iter().copied().collect() }),
+            map: rollback::map_of(&checkpoint),
             size: checkpoint.size,
             terms: Terms::new(checkpoint.terms.clone()),
             payloads: BTreeMap::new(),
@@ -267,6 +258,22 @@ pub async fn list_snapshots(store: &dyn Store, id: VolumeId) -> Result<Vec<Snaps
     }
 }
 
+/// The snapshot `name` of a volume, whoever owns it.
+///
+/// # Errors
+/// NotFound: there is none. Corrupt: its object is damaged or missing. As [`list_snapshots`].
+pub async fn find_snapshot(store: &dyn Store, id: VolumeId, name: &str) -> Result<SnapshotObject> {
+    let entries = list_snapshots(store, id).await?;
+    let entry = entries.iter().find(|entry| entry.name == name).ok_or_else(|| {
+        Error::not_found(format!("there is no snapshot {name}"))
+            .hint("`objblk snapshot list` shows those there are")
+    })?;
+    snapshots::read(store, id, entry.id).await.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => Error::corrupt("an object of it is missing").because(e),
+        _ => e,
+    })
+}
+
 /// Reads the state of the volume: of its newest checkpoint, or of one that was `found` before, and
 /// of the log behind it. `claimed`: the epoch and the owner of the new term.
 async fn load_newest(
@@ -295,12 +302,11 @@ async fn load_newest(
 async fn load(
     store: &dyn Store,
     id: VolumeId,
-    (checkpoint, obsolete): (Checkpoint, Vec<Key>),
+    (mut checkpoint, obsolete): (Checkpoint, Vec<Key>),
     claimed: Option<(Epoch, &str)>,
 ) -> Result<Option<Loaded>> {
     let (claimed, owner) = (claimed.map(|(epoch, _)| epoch), claimed.map_or("", |(_, name)| name));
-    let base = Base { root: checkpoint.map_root.iter().copied().collect() };
-    let mut map = Map::new(base);
+    let mut map = rollback::map_of(&checkpoint);
     let mut size = checkpoint.size;
     let mut terms = Terms::new(checkpoint.terms.clone());
     let (mut payloads, mut changes) = (BTreeMap::new(), Vec::new());
@@ -309,7 +315,14 @@ async fn load(
         while let Some(chunk) =
             replay.next_chunk(&mut |first, epoch| terms.begin(first, epoch)).await?
         {
-            apply(chunk.seq, &chunk.records, &mut map, &mut size)?;
+            let mut records = &*chunk.records;
+            if let Some((to, later)) = rolled_back(records) {
+                replay.restart();
+                let to = rollback::state_of(store, id, to).await?;
+                rollback::go_back(&mut checkpoint, &to);
+                (map, size, records) = (rollback::map_of(&to), to.size, later);
+            }
+            apply(chunk.seq, records, &mut map, &mut size)?;
             payloads.insert(chunk.seq, chunk.payload_sectors);
             changes.extend(chunk.records.iter().copied().filter(snapshots::is_change));
             if let Some(claimed) = claimed.filter(|_| replay.is_long()) {
@@ -347,6 +360,15 @@ async fn load(
     };
     let replayed = end.slot.0 - checkpoint.next.0;
     Ok(Some(Loaded { checkpoint, obsolete, map, size, terms, payloads, replayed, end, snapshots }))
+}
+
+/// The last state among `records` that the volume went back to, and what came after that.
+fn rolled_back(records: &[Record]) -> Option<(SnapshotId, &[Record])> {
+    let back = records.iter().enumerate().rev().find_map(|(at, record)| match record {
+        Record::RolledBack(id) => Some((*id, &records[at + 1..])),
+        _ => None,
+    });
+    back.filter(|_| !mutant::on(Mutant::RollbackNotReplayed))
 }
 
 /// Step 4 of opening.
@@ -390,7 +412,7 @@ fn apply(seq: Seq, records: &[Record], map: &mut Map, size: &mut SectorCount) ->
             }
             Record::EpochStart | Record::Close => {}
             // Of the table of snapshots, not of the map.
-            Record::SnapshotMade(_) | Record::SnapshotDeleted(_) => {}
+            Record::SnapshotMade(_) | Record::SnapshotDeleted(_) | Record::RolledBack(_) => {}
         }
     }
     Ok(())
@@ -425,7 +447,7 @@ fn start(
         state.traffic.interval = limits.interval(loaded.checkpoint.live.0);
     }
     let map_bytes = options.map_bytes.max(MAP_BYTES_MIN);
-    let items = Arc::new(Items::new(description.id, &stores, map_bytes));
+    let items = Arc::new(Items::new(description.lineage(), &stores, map_bytes));
     let epoch = claimed.unwrap_or(Epoch(0));
     if let (Some(root), Some(epoch)) = (&options.mirror, claimed) {
         // Behind the slots that a journal had.

@@ -16,6 +16,7 @@ use crate::flight::Flights;
 use crate::format::VolumeId;
 use crate::format::chunk::FRAME_SIZE;
 use crate::format::keys::{self, ChunkId};
+use crate::format::lineage::Lineage;
 use crate::format::volume::VolumeObject;
 use crate::journal::mirror::remove_segments;
 use crate::log::SealedChunk;
@@ -37,6 +38,8 @@ pub(super) struct Shared {
     /// The owner's term; 0 for read-only.
     pub epoch: Epoch,
     pub description: VolumeObject,
+    /// Of the description.
+    pub lineage: Lineage,
     pub env: Env,
     pub stores: Stores,
     pub options: VolumeOptions,
@@ -89,6 +92,7 @@ impl Shared {
         Shared {
             id: parts.description.id,
             epoch: parts.epoch,
+            lineage: parts.description.lineage(),
             description: parts.description,
             fetcher: Fetcher::default(),
             frames: FrameCache::new(parts.options.cache_bytes),
@@ -222,7 +226,7 @@ impl Shared {
     }
 
     pub fn chunk_id(&self, state: &State, seq: Seq) -> ChunkId {
-        ChunkId { volume: self.id, epoch: state.terms.epoch_of(seq), seq }
+        self.lineage.chunk(seq, state.terms.epoch_of(seq))
     }
 
     pub fn status(&self) -> VolumeStatus {

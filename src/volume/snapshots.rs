@@ -1,157 +1,172 @@
-//! Snapshots of an open volume: made, deleted, and what they keep from being deleted.
+//! Snapshots of an open volume: made and deleted. What they keep from being deleted is [`kept`]'s.
 //!
 //! **Making** one: a checkpoint of all there is; the same once more as the snapshot's own object, which
 //! nothing replaces; then a record in the log. The snapshot exists when the record is committed. So
 //! whoever finds the record finds the object, and a checkpoint at its position or a newer one.
 //! **Deleting** one: a record in the log; the next checkpoint counts what only it needed as garbage.
-//!
-//! **What is kept.** The states of a volume at its snapshots and now are a line: each came from the one
-//! before it. Nothing that was lost comes back, so an object that two of them need is needed by all
-//! between. Therefore
-//! * what the volume loses is garbage unless the newest snapshot needs it;
-//! * what a deleted snapshot needed is garbage unless the one before it or the one after it needs it,
-//!   or the volume now where it was the newest.
-//!
-//! An object of a snapshot that cannot be read says nothing: then nothing is garbage on its account, which
-//! costs space and no data.
+//! Before that no more clones of it can be made, and there are none: a clone is made in the other order
+//! (it is named as a child first, then it looks whether the snapshot is closed), so that one of the two
+//! notices the other.
 
-use super::census::Runs;
 use super::checkpoint;
 use super::items::Items;
+use super::kept::{self, ByBase, Keeps, Needed};
 use super::shared::Shared;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checkpoint::{Checkpoint, Garbage};
-use crate::format::keys::{self, MapObjectId};
-use crate::format::page::{CHUNKS_PER_PAGE, ItemRef};
+use crate::format::keys;
 use crate::format::record::Record;
 use crate::format::snapshot::{SnapshotEntry, SnapshotObject};
 use crate::format::{SnapshotId, VolumeId};
 use crate::mutant::{self, Mutant};
-use crate::store::{Store, StoreErrorKind, get_parsed};
-use crate::units::Seq;
+use crate::store::{Key, Store, StoreErrorKind, get_parsed, list_all};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The most snapshots that a volume has: its checkpoints name them all.
 pub const SNAPSHOTS_MAX: usize = 4096;
 
-/// The snapshots of a volume, by position.
+/// The snapshots of a volume, by position: a tree. One that was deleted is let go by the next checkpoint,
+/// unless several came from it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Snapshots {
-    line: Vec<Kept>,
-    /// What the newest one needs, once that was told.
-    newest: Option<(SnapshotId, Arc<Needed>)>,
-}
-
-#[derive(Clone, Debug)]
-struct Kept {
-    entry: SnapshotEntry,
-    /// The next checkpoint lets go of it.
-    deleted: bool,
-}
-
-/// What a state of the volume needs; `None`: that cannot be told.
-type Needs = Option<Arc<Needed>>;
-
-#[derive(Debug)]
-pub(super) struct Needed {
-    map_objects: BTreeSet<MapObjectId>,
-    chunk_root: BTreeMap<u64, ItemRef>,
-}
-
-impl Needed {
-    fn by(checkpoint: &Checkpoint) -> Needed {
-        let map_objects = checkpoint.map_objects.iter().map(|used| used.object).collect();
-        Needed { map_objects, chunk_root: checkpoint.chunk_root.iter().copied().collect() }
-    }
+    all: Vec<SnapshotEntry>,
+    /// What the base needs, once that was told.
+    known: Option<(SnapshotId, Arc<Needed>)>,
+    /// Attempts to delete one.
+    closings: u32,
 }
 
 impl Snapshots {
     /// Those of a checkpoint.
     fn of(checkpoint: &Checkpoint) -> Snapshots {
-        let kept = |entry: &SnapshotEntry| Kept { entry: entry.clone(), deleted: false };
-        Snapshots { line: checkpoint.snapshots.iter().map(kept).collect(), newest: None }
+        Snapshots { all: checkpoint.snapshots.clone(), ..Snapshots::default() }
+    }
+
+    /// Those too that were deleted and are still needed.
+    pub fn all(&self) -> &[SnapshotEntry] {
+        &self.all
     }
 
     /// Those that were not deleted.
     pub fn entries(&self) -> impl Iterator<Item = &SnapshotEntry> {
-        self.line.iter().filter(|kept| !kept.deleted).map(|kept| &kept.entry)
+        self.all.iter().filter(|entry| !entry.deleted)
     }
 
     /// The one of that name.
-    fn find(&self, name: &str) -> Option<&SnapshotEntry> {
+    pub fn find(&self, name: &str) -> Option<&SnapshotEntry> {
         self.entries().find(|entry| entry.name == name)
     }
 
     fn has(&self, id: SnapshotId) -> bool {
-        self.line.iter().any(|kept| kept.entry.id == id)
+        self.all.iter().any(|entry| entry.id == id)
     }
 
-    /// One more, the newest.
+    /// The one that the volume now came from.
+    fn base(&self) -> Option<SnapshotId> {
+        self.all.iter().find(|entry| entry.base).map(|entry| entry.id)
+    }
+
+    /// The volume now is what this one is, which is there.
+    pub fn go_on_from(&mut self, id: SnapshotId) {
+        if self.has(id) {
+            self.all.iter_mut().for_each(|entry| entry.base = entry.id == id);
+        }
+    }
+
+    /// One more, of the volume now.
     fn add(&mut self, entry: SnapshotEntry) {
-        self.line.push(Kept { entry, deleted: false });
+        let (id, before) = (entry.id, self.base());
+        self.all.push(SnapshotEntry { before, deleted: false, ..entry });
+        self.go_on_from(id);
     }
 
     /// One was deleted.
     fn delete(&mut self, id: SnapshotId) {
-        self.line
-            .iter_mut()
-            .filter(|kept| kept.entry.id == id)
-            .for_each(|kept| kept.deleted = true);
+        self.all.iter_mut().filter(|e| e.id == id).for_each(|entry| entry.deleted = true);
     }
 
     /// A checkpoint was made.
     fn settle(&mut self, checkpoint: &Checkpoint) {
-        let is_left = |kept: &Kept| checkpoint.snapshots.iter().any(|s| s.id == kept.entry.id);
-        self.line.retain(|kept| !kept.deleted || is_left(kept));
+        let deleted: Vec<SnapshotId> =
+            self.all.iter().filter(|entry| entry.deleted).map(|entry| entry.id).collect();
+        self.all = checkpoint.snapshots.clone();
+        // It may be one of an earlier attempt.
+        deleted.into_iter().for_each(|id| self.delete(id));
     }
 
-    /// What the newest of them keeps.
+    /// Takes out one that was deleted and that at most one state came from. Returns it with its
+    /// neighbours; `None` among them is the volume now.
+    fn take_deleted(&mut self) -> Option<(SnapshotId, Vec<Option<SnapshotId>>)> {
+        let heirs = |entry: &SnapshotEntry| {
+            let others = self.all.iter().filter(|other| other.before == Some(entry.id));
+            let others = others.map(|other| Some(other.id));
+            others.chain(entry.base.then_some(None)).collect::<Vec<_>>()
+        };
+        let is_single = |entry: &SnapshotEntry| {
+            let branches = heirs(entry).len() > 1;
+            entry.deleted && (!branches || mutant::on(Mutant::BranchForgotten))
+        };
+        let at = self.all.iter().position(is_single)?;
+        let mut neighbours = heirs(&self.all[at]);
+        let gone = self.all.remove(at);
+        for entry in &mut self.all {
+            if entry.before == Some(gone.id) {
+                entry.before = gone.before;
+            }
+            if gone.base && gone.before == Some(entry.id) {
+                entry.base = true;
+            }
+        }
+        neighbours.truncate(1);
+        if !mutant::on(Mutant::SnapshotBeforeForgotten) {
+            neighbours.extend(gone.before.map(Some));
+        }
+        Some((gone.id, neighbours))
+    }
+
+    /// What the base keeps.
     ///
     /// # Errors
     /// Store.
-    async fn keeps(&mut self, store: &dyn Store, volume: VolumeId) -> Result<Keeps> {
-        let Some(newest) = self.line.last().filter(|_| !mutant::on(Mutant::SnapshotNotKept)) else {
-            return Ok(Keeps::Nothing);
+    async fn keeps(&mut self, store: &dyn Store, volume: VolumeId) -> Result<ByBase> {
+        let Some(id) = self.base().filter(|_| !mutant::on(Mutant::SnapshotNotKept)) else {
+            return Ok(ByBase::Nothing);
         };
-        let id = newest.entry.id;
-        let needed = match &self.newest {
+        let needed = match &self.known {
             Some((known, needed)) if *known == id => Some(needed.clone()),
-            _ => needs(store, volume, id).await?,
+            _ => kept::needs(store, volume, id).await?,
         };
-        self.newest = needed.clone().map(|needed| (id, needed));
-        Ok(needed.map_or(Keeps::All, Keeps::Needed))
+        self.known = needed.clone().map(|needed| (id, needed));
+        Ok(needed.map_or(ByBase::All, ByBase::Needed))
     }
 
-    /// What only deleted ones needed, which is garbage once the checkpoint of `now` is made.
+    /// Lets go of deleted ones. Returns what only they needed, which is garbage once the checkpoint of
+    /// `now` is made.
     ///
     /// # Errors
     /// Store.
     async fn let_go(
-        &self,
+        &mut self,
         (store, items, volume): (&dyn Store, &Items, VolumeId),
         now: Needed,
     ) -> Result<Vec<Garbage>> {
-        let mut line: Vec<&Kept> = self.line.iter().collect();
         let now = Some(Arc::new(now));
         let mut garbage = Vec::new();
-        while let Some(at) = line.iter().position(|kept| kept.deleted) {
-            let kept = line.remove(at);
-            let mut neighbours = vec![match line.get(at) {
-                Some(after) => needs(store, volume, after.entry.id).await?,
-                None => now.clone(),
-            }];
-            let before = at.checked_sub(1).and_then(|before| line.get(before));
-            if let Some(before) = before.filter(|_| !mutant::on(Mutant::SnapshotBeforeForgotten)) {
-                neighbours.push(needs(store, volume, before.entry.id).await?);
+        while let Some((id, neighbours)) = self.take_deleted() {
+            let mut needed = Vec::new();
+            for neighbour in neighbours {
+                needed.push(match neighbour {
+                    Some(neighbour) => kept::needs(store, volume, neighbour).await?,
+                    None => now.clone(),
+                });
             }
-            let own = needs(store, volume, kept.entry.id).await?;
-            let neighbours: Option<Vec<Arc<Needed>>> = neighbours.into_iter().collect();
-            if let (Some(own), Some(neighbours)) = (own, neighbours) {
-                only(items, &own, &neighbours, &mut garbage).await?;
+            let own = kept::needs(store, volume, id).await?;
+            let needed: Option<Vec<Arc<Needed>>> = needed.into_iter().collect();
+            if let (Some(own), Some(needed)) = (own, needed) {
+                kept::only(items, &own, &needed, &mut garbage).await?;
             }
-            garbage.push(Garbage::Snapshot(kept.entry.id));
+            garbage.push(Garbage::Snapshot(id));
         }
         Ok(garbage)
     }
@@ -159,7 +174,7 @@ impl Snapshots {
 
 /// Whether a record changes which snapshots there are.
 pub(super) fn is_change(record: &Record) -> bool {
-    matches!(record, Record::SnapshotMade(_) | Record::SnapshotDeleted(_))
+    matches!(record, Record::SnapshotMade(_) | Record::SnapshotDeleted(_) | Record::RolledBack(_))
 }
 
 /// The snapshots of `checkpoint` after the records behind it. `None`: one of them was made from a
@@ -194,78 +209,11 @@ pub(super) async fn replay(
                 }
             }
             Record::SnapshotDeleted(id) => snapshots.delete(*id),
+            Record::RolledBack(id) => snapshots.go_on_from(*id),
             _ => {}
         }
     }
     Ok(Some(snapshots))
-}
-
-/// What nothing of may become garbage.
-#[derive(Clone, Debug)]
-pub(super) enum Keeps {
-    /// There is no snapshot.
-    Nothing,
-    /// What a snapshot needs.
-    Needed(Arc<Needed>),
-    /// It cannot be told.
-    All,
-}
-
-impl Keeps {
-    /// Whether a map object that is no longer referenced is kept.
-    pub fn map_object(&self, object: MapObjectId) -> bool {
-        match self {
-            Keeps::Nothing => false,
-            Keeps::Needed(_) if mutant::on(Mutant::SnapshotMapNotKept) => false,
-            Keeps::Needed(needed) => needed.map_objects.contains(&object),
-            Keeps::All => true,
-        }
-    }
-
-    /// Takes out of `gone`, slots of the chunk page `page` that hold nothing live any more, those that
-    /// are kept.
-    ///
-    /// # Errors
-    /// Store.
-    pub async fn spare(&self, page: u64, gone: &mut BTreeSet<Seq>, items: &Items) -> Result<()> {
-        match self {
-            Keeps::Nothing => {}
-            Keeps::All => gone.clear(),
-            Keeps::Needed(_) if gone.is_empty() => {}
-            Keeps::Needed(needed) => match slots(items, page, needed).await? {
-                Some(needed) => gone.retain(|seq| !needed.contains(seq)),
-                None => gone.clear(),
-            },
-        }
-        Ok(())
-    }
-}
-
-/// Slots of a chunk page that a state needs; `None`: that cannot be told.
-async fn slots(items: &Items, page: u64, needed: &Needed) -> Result<Option<BTreeSet<Seq>>> {
-    let Some(item) = needed.chunk_root.get(&page) else { return Ok(Some(BTreeSet::new())) };
-    match items.chunk_page(*item).await {
-        Ok(entries) => {
-            let seq = |slot: u32| Seq(page * CHUNKS_PER_PAGE + u64::from(slot));
-            Ok(Some(entries.iter().map(|(slot, _)| seq(*slot)).collect()))
-        }
-        Err(why) if why.kind() == ErrorKind::Corrupt => {
-            tracing::error!("what a snapshot needs cannot be told, more is kept: {why}");
-            Ok(None)
-        }
-        Err(why) => Err(why),
-    }
-}
-
-async fn needs(store: &dyn Store, volume: VolumeId, id: SnapshotId) -> Result<Needs> {
-    match read(store, volume, id).await {
-        Ok(object) => Ok(Some(Arc::new(Needed::by(&object.checkpoint)))),
-        Err(why) if matches!(why.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
-            tracing::error!("what a snapshot needs cannot be told, more is kept: {why}");
-            Ok(None)
-        }
-        Err(why) => Err(why),
-    }
 }
 
 /// Reads a snapshot's object.
@@ -293,35 +241,6 @@ pub(super) async fn read(
     }
 }
 
-/// What only `own` needs and none of its neighbours.
-async fn only(
-    items: &Items,
-    own: &Needed,
-    neighbours: &[Arc<Needed>],
-    garbage: &mut Vec<Garbage>,
-) -> Result<()> {
-    let is_needed =
-        |object: &MapObjectId| neighbours.iter().any(|n| n.map_objects.contains(object));
-    let objects = own.map_objects.iter().filter(|object| !is_needed(object));
-    garbage.extend(objects.copied().map(Garbage::Map));
-    let mut dead = Runs::default();
-    for (page, item) in &own.chunk_root {
-        if neighbours.iter().any(|n| n.chunk_root.get(page) == Some(item)) {
-            continue;
-        }
-        let Some(mut gone) = slots(items, *page, own).await? else { continue };
-        for neighbour in neighbours {
-            match slots(items, *page, neighbour).await? {
-                Some(needed) => gone.retain(|seq| !needed.contains(seq)),
-                None => gone.clear(),
-            }
-        }
-        gone.into_iter().for_each(|seq| dead.push(seq));
-    }
-    garbage.extend(dead.into_garbage());
-    Ok(())
-}
-
 impl Shared {
     /// What the snapshots keep.
     ///
@@ -329,9 +248,9 @@ impl Shared {
     /// Store.
     pub async fn kept(&self) -> Result<Keeps> {
         let mut snapshots = self.snapshots().clone();
-        let keeps = snapshots.keeps(&*self.stores.background, self.id).await?;
-        self.snapshots().newest = snapshots.newest;
-        Ok(keeps)
+        let by_base = snapshots.keeps(&*self.stores.background, self.id).await?;
+        self.snapshots().known = snapshots.known;
+        Ok(Keeps { by_base, lineage: self.lineage.clone() })
     }
 
     /// Puts into `checkpoint`, which is complete but for that, which snapshots there are, and what
@@ -340,11 +259,11 @@ impl Shared {
     /// # Errors
     /// Store.
     pub async fn name_snapshots(&self, checkpoint: &mut Checkpoint) -> Result<()> {
-        let snapshots = self.snapshots().clone();
-        checkpoint.snapshots = snapshots.entries().cloned().collect();
+        let mut snapshots = self.snapshots().clone();
         let now = Needed::by(checkpoint);
         let from = (&*self.stores.background, &*self.items, self.id);
         checkpoint.garbage.extend(snapshots.let_go(from, now).await?);
+        checkpoint.snapshots = snapshots.all;
         Ok(())
     }
 
@@ -365,7 +284,7 @@ impl Shared {
     ) -> Result<SnapshotEntry> {
         self.check_owner()?;
         let mut checkpointer = self.checkpointer.lock().await;
-        let count = self.snapshots().line.len();
+        let count = self.snapshots().all.len();
         if self.snapshots().find(&name).is_some() {
             return Err(Error::new(ErrorKind::Exists, format!("there is a snapshot {name}"))
                 .hint("use another name, or delete that one"));
@@ -395,7 +314,8 @@ impl Shared {
     /// Deletes a snapshot; its space comes back with the checkpoint that is made next.
     ///
     /// # Errors
-    /// Usage: read-only. NotFound. Those of the log; after one of these it may be deleted.
+    /// Usage: read-only. NotFound. Busy: clones were made of it. Those of the log; after one of these it
+    /// may be deleted.
     pub async fn delete_snapshot(self: Arc<Shared>, name: String) -> Result<SnapshotEntry> {
         self.check_owner()?;
         // A checkpoint under way has decided what is garbage.
@@ -403,6 +323,7 @@ impl Shared {
         let found = self.snapshots().find(&name).cloned();
         let entry =
             found.ok_or_else(|| Error::not_found(format!("there is no snapshot {name}")))?;
+        let closed = self.close_to_clones(&entry).await?;
         let target = {
             let mut state = self.state();
             let target = state.log(Record::SnapshotDeleted(entry.id))?;
@@ -410,12 +331,47 @@ impl Shared {
             target
         };
         self.wait_committed(target).await?;
+        self.forget(closed).await;
         drop(checkpointer);
         self.checkpoint_due.notify_one();
         Ok(entry)
     }
 
-    fn check_owner(&self) -> Result<()> {
+    /// From now on nobody can make a clone of the snapshot, and there is none. Returns what says so.
+    async fn close_to_clones(&self, entry: &SnapshotEntry) -> Result<Vec<Key>> {
+        let attempt = {
+            let mut snapshots = self.snapshots();
+            snapshots.closings += 1;
+            (self.epoch, snapshots.closings)
+        };
+        let store = &*self.stores.background;
+        let closed = keys::closed(self.id, entry.id, attempt);
+        store.put_if_absent(&closed, Bytes::new()).await?;
+        let listed = list_all(store, &keys::children_of(self.id, entry.id)).await?;
+        let mut children = Vec::new();
+        let mut closings = vec![closed];
+        for key in listed.into_iter().map(|object| object.key) {
+            match keys::parse_child(self.id, &key) {
+                Some((_, child)) => children.push(child.to_string()),
+                // Of attempts that were cut off: those of a deposed owner delete nothing any more.
+                None => closings.push(key),
+            }
+        }
+        if children.is_empty() || mutant::on(Mutant::ChildrenIgnored) {
+            return Ok(closings);
+        }
+        self.forget(closings).await;
+        let text = format!("clones need the snapshot {}: {}", entry.name, children.join(", "));
+        Err(Error::new(ErrorKind::Busy, text).hint("delete or flatten them first"))
+    }
+
+    async fn forget(&self, closings: Vec<Key>) {
+        if let Err(e) = self.stores.background.delete(&closings).await {
+            tracing::warn!("{} is left in the store: {e}", closings[0]);
+        }
+    }
+
+    pub fn check_owner(&self) -> Result<()> {
         match self.is_read_only() {
             true => Err(Error::usage("the volume is open read-only")),
             false => Ok(()),

@@ -1,7 +1,7 @@
 //! Writing the map's tree: changed leaves and pages into new map objects.
 
 use super::items::{Item, Items};
-use super::snapshots::Keeps;
+use super::kept::Keeps;
 use crate::error::{Error, Result};
 use crate::format::VolumeId;
 use crate::format::checkpoint::MapObjectUse;

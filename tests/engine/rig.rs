@@ -65,6 +65,7 @@ impl Rig {
             chunk_size: CHUNK,
             features: Features::default(),
             created_at_ms: 0,
+            ancestors: Vec::new(),
         };
         let body = Bytes::from(pool::encode_json(&description));
         memory.put_if_absent(&keys::volume(id), body).await.unwrap();

@@ -94,7 +94,7 @@ impl State {
                 self.extents.remove(size.0..u64::MAX);
             }
             Record::EpochStart | Record::Close => {}
-            Record::SnapshotMade(_) | Record::SnapshotDeleted(_) => {}
+            Record::SnapshotMade(_) | Record::SnapshotDeleted(_) | Record::RolledBack(_) => {}
         }
     }
 

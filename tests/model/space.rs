@@ -222,7 +222,10 @@ impl Audited {
                         extents.remove(range.start().0..range.end().0);
                     }
                     Record::EpochStart | Record::Close => {}
-                    Record::Resize(_) | Record::SnapshotMade(_) | Record::SnapshotDeleted(_) => {
+                    Record::Resize(_)
+                    | Record::SnapshotMade(_)
+                    | Record::SnapshotDeleted(_)
+                    | Record::RolledBack(_) => {
                         panic!("nobody does that to this volume")
                     }
                 }

@@ -148,6 +148,7 @@ impl World {
             chunk_size: CHUNK,
             features: Features::default(),
             created_at_ms: 0,
+            ancestors: Vec::new(),
         };
         let (sender, sealed) = unbounded_channel();
         let open = OpenChunk::first_of_term(Seq(FIRST), CHUNK);

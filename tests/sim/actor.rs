@@ -9,6 +9,7 @@ use crate::wire::Wire;
 use crate::world::World;
 use objblk::clock::Clock;
 use objblk::error::{Error, ErrorKind};
+use objblk::format::VolumeId;
 use objblk::format::volume::EpochObject;
 use objblk::store::Store;
 use objblk::store::hedge::HedgeStore;
@@ -45,6 +46,42 @@ impl Actor {
     }
 
     async fn open_with(&self, options: VolumeOptions) -> Result<Volume, Error> {
+        let mirror = self.process.device.as_ref().map(|device| device.mirror.clone());
+        let (max_lag_bytes, max_lag) = self.limits;
+        let journal = self.process.journal.clone().map(|medium| {
+            let disk = SimDisk::new(self.world.clone(), self.process.clone(), medium);
+            JournalOptions { disk: Arc::new(disk), max_lag_bytes, max_lag }
+        });
+        let owner = self.owner(self.process.journal.is_some());
+        let options = VolumeOptions { mirror, journal, ..options };
+        let (env, stores) = self.environment();
+        Volume::open(env, stores, self.world.id, owner, options).await
+    }
+
+    /// Without mirror or journal.
+    pub async fn open_plainly(
+        &self,
+        id: VolumeId,
+        options: VolumeOptions,
+    ) -> Result<Volume, Error> {
+        let (env, stores) = self.environment();
+        Volume::open(env, stores, id, self.owner(false), options).await
+    }
+
+    fn owner(&self, journaled: bool) -> EpochObject {
+        let pid = self.process.pid;
+        EpochObject {
+            host: "sim".into(),
+            boot_id: "boot".into(),
+            pid,
+            pid_start: 0,
+            claimed_at_ms: 0,
+            nonce: format!("{pid:x}"),
+            journal: journaled.then(|| "on its disk".into()),
+        }
+    }
+
+    fn environment(&self) -> (Env, Stores) {
         let wire = Wire { world: self.world.clone(), process: self.process.clone() };
         let limiter = Arc::new(Limiter::new(Bounds { total: 12, writes: 6 }));
         let store = |deadline, class| {
@@ -64,24 +101,7 @@ impl Actor {
             background: store(None, Class::Background),
         };
         let env = Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SimClock) };
-        let pid = self.process.pid;
-        let owner = EpochObject {
-            host: "sim".into(),
-            boot_id: "boot".into(),
-            pid,
-            pid_start: 0,
-            claimed_at_ms: 0,
-            nonce: format!("{pid:x}"),
-            journal: self.process.journal.as_ref().map(|_| "on its disk".into()),
-        };
-        let mirror = self.process.device.as_ref().map(|device| device.mirror.clone());
-        let (max_lag_bytes, max_lag) = self.limits;
-        let journal = self.process.journal.clone().map(|medium| {
-            let disk = SimDisk::new(self.world.clone(), self.process.clone(), medium);
-            JournalOptions { disk: Arc::new(disk), max_lag_bytes, max_lag }
-        });
-        let options = VolumeOptions { mirror, journal, ..options };
-        Volume::open(env, stores, self.world.id, owner, options).await
+        (env, stores)
     }
 
     /// Whether an open may end with this error.
@@ -154,7 +174,7 @@ impl Actor {
         self.process.end();
     }
 
-    fn client(&self, volume: Volume) -> Client {
+    pub fn client(&self, volume: Volume) -> Client {
         let (status, (bytes, age)) = (volume.status(), self.limits);
         // What was taken over may be more.
         let bytes = bytes.map(|most| most.max(status.dirty_bytes));
@@ -182,6 +202,10 @@ impl Actor {
             tasks.spawn(client.clone().lane(lane, stripe));
         }
         while tasks.join_next().await.is_some() {}
+        if self.world.random(|rng| rng.random_bool(0.2)) {
+            let used = self.use_clone().await;
+            self.world.check(used.map(drop));
+        }
         self.process.until_closing().await;
         self.close(&client).await;
     }
@@ -230,7 +254,10 @@ impl Actor {
     async fn close(&self, client: &Client) {
         let (pid, calm) = (self.process.pid, self.world.state().calm);
         let _waits = self.process.begins("the close");
-        let outcome = client.volume.close().await;
+        let outcome = match self.roll_back(client).await {
+            Some(outcome) => outcome,
+            None => client.volume.close().await,
+        };
         self.world.state().counts.collected += client.volume.status().space.collected_chunks;
         if let Some(device) = &self.process.device {
             device.heritage.remove();
@@ -262,6 +289,13 @@ impl Actor {
         }
     }
 
+    /// Sometimes rolls back to a snapshot, which closes the volume.
+    async fn roll_back(&self, client: &Client) -> Option<Result<(), Error>> {
+        let alone = self.process.journal.is_none() && self.process.device.is_none();
+        let wanted = alone && self.world.random(|rng| rng.random_bool(0.5));
+        if wanted { client.roll_back().await } else { None }
+    }
+
     /// Whether a chunk was in the journal only, and its disk did not give it back.
     fn has_lost(&self, error: &Error) -> bool {
         self.process.has_lost_chunks()
@@ -287,6 +321,12 @@ impl Actor {
         let found = client.survey().await.ok_or("the volume cannot be read")?;
         self.world.state().model.begin(epoch, found.clone(), 1)?;
         self.look_at_snapshots(&client.volume).await?;
+        let clones = self.world.state().clones.len();
+        for which in 0..clones {
+            if !self.use_clone_at(which).await? {
+                return Err("a clone cannot be used".to_owned());
+            }
+        }
         self.world.allow(12);
         client.clone().lane(0, 0..self.world.layout.sectors()).await;
         let left = client.survey().await.ok_or("the volume cannot be read in the end")?;

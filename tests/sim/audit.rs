@@ -75,7 +75,7 @@ impl Auditor<'_> {
             snapshots: BTreeMap::new(),
         };
         self.walk(&checkpoint, &mut found)?;
-        for entry in &checkpoint.snapshots {
+        for entry in checkpoint.snapshots.iter().filter(|entry| !entry.deleted) {
             found.snapshots.insert(entry.id, self.snapshot(entry.id)?);
         }
         self.replay(&mut found)?;
@@ -173,6 +173,10 @@ impl Auditor<'_> {
                         found.snapshots.insert(*id, self.snapshot(*id)?);
                     }
                     Record::SnapshotDeleted(id) => drop(found.snapshots.remove(id)),
+                    Record::RolledBack(id) => {
+                        let back = self.snapshot(*id)?;
+                        (found.size, found.places) = (back.size, back.places);
+                    }
                     _ => {}
                 }
                 found.apply(self.layout, seq, record)?;
@@ -250,7 +254,7 @@ impl Recovered {
                 self.size = size;
             }
             Record::EpochStart | Record::Close => {}
-            Record::SnapshotMade(_) | Record::SnapshotDeleted(_) => {}
+            Record::SnapshotMade(_) | Record::SnapshotDeleted(_) | Record::RolledBack(_) => {}
         }
         Ok(())
     }

@@ -122,9 +122,9 @@ impl Client {
                 0..52 => self.change(lane, &stripe).await,
                 52..68 => self.flush().await,
                 68..82 => self.look(stripe.clone()).await,
-                82..96 => self.look(0..self.world.layout.sectors()).await,
-                96..98 if alone => self.resize().await,
-                98 => self.snapshots(lane).await,
+                82..95 => self.look(0..self.world.layout.sectors()).await,
+                95..97 if alone => self.resize().await,
+                97..99 => self.snapshots(lane).await,
                 _ => self.check_status(stripe.clone()).await,
             };
             let status = self.volume.status();
@@ -184,8 +184,14 @@ impl Client {
         let (kind, fua) = self.world.random(|rng| (rng.random_range(0..10), rng.random_bool(0.1)));
         let sectors = if kind < 7 { self.world.layout.clip(sectors) } else { sectors };
         let stamp = if kind < 7 { self.world.state().model.next_stamp() } else { 0 };
-        let change =
-            Change { sectors: sectors.clone(), stamp, resize: None, issued: 0, done: None };
+        let change = Change {
+            sectors: sectors.clone(),
+            stamp,
+            resize: None,
+            contents: None,
+            issued: 0,
+            done: None,
+        };
         let index = self.world.state().model.issue(self.epoch, lane, change);
         let (range, by) = (self.world.layout.range(&sectors), self.keeper());
         self.trace(|| format!("change {stamp} kind {kind} {sectors:?} fua {fua}"));
@@ -282,7 +288,8 @@ impl Client {
         let old = self.world.state().model.term(self.epoch).now.size;
         let size = self.world.random(|rng| rng.random_range(max / 2..=max));
         let sectors = size.min(old)..old;
-        let change = Change { sectors, stamp: 0, resize: Some(size), issued: 0, done: None };
+        let (resize, contents) = (Some(size), None);
+        let change = Change { sectors, stamp: 0, resize, contents, issued: 0, done: None };
         let index = self.world.state().model.issue(self.epoch, 0, change);
         let _waits = self.process.begins("a resize");
         self.trace(|| format!("resize {old} to {size}"));
@@ -310,6 +317,45 @@ impl Client {
             Some(entry) => self.delete_snapshot(entry.id, &entry.name).await,
             None => self.make_snapshot(lane).await,
         }
+    }
+
+    /// Makes the volume what a snapshot is, if there is one of which that is known; that closes it. All
+    /// lanes have ended. Where there are several, the size must be the same.
+    pub async fn roll_back(&self) -> Option<Result<(), Error>> {
+        let there = self.volume.snapshots();
+        let which = self.world.random(|rng| rng.random_range(0..there.len().max(1)));
+        let entry = there.get(which)?;
+        let kept = {
+            let mut state = self.world.state();
+            let image = state.shelf.image(entry.id)?.clone();
+            let term = state.model.term(self.epoch);
+            let alone = term.lanes.len() == 1;
+            if !alone && term.now.size != image.size {
+                return None;
+            }
+            let stripes: Vec<_> = term.lanes.iter().map(|lane| lane.stripe.clone()).collect();
+            let (resize, contents) = (alone.then_some(image.size), Arc::new(image.stamps));
+            for (lane, sectors) in stripes.into_iter().enumerate() {
+                let contents = Some(contents.clone());
+                let change = Change { sectors, stamp: 0, resize, contents, issued: 0, done: None };
+                state.model.issue(self.epoch, lane, change);
+            }
+            state.shelf.wanted()
+        };
+        let from = self.world.state().model.tick();
+        self.trace(|| format!("rolls back to {}, keeps {kept}", entry.id));
+        let done = self.volume.roll_back(&entry.name, (kept, &format!("0-{kept}"))).await;
+        if done.is_ok() {
+            self.trace(|| "has rolled back".to_owned());
+            self.world.check(self.world.snapshot_made(self.epoch, kept, from));
+            let mut state = self.world.state();
+            state.counts.rolled_back += 1;
+            for lane in 0..state.model.term(self.epoch).lanes.len() {
+                let last = state.model.term(self.epoch).lanes[lane].changes.len() - 1;
+                state.model.complete(self.epoch, lane, last);
+            }
+        }
+        Some(done.map(drop))
     }
 
     async fn make_snapshot(&self, lane: usize) -> Next {
@@ -340,10 +386,19 @@ impl Client {
         self.world.state().shelf.doomed(id);
         let _waits = self.process.begins("the deletion of a snapshot");
         self.trace(|| format!("deletes snapshot {id}"));
+        let is_origin = || self.world.state().clones.iter().any(|clone| clone.needs(id));
+        let was_origin = is_origin();
         if let Err(error) = self.volume.delete_snapshot(name).await {
+            // Clones may have been made, or flattened, meanwhile.
+            if error.kind() == ErrorKind::Busy && (was_origin || is_origin()) {
+                return Next::GoOn;
+            }
             return self.judge_refusal("the deletion of a snapshot", &error);
         }
         self.trace(|| format!("has deleted snapshot {id}"));
+        if is_origin() {
+            self.world.violated(format!("snapshot {id} is deleted, and clones need it"));
+        }
         let mut state = self.world.state();
         state.counts.snapshots_deleted += 1;
         state.shelf.deleted(id);

@@ -128,6 +128,7 @@ impl Director {
             chunk_size: 256 << 10,
             features: Features::default(),
             created_at_ms: 0,
+            ancestors: Vec::new(),
         };
         let body = Bytes::from(pool::encode_json(&description));
         let stored = world.memory.put_if_absent(&keys::volume(world.id), body).await;

@@ -18,6 +18,7 @@
 //! taking changes away from the end; (2) holds for some solution if it holds for the greatest.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What a sector holds: the number of the change that wrote it, 0 for zeros.
 pub type Stamp = u32;
@@ -37,8 +38,22 @@ pub struct Change {
     pub stamp: Stamp,
     /// The size is this from here on.
     pub resize: Option<usize>,
+    /// The sectors hold this instead of the stamp: all sectors of the volume.
+    pub contents: Option<Arc<Vec<Stamp>>>,
     pub issued: u64,
     pub done: Option<u64>,
+}
+
+impl Change {
+    /// It may be there in part.
+    fn can_tear(&self) -> bool {
+        self.resize.is_none() && self.contents.is_none()
+    }
+
+    /// What `sector` holds after it.
+    fn at(&self, sector: usize) -> Stamp {
+        self.contents.as_ref().map_or(self.stamp, |contents| contents[sector])
+    }
 }
 
 /// What happens in one stripe.
@@ -121,7 +136,7 @@ impl Term {
             let sized = self.lanes.len() > 1 || size == found.size;
             if sized && wrong == 0 {
                 candidates.push(Candidate { whole: at, touched: at });
-            } else if let Some(next) = next.filter(|next| sized && next.resize.is_none()) {
+            } else if let Some(next) = next.filter(|next| sized && next.can_tear()) {
                 let inside = next.sectors.start - stripe.start..next.sectors.end - stripe.start;
                 let whole = inside.clone().all(|s| there[s] == next.stamp);
                 let torn = inside.filter(|s| now[*s] != there[*s] && there[*s] == next.stamp);
@@ -132,7 +147,7 @@ impl Term {
             let Some(next) = next else { break };
             for s in next.sectors.start - stripe.start..next.sectors.end - stripe.start {
                 wrong -= usize::from(now[s] != there[s]);
-                now[s] = next.stamp;
+                now[s] = next.at(stripe.start + s);
                 wrong += usize::from(now[s] != there[s]);
             }
             size = next.resize.unwrap_or(size);
@@ -216,7 +231,7 @@ impl Term {
             for change in &mut lane.changes {
                 change.done.get_or_insert(now);
             }
-            let Some(torn) = torn.filter(|torn| torn.resize.is_none()) else { continue };
+            let Some(torn) = torn.filter(Change::can_tear) else { continue };
             // It is there as far as it came, wherever that is: a change of its own for each run.
             let is_there = |s: &usize| image.stamps[*s] == torn.stamp;
             let mut at = torn.sectors.start;
@@ -249,7 +264,7 @@ impl Term {
         let lane = self.lanes.iter().find(|lane| lane.stripe.contains(&sector));
         let changes = lane.map_or(&[][..], |lane| &lane.changes);
         for change in changes.iter().rev().filter(|change| change.sectors.contains(&sector)) {
-            if change.stamp == stamp {
+            if change.at(sector) == stamp {
                 return true;
             }
             if change.done.is_some_and(|done| done < from) {
@@ -399,7 +414,9 @@ impl Model {
         let term = self.term(epoch);
         let change = &mut term.lanes[lane].changes[index];
         change.done = Some(now);
-        term.now.stamps[change.sectors.clone()].fill(change.stamp);
+        for sector in change.sectors.clone() {
+            term.now.stamps[sector] = change.at(sector);
+        }
         term.now.size = change.resize.unwrap_or(term.now.size);
     }
 
@@ -460,7 +477,7 @@ mod tests {
     use super::*;
 
     fn change(sectors: Range<usize>, stamp: Stamp) -> Change {
-        Change { sectors, stamp, resize: None, issued: 0, done: None }
+        Change { sectors, stamp, resize: None, contents: None, issued: 0, done: None }
     }
 
     fn image(stamps: &[Stamp]) -> Image {

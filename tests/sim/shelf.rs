@@ -33,6 +33,11 @@ impl Shelf {
         id
     }
 
+    /// What a snapshot that nobody has deleted holds, if that is known.
+    pub fn image(&self, id: SnapshotId) -> Option<&Image> {
+        self.images.get(&id).filter(|_| self.known.get(&id) == Some(&Known::Made))
+    }
+
     /// One was acknowledged. False: somebody has deleted it since, or tries to.
     pub fn made(&mut self, id: SnapshotId) -> bool {
         let known = self.known.get_mut(&id).expect("it was asked for");

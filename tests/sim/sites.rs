@@ -19,7 +19,7 @@
 //! requirement. A local disk does not lose what it said is durable: the control arm shows that
 //! one which does is noticed.
 
-use objblk::format::{VolumeId, fence, keys};
+use objblk::format::fence;
 use objblk::store::{GetRange, Key};
 use std::collections::BTreeMap;
 
@@ -40,10 +40,12 @@ pub enum What {
     PutFence,
     PutMapObject,
     PutSnapshot,
+    PutClosed,
     PutCheckpoint,
     HeadEpoch,
     ListEpochs,
     ListCheckpoints,
+    ListChildren,
     Delete,
     WriteSuperblock,
     WriteSegment,
@@ -52,7 +54,7 @@ pub enum What {
 }
 
 impl What {
-    pub const ALL: [What; 23] = [
+    pub const ALL: [What; 25] = [
         What::GetVolume,
         What::GetEpoch,
         What::GetCheckpoint,
@@ -67,10 +69,12 @@ impl What {
         What::PutFence,
         What::PutMapObject,
         What::PutSnapshot,
+        What::PutClosed,
         What::PutCheckpoint,
         What::HeadEpoch,
         What::ListEpochs,
         What::ListCheckpoints,
+        What::ListChildren,
         What::Delete,
         What::WriteSuperblock,
         What::WriteSegment,
@@ -79,8 +83,8 @@ impl What {
     ];
 
     /// The kind of a get.
-    pub fn get(id: VolumeId, key: &Key, range: GetRange) -> What {
-        match (part(id, key.as_str()), range) {
+    pub fn get(key: &Key, range: GetRange) -> What {
+        match (part(key.as_str()), range) {
             ("log", GetRange::Part { offset: 0, .. }) => What::GetHeader,
             ("log", GetRange::Part { .. }) => What::GetFrames,
             ("log", GetRange::All) => What::GetSlot,
@@ -94,20 +98,25 @@ impl What {
     }
 
     /// The kind of a put.
-    pub fn put(id: VolumeId, key: &Key, body: &[u8]) -> What {
-        match part(id, key.as_str()) {
+    pub fn put(key: &Key, body: &[u8]) -> What {
+        match part(key.as_str()) {
             "log" if body.starts_with(fence::MAGIC) => What::PutFence,
             "log" => What::PutChunk,
             "map" => What::PutMapObject,
             "epochs" => What::PutEpoch,
             "snapshots" => What::PutSnapshot,
+            "children" => What::PutClosed,
             _ => What::PutCheckpoint,
         }
     }
 
     /// The kind of a list.
-    pub fn list(id: VolumeId, prefix: &str) -> What {
-        if part(id, prefix) == "epochs" { What::ListEpochs } else { What::ListCheckpoints }
+    pub fn list(prefix: &str) -> What {
+        match part(prefix) {
+            "epochs" => What::ListEpochs,
+            "children" => What::ListChildren,
+            _ => What::ListCheckpoints,
+        }
     }
 
     /// Goes to a local disk.
@@ -137,9 +146,9 @@ impl What {
     }
 }
 
-fn part(id: VolumeId, name: &str) -> &str {
-    let rest = name.strip_prefix(&keys::volume_prefix(id)).unwrap_or(name);
-    rest.split('/').next().unwrap_or(rest)
+/// What kind of object of a volume has this name.
+fn part(name: &str) -> &str {
+    name.split('/').nth(2).unwrap_or(name)
 }
 
 /// What happens to a request.

@@ -5,6 +5,7 @@
 //! wait. So a seed replays exactly.
 
 use crate::audit::Auditor;
+use crate::clone::{self, CloneModel};
 use crate::disk::Medium;
 use crate::host::Host;
 use crate::layout::Layout;
@@ -90,6 +91,10 @@ pub struct Counts {
     pub collected: u64,
     pub snapshots: u64,
     pub snapshots_deleted: u64,
+    pub rolled_back: u64,
+    pub clones: u64,
+    pub clones_used: u64,
+    pub flattened: u64,
 }
 
 impl Counts {
@@ -104,7 +109,7 @@ impl Counts {
         self.journaled += u64::from(by == Keeper::Journal);
     }
 
-    fn all_mut(&mut self) -> [(&'static str, &mut u64); 22] {
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 26] {
         [
             ("operations", &mut self.operations),
             ("requests", &mut self.requests),
@@ -128,6 +133,10 @@ impl Counts {
             ("chunks collected", &mut self.collected),
             ("snapshots", &mut self.snapshots),
             ("of them deleted", &mut self.snapshots_deleted),
+            ("rolled back", &mut self.rolled_back),
+            ("clones", &mut self.clones),
+            ("used", &mut self.clones_used),
+            ("flattened", &mut self.flattened),
         ]
     }
 }
@@ -140,6 +149,10 @@ impl std::fmt::Display for Counts {
     }
 }
 
+/// Kinds of requests that few worlds have many of.
+const RARE: [What; 4] =
+    [What::WriteSegment, What::GetMapObject, What::PutClosed, What::ListChildren];
+
 pub struct State {
     pub rng: StdRng,
     pub weather: Weather,
@@ -147,6 +160,7 @@ pub struct State {
     pub down: bool,
     pub model: Model,
     pub shelf: Shelf,
+    pub clones: Vec<CloneModel>,
     pub hits: Hits,
     pub counts: Counts,
     /// Some reply was damaged: errors that say so are right.
@@ -191,8 +205,8 @@ fn weather(rng: &mut StdRng) -> Weather {
         targets.push(((What::GetHeader, Fault::Flipped), 0.2));
     }
     // There are few of these.
-    if rng.random_bool(0.3) {
-        let rare = [What::WriteSegment, What::GetMapObject][rng.random_range(0..2)];
+    if rng.random_bool(0.4) {
+        let rare = RARE[rng.random_range(0..RARE.len())];
         let of: Vec<Site> = sites.iter().filter(|(what, _)| *what == rare).copied().collect();
         targets.push((of[rng.random_range(0..of.len())], 0.4));
         // A disk that fails, seldom enough for flushes to wait for it.
@@ -221,6 +235,7 @@ impl World {
             down: false,
             model: Model::new(sectors, sectors),
             shelf: Shelf::default(),
+            clones: Vec::new(),
             hits: Hits::new(),
             counts: Counts::default(),
             damaged: false,
@@ -414,8 +429,8 @@ impl World {
             }
             Request::Put(key, body) => {
                 memory.put_if_absent(key, body.clone()).now_or_never().expect(now)?;
-                match What::put(self.id, key, body) {
-                    What::PutCheckpoint => {
+                match What::put(key, body) {
+                    What::PutCheckpoint if self.is_of_the_volume(key) => {
                         self.state().counts.checkpoints += 1;
                         // Nothing of a snapshot can have gone.
                         let auditor = Auditor { light: true, ..self.auditor() };
@@ -436,6 +451,11 @@ impl World {
                 Ok(Reply::Done)
             }
         }
+    }
+
+    /// Of the volume, and not of a clone of it.
+    fn is_of_the_volume(&self, key: &Key) -> bool {
+        key.as_str().starts_with(&keys::volume_prefix(self.id))
     }
 
     /// Verifies that what is reachable is there; with `data`, that if everybody died now, a
@@ -475,6 +495,20 @@ impl World {
         state.counts.snapshots += 1;
         state.model.read(epoch, from, 0, &image.stamps[..image.size])?;
         state.shelf.seen(id, image)
+    }
+
+    /// Makes a clone of a snapshot that is known and that nobody deletes; its place among the clones.
+    pub fn new_clone(&self) -> Option<usize> {
+        let snapshots = self.auditor().recover(self.initial()).ok()?.snapshots;
+        let which = self.random(|rng| rng.random_range(0..snapshots.len().max(1)));
+        let id = *snapshots.keys().nth(which)?;
+        let image = self.state().shelf.image(id)?.clone();
+        let made = clone::make(&self.memory, self.id, id, image)?;
+        self.trace(|| format!("makes clone {} of snapshot {id}", made.id));
+        let mut state = self.state();
+        state.counts.clones += 1;
+        state.clones.push(made);
+        Some(state.clones.len() - 1)
     }
 
     /// A disk for a journal.

@@ -37,6 +37,7 @@ impl Engine {
                 chunk_size: 4 << 20,
                 features: Features::default(),
                 created_at_ms: 0,
+                ancestors: Vec::new(),
             };
             let body = Bytes::from(pool::encode_json(&description));
             store.put_if_absent(&keys::volume(id), body).await.unwrap();

@@ -40,6 +40,7 @@ impl Ground {
             chunk_size: 4 * MIB,
             features: Features::default(),
             created_at_ms: 0,
+            ancestors: Vec::new(),
         };
         let body = Bytes::from(pool::encode_json(&description));
         self.wait(self.store.put_if_absent(&keys::volume(id), body)).unwrap();
