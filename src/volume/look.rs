@@ -49,7 +49,7 @@ pub async fn ownership(store: &dyn Store, id: VolumeId) -> Result<Ownership> {
         owner,
         size: checkpoint.size,
         live: checkpoint.live,
-        snapshots: checkpoint.snapshots.len(),
+        snapshots: checkpoint.snapshots.iter().filter(|snapshot| !snapshot.deleted).count(),
         checkpoint_at_ms: checkpoint.made_at_ms,
     })
 }

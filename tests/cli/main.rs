@@ -8,6 +8,7 @@
 
 mod attached;
 mod bench;
+mod clones;
 mod gate;
 mod journal;
 mod mistakes;

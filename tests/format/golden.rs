@@ -95,6 +95,9 @@ fn golden_json_reads_back() {
     let read = |name: &str| std::fs::read(path(name)).unwrap();
     assert!(PoolObject::parse(&read("pool.json")).unwrap().fencing);
     assert_eq!(VolumeObject::parse(&read("volume.json")).unwrap().size, 100 << 30);
+    let clone = VolumeObject::parse(&read("clone.json")).unwrap();
+    assert_eq!(clone.ancestors.len(), 2);
+    assert_eq!(clone.origin().unwrap().next.0, 300);
     let name: NameObject = parse_json("name", &read("name.json")).unwrap();
     assert_eq!(name.volume, samples::volume());
     assert_eq!(EpochObject::parse(&read("epoch.json")).unwrap().owner(), "process 42 on host thor");
@@ -137,7 +140,7 @@ fn every_flipped_bit_of_a_description_is_noticed() {
             damaged[at / 8] ^= 1 << (at % 8);
             let parsed = match name {
                 "pool.json" => PoolObject::parse(&damaged).map(drop),
-                "volume.json" => VolumeObject::parse(&damaged).map(drop),
+                "volume.json" | "clone.json" => VolumeObject::parse(&damaged).map(drop),
                 "epoch.json" => EpochObject::parse(&damaged).map(drop),
                 "name.json" => parse_json::<NameObject>("name", &damaged).map(drop),
                 _ => parse_json::<TombstoneObject>("tombstone", &damaged).map(drop),
@@ -162,6 +165,8 @@ fn numbers_beyond_their_limits_are_refused() {
         ("next seq", Checkpoint { next: far, ..intact.clone() }),
         ("snapshot position", with(SnapshotEntry { next: far, ..entry.clone() })),
         ("snapshot position", with(SnapshotEntry { next: intact.next.next(), ..entry.clone() })),
+        ("snapshot base", with(entry.clone())),
+        ("snapshot before", with(SnapshotEntry { before: Some(entry.id), ..entry.clone() })),
         ("snapshot size", with(SnapshotEntry { size, ..entry.clone() })),
         ("snapshot name", with(SnapshotEntry { name: "a@b".into(), ..entry.clone() })),
         ("snapshot name length", with(SnapshotEntry { name: "x".repeat(129), ..entry.clone() })),

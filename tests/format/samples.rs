@@ -8,6 +8,7 @@ use objblk::format::chunk::ChunkParts;
 use objblk::format::features::Features;
 use objblk::format::fence::Fence;
 use objblk::format::keys::{ChunkId, MapObjectId};
+use objblk::format::lineage::Ancestor;
 use objblk::format::map_object::{ItemKind, MapObjectBuilder};
 use objblk::format::page::{
     ChunkPage, ChunkUse, Extent, ItemRef, Location, encode_chunk_page, encode_leaf, encode_map_page,
@@ -150,10 +151,22 @@ pub fn snapshot() -> SnapshotObject {
 
 /// With all that a volume with snapshots has in it.
 pub fn checkpoint_with_snapshots() -> Checkpoint {
-    let first = SnapshotEntry { name: "a".into(), next: Seq(7), ..snapshot().entry };
+    let base = SnapshotEntry { base: true, ..snapshot().entry };
+    let id = |n| SnapshotId::from_bytes([n; 16]);
+    let first = SnapshotEntry {
+        id: id(1),
+        name: "a".into(),
+        next: Seq(7),
+        deleted: true,
+        base: false,
+        ..base.clone()
+    };
+    let before = Some(first.id);
+    let other = SnapshotEntry { id: id(2), name: "b".into(), before, base: false, ..base.clone() };
+    let base = SnapshotEntry { before, ..base };
     let mut garbage = checkpoint().garbage;
     garbage.push(Garbage::Snapshot(SnapshotId::from_bytes([9; 16])));
-    Checkpoint { garbage, snapshots: vec![first, snapshot().entry], ..checkpoint() }
+    Checkpoint { garbage, snapshots: vec![first, other, base], ..checkpoint() }
 }
 
 pub fn json() -> Vec<(&'static str, Vec<u8>)> {
@@ -175,6 +188,18 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         chunk_size: 4 << 20,
         features,
         created_at_ms,
+        ancestors: Vec::new(),
+    };
+    let ancestor = |n: u8| Ancestor {
+        volume: VolumeId::from_bytes([n; 16]),
+        snapshot: SnapshotId::from_bytes([n + 1; 16]),
+        next: Seq(u64::from(n) * 100),
+        epoch: Epoch(n.into()),
+    };
+    let clone = VolumeObject {
+        features: Features { incompat: Features::CLONE, ..features },
+        ancestors: vec![ancestor(1), ancestor(3)],
+        ..description.clone()
     };
     let epoch = EpochObject {
         host: "thor".into(),
@@ -189,6 +214,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("pool.json", encode_json(&pool)),
         ("volume.json", encode_json(&description)),
+        ("clone.json", encode_json(&clone)),
         ("name.json", encode_json(&NameObject { volume: volume() })),
         ("epoch.json", encode_json(&epoch)),
         ("tombstone.json", encode_json(&tombstone)),
