@@ -71,7 +71,7 @@ pub(super) async fn delete(
         Ok((id, _)) => Some(id),
         // What is half deleted or damaged can still be deleted.
         Err(e) if e.kind() == ErrorKind::Store => return Err(e),
-        Err(e) if e.kind() == ErrorKind::NotFound && !backend.pool.is_deleting(name).await? => {
+        Err(e) if e.kind() == ErrorKind::NotFound && !backend.pool.has_left_over(name).await? => {
             return Err(e);
         }
         Err(_) => None,

@@ -149,9 +149,14 @@ pub fn parse_checkpoint(id: VolumeId, key: &Key) -> Option<(Seq, Epoch)> {
     Some((Seq(u64::MAX - hex16(seq)?), Epoch(hex16(epoch)?)))
 }
 
+/// Prefix of the volume's snapshots.
+pub fn snapshots(id: VolumeId) -> String {
+    format!("volumes/{id}/snapshots/")
+}
+
 /// A snapshot of the volume.
 pub fn snapshot(id: VolumeId, snapshot: SnapshotId) -> Key {
-    key(format!("volumes/{id}/snapshots/{snapshot}"))
+    key(format!("{}{snapshot}", snapshots(id)))
 }
 
 /// Prefix of the clones of a volume's snapshots.

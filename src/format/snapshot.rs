@@ -3,7 +3,7 @@
 //! An **entry**, as the table of a checkpoint has it:
 //!
 //! ```text
-//!  0 16 snapshot id            40  8 sectors that hold data
+//!  0 16 snapshot id (not zero) 40  8 sectors that hold data
 //! 16  8 position: next seq     48  8 oldest slot of which it may need the name
 //! 24  8 time, ms since 1970    56 16 the snapshot before (zero: none)
 //! 32  8 size in sectors        72  1 flags: 1 deleted, 2 base
@@ -74,7 +74,7 @@ impl SnapshotEntry {
         w.put(&self.id.bytes()).u64(self.next.0).u64(self.made_at_ms);
         w.u64(self.size.0).u64(self.live.0).u64(self.oldest.0);
         w.put(&self.before.map_or(NONE, SnapshotId::bytes));
-        w.u8(u8::from(self.deleted) * DELETED | u8::from(self.base) * BASE);
+        w.u8((u8::from(self.deleted) * DELETED) | (u8::from(self.base) * BASE));
         w.u8(self.name.len() as u8).put(self.name.as_bytes());
     }
 

@@ -70,6 +70,10 @@ impl Pool {
             Ok(()) => self.put_name(name, id).await,
             Err(e) => Err(e),
         };
+        if named.is_ok() && get(&*self.store, &keys::trash(id)).await?.is_some() {
+            self.store.delete(&[name.key()]).await?;
+            return Err(Error::new(ErrorKind::Busy, format!("{name} was deleted meanwhile")));
+        }
         // After an error of the store the name may be there, or may come yet: it needs its volume.
         if named.as_ref().is_err_and(|e| e.kind() != ErrorKind::Store)
             && let Err(e) = self.discard_clone(&child, id).await

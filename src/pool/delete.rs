@@ -50,8 +50,12 @@ impl Pool {
         let Some(id) = self.resolve(name).await? else {
             let tombstones = self.tombstones().await?;
             let begun = tombstones.iter().find(|(_, t)| t.name == name.as_str());
-            let Some((id, _)) = begun else { return Err(no_volume(self, name)) };
-            return self.remove(*id).await;
+            if let Some((id, _)) = begun {
+                return self.remove(*id).await;
+            }
+            let Some(id) = self.nameless(name).await? else { return Err(no_volume(self, name)) };
+            self.bury(name, id).await?;
+            return self.remove(id).await;
         };
         if get(&*self.store, &keys::trash(id)).await?.is_none() {
             self.refuse_origin(name, id).await?;
@@ -87,9 +91,20 @@ impl Pool {
         refused
     }
 
-    /// True where the deletion of a volume of that name was begun and not finished.
-    pub async fn is_deleting(&self, name: &VolumeName) -> Result<bool> {
-        Ok(self.tombstones().await?.iter().any(|(_, tombstone)| tombstone.name == name.as_str()))
+    /// True where something of that name is left that is no volume: its deletion was begun and not finished,
+    /// or the name is the id of a volume that never got one.
+    pub async fn has_left_over(&self, name: &VolumeName) -> Result<bool> {
+        let tombstones = self.tombstones().await?;
+        Ok(tombstones.iter().any(|(_, tombstone)| tombstone.name == name.as_str())
+            || self.nameless(name).await?.is_some())
+    }
+
+    /// The volume that has this id and no name: whoever was making it died.
+    async fn nameless(&self, name: &VolumeName) -> Result<Option<VolumeId>> {
+        let Ok(id) = name.as_str().parse::<VolumeId>() else { return Ok(None) };
+        let is_there = get(&*self.store, &keys::volume(id)).await?.is_some();
+        let is_named = is_there && self.names().await?.iter().any(|(_, named)| *named == id);
+        Ok((is_there && !is_named).then_some(id))
     }
 
     /// Takes the volume, so that its owner is fenced; `None` where it is beyond that.

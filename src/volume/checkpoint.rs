@@ -59,12 +59,14 @@ pub(super) struct Checkpointer {
     number: u32,
     /// Changes of an attempt that failed.
     frozen: Option<Frozen>,
+    /// What earlier owners began and did not finish was looked for.
+    swept: bool,
 }
 
 impl Checkpointer {
     /// Begins after `last`; `obsolete` are other checkpoints that were found.
     pub fn new(last: Checkpoint, obsolete: Vec<Key>) -> Checkpointer {
-        Checkpointer { last, obsolete, number: 0, frozen: None }
+        Checkpointer { last, obsolete, number: 0, frozen: None, swept: false }
     }
 
     /// The last durable checkpoint.
@@ -134,11 +136,29 @@ async fn make(shared: &Arc<Shared>, kind: Kind) -> Result<()> {
         let spares = shared.state().open.take_spares();
         drop(spares);
     }
+    if !checkpointer.swept {
+        sweep(shared, &mut checkpointer).await;
+    }
     let batches = if kind == Kind::Close { CLOSE_BATCHES } else { usize::MAX };
     if let Err(why) = delete_garbage(shared, &mut checkpointer, batches).await {
         tracing::warn!(volume = %shared.id, "garbage is left for later: {why}");
     }
     Ok(())
+}
+
+/// Looks for snapshots that an earlier owner had stored when it died, and whose records are not in the log.
+/// Whoever finds one of a later owner finds that one's claim before anything is deleted. Nobody makes one
+/// meanwhile: that takes the checkpointer.
+async fn sweep(shared: &Shared, checkpointer: &mut Checkpointer) {
+    match shared.unfinished_snapshots().await {
+        Ok(unfinished) => {
+            checkpointer.obsolete.extend(unfinished);
+            checkpointer.swept = true;
+        }
+        Err(why) => {
+            tracing::debug!(volume = %shared.id, "snapshots are not looked for now: {why}");
+        }
+    }
 }
 
 async fn attempt(shared: &Shared, checkpointer: &mut Checkpointer) -> Result<()> {

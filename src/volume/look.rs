@@ -115,6 +115,13 @@ pub(super) async fn newest_checkpoint(
     Err(Error::new(ErrorKind::Busy, format!("the checkpoints of volume {id} keep changing")))
 }
 
+/// Whether no newer checkpoint than this one is there.
+pub(super) async fn is_newest(store: &dyn Store, checkpoint: &Checkpoint) -> Result<bool> {
+    let first = store.list(&keys::checkpoints(checkpoint.volume), None, 1).await?.objects;
+    let own = keys::checkpoint(checkpoint.volume, checkpoint.next, checkpoint.epoch);
+    Ok(first.first().is_none_or(|first| first.key >= own))
+}
+
 /// The state that a volume begins with, which no object of its own has: nothing, or what a clone was
 /// made of.
 async fn first_checkpoint(store: &dyn Store, description: &VolumeObject) -> Result<Checkpoint> {

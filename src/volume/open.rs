@@ -14,7 +14,9 @@ use super::Volume;
 use super::checkpoint::Checkpointer;
 use super::collect;
 use super::items::Items;
-use super::look::{LOOKUPS, Ownership, newest_checkpoint, ownership, read_description, read_owner};
+use super::look::{
+    LOOKUPS, Ownership, is_newest, newest_checkpoint, ownership, read_description, read_owner,
+};
 use super::options::{Env, MAP_BYTES_MIN, Mode, Stores, VolumeOptions};
 use super::profile;
 use super::recover::{self, Legacy};
@@ -287,15 +289,16 @@ async fn load_newest(
             Some(found) => found,
             None => newest_checkpoint(store, description).await?,
         };
-        if let Some(loaded) = load(store, description.id, newest, claimed).await? {
+        let Some(loaded) = load(store, description.id, newest, claimed).await? else { continue };
+        // Its owner may have deleted slots that a newer checkpoint has no need of: the log then seemed
+        // to end there.
+        if claimed.is_some() || is_newest(store, &loaded.checkpoint).await? {
             return Ok(loaded);
         }
     }
     let id = description.id;
-    Err(Error::new(
-        ErrorKind::Busy,
-        format!("snapshots of volume {id} are being made all the time"),
-    ))
+    Err(Error::new(ErrorKind::Busy, format!("the checkpoints of volume {id} keep changing"))
+        .hint("try again"))
 }
 
 /// `None`: the log has a snapshot that a newer checkpoint was made for.

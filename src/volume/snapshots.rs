@@ -21,6 +21,7 @@ use crate::format::{SnapshotId, VolumeId};
 use crate::mutant::{self, Mutant};
 use crate::store::{Key, Store, StoreErrorKind, get_parsed, list_all};
 use bytes::Bytes;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The most snapshots that a volume has: its checkpoints name them all.
@@ -265,6 +266,18 @@ impl Shared {
         checkpoint.garbage.extend(snapshots.let_go(from, now).await?);
         checkpoint.snapshots = snapshots.all;
         Ok(())
+    }
+
+    /// Objects of snapshots that there are not.
+    ///
+    /// # Errors
+    /// Store.
+    pub async fn unfinished_snapshots(&self) -> Result<Vec<Key>> {
+        let prefix = keys::snapshots(self.id);
+        let listed = list_all(&*self.stores.background, &prefix).await?;
+        let known = self.snapshots().all.iter().map(|e| keys::snapshot(self.id, e.id)).collect();
+        let known: BTreeSet<Key> = known;
+        Ok(listed.into_iter().map(|object| object.key).filter(|key| !known.contains(key)).collect())
     }
 
     /// `checkpoint` was made.

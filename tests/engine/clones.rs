@@ -10,7 +10,8 @@ use objblk::format::{SnapshotId, VolumeId};
 use objblk::host::Host;
 use objblk::mutant::{self, Mutant};
 use objblk::pool::{Executioner, NewVolume, Pool, VolumeName};
-use objblk::store::{Store, list_all};
+use objblk::store::fault::{Fault, Moment, Rule};
+use objblk::store::{Op, Store, StoreErrorKind, list_all};
 use objblk::units::BlockSize;
 use objblk::volume::{Env, Mode, Stores, Volume, VolumeOptions, list_snapshots};
 use rand::rngs::StdRng;
@@ -18,6 +19,7 @@ use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 const SIZE: u64 = 2 << 20;
 const BLOCK: u64 = 8;
@@ -196,6 +198,17 @@ impl Family {
         self.members.get_mut(of).unwrap().volume = volume;
     }
 
+    /// Whether the volume holds exactly that.
+    async fn is_like(&self, volume: &Volume, image: &Image) -> bool {
+        for (block, stamp) in image.iter().enumerate() {
+            let start = block as u64 * BLOCK;
+            if read(volume, start, BLOCK).await.unwrap() != contents(start, *stamp) {
+                return false;
+            }
+        }
+        true
+    }
+
     async fn verify(&self) {
         for (of, member) in &self.members {
             check(&member.volume, &member.now, of).await;
@@ -211,14 +224,18 @@ impl Family {
     }
 }
 
+fn contents(start: u64, stamp: u64) -> Vec<u8> {
+    match stamp {
+        0 => vec![0; (BLOCK * 512) as usize],
+        stamp => pattern(start, BLOCK, stamp),
+    }
+}
+
 async fn check(volume: &Volume, image: &Image, what: &str) {
     for (block, stamp) in image.iter().enumerate() {
         let start = block as u64 * BLOCK;
-        let wanted = match stamp {
-            0 => vec![0; (BLOCK * 512) as usize],
-            stamp => pattern(start, BLOCK, *stamp),
-        };
-        assert!(read(volume, start, BLOCK).await.unwrap() == wanted, "{what}: block {block}");
+        let found = read(volume, start, BLOCK).await.unwrap();
+        assert!(found == contents(start, *stamp), "{what}: block {block}");
     }
 }
 
@@ -303,4 +320,121 @@ async fn wind_up(mut family: Family) {
     assert!(stored <= live * 14 / 10 + (256 << 10), "{stored} bytes stored, {live} live");
     check(&member.volume, &member.now, "in the end").await;
     member.volume.close().await.unwrap();
+}
+
+/// Whichever request is its last one: the volume is what it was or what the snapshot is, and no snapshot is
+/// another one.
+#[tokio::test(start_paused = true)]
+async fn a_rollback_that_is_cut_off_is_done_or_not() {
+    let mut outcomes = [0, 0];
+    for request in 0..60 {
+        let mut family = Family::new(request).await;
+        family.change("v0", 60).await;
+        family.snapshot("v0").await;
+        family.change("v0", 60).await;
+        let member = family.members.remove("v0").unwrap();
+        member.volume.flush().await.unwrap();
+        let (snapshot, then) = member.snapshots.first_key_value().unwrap();
+        let dies = Rule::new(Fault::Hold(Moment::Before)).skip(request);
+        let held = family.rig.faults.add(dies);
+        let kept = (SnapshotId::from_bytes([1; 16]), "kept");
+        let done = member.volume.roll_back(snapshot, kept);
+        let done = tokio::time::timeout(Duration::from_secs(30), done).await;
+        member.volume.abandon();
+        family.rig.faults.clear();
+        drop(held);
+        let done = done.is_ok_and(|done| done.is_ok());
+        let volume = family.open(member.id, 2, true).await.unwrap();
+        let there: Vec<String> = volume.snapshots().into_iter().map(|e| e.name).collect();
+        let is_back = family.is_like(&volume, then).await;
+        assert!(is_back || !done, "request {request}");
+        assert!(!is_back || there.contains(&"kept".into()), "request {request}");
+        outcomes[usize::from(is_back)] += 1;
+        let now = if is_back { then } else { &member.now };
+        check(&volume, now, "now").await;
+        let mut snapshots = member.snapshots.clone();
+        if there.contains(&"kept".into()) {
+            snapshots.insert("kept".into(), member.now.clone());
+        }
+        let now = now.clone();
+        let member = Member { id: member.id, volume, now, snapshots };
+        family.members.insert("v0".into(), member);
+        family.change("v0", 60).await;
+        family.members["v0"].volume.collect(Some(100)).await.unwrap();
+        family.verify().await;
+        wind_up(family).await;
+    }
+    assert!(outcomes.iter().all(|count| *count > 5), "{outcomes:?}");
+}
+
+/// A clone does not begin while its snapshot is being deleted, and is none of its children then.
+#[tokio::test(start_paused = true)]
+async fn a_clone_comes_too_late_or_keeps_its_origin() {
+    let mut outcomes = [0, 0];
+    for seed in 0..40 {
+        let mut family = Family::new(seed).await;
+        family.change("v0", 60).await;
+        family.snapshot("v0").await;
+        let (from, to) = (Duration::ZERO, Duration::from_millis(300));
+        family.rig.faults.add(Rule::new(Fault::Delay { at: Moment::Before, from, to }));
+        let member = &family.members["v0"];
+        let (snapshot, image) = member.snapshots.first_key_value().unwrap();
+        let (origin, new) = (name("v0"), name("v1"));
+        let deletion = async {
+            tokio::time::sleep(Duration::from_millis(100 * seed)).await;
+            member.volume.delete_snapshot(snapshot).await
+        };
+        let clone = family.pool.clone_volume(&origin, snapshot, &new);
+        let (cloned, deleted) = futures::join!(clone, deletion);
+        family.rig.faults.clear();
+        outcomes[usize::from(cloned.is_ok())] += 1;
+        match cloned {
+            Ok(clone) => {
+                assert_eq!(deleted.unwrap_err().kind(), ErrorKind::Busy, "seed {seed}");
+                let volume = family.open(clone, 1, false).await.unwrap();
+                check(&volume, image, "the clone").await;
+            }
+            Err(e) => {
+                assert!(matches!(e.kind(), ErrorKind::Busy | ErrorKind::NotFound), "{seed}: {e}");
+                let there = family.pool.children(member.id).await.unwrap();
+                assert!(there.is_empty(), "seed {seed}: {there:?}");
+                // Both may give way to each other.
+                drop(deleted);
+            }
+        }
+    }
+    assert!(outcomes.iter().all(|count| *count > 0), "{outcomes:?}");
+}
+
+/// Whoever made it died before it had one.
+#[tokio::test(start_paused = true)]
+async fn a_clone_without_a_name_is_deleted_by_its_id() {
+    let mut family = Family::new(0).await;
+    family.change("v0", 60).await;
+    family.snapshot("v0").await;
+    let snapshot = family.pick_snapshot("v0").unwrap();
+    let down = Fault::Fail(Moment::Before, StoreErrorKind::Unavailable);
+    family.rig.faults.add(Rule::new(down).below(keys::NAMES).on(&[Op::Put]));
+    let (origin, new) = (name("v0"), name("v1"));
+    let cut_off = family.pool.clone_volume(&origin, &snapshot, &new);
+    assert!(tokio::time::timeout(Duration::from_secs(3), cut_off).await.is_err());
+    family.rig.faults.clear();
+    let member = &family.members["v0"];
+    let children = family.pool.children(member.id).await.unwrap();
+    assert!(children.len() == 1 && children[0].name.is_none(), "{children:?}");
+    let refused = member.volume.delete_snapshot(&snapshot).await.unwrap_err();
+    assert!(refused.to_string().contains(&children[0].id.to_string()), "{refused}");
+    let by = || {
+        let (env, stores) = family.stores();
+        Executioner { env, stores, host: Host::local().unwrap(), force: false }
+    };
+    let id = name(&children[0].id.to_string());
+    assert!(family.pool.has_left_over(&id).await.unwrap());
+    family.pool.delete(&id, by()).await.unwrap();
+    // A volume that has a name is not meant by its id.
+    let named = name(&member.id.to_string());
+    let error = family.pool.delete(&named, by()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    family.delete_snapshot("v0").await;
+    wind_up(family).await;
 }

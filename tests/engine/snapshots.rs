@@ -19,7 +19,7 @@ const SECTORS: u64 = SIZE / 512;
 const BLOCK: u64 = 8;
 
 fn id(number: u64) -> SnapshotId {
-    SnapshotId::from_bytes(u128::from(number).to_le_bytes())
+    SnapshotId::from_bytes((u128::from(number) + 1).to_le_bytes())
 }
 
 /// A volume and what all of its states hold, by block.
@@ -227,6 +227,37 @@ async fn users_go_on_while_a_snapshot_is_made() {
     making.await.unwrap().unwrap();
     story.made.insert("a".into(), then);
     story.verify_all(&volume).await;
+    volume.close().await.unwrap();
+}
+
+/// A reader that is slow begins with a checkpoint that its owner replaces, with what is behind it in the log.
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_sees_no_log_that_seems_to_end() {
+    let mut story = Story::new(6).await;
+    let volume = story.rig.open().await;
+    let hold = |rig: &Rig| {
+        let log = format!("{}log/", keys::volume_prefix(rig.id));
+        rig.faults.add(Rule::new(Fault::Hold(Moment::Before)).on(&[Op::Get]).below(log))
+    };
+    let list = |rig: &Rig| {
+        let (store, id) = (rig.store.clone(), rig.id);
+        tokio::spawn(async move { list_snapshots(&*store, id).await })
+    };
+    for count in [1, 0] {
+        match count {
+            1 => story.snapshot(&volume).await,
+            _ => drop(volume.delete_snapshot(&volume.snapshots()[0].name).await.unwrap()),
+        }
+        let held = hold(&story.rig);
+        let listed = list(&story.rig);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // Nothing is left of this that could prove what was there before it.
+        volume.discard(crate::rig::range(0, BLOCK)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        held.release();
+        story.rig.faults.clear();
+        assert_eq!(listed.await.unwrap().unwrap().len(), count);
+    }
     volume.close().await.unwrap();
 }
 
