@@ -21,8 +21,8 @@ use objblk::format::{SnapshotId, VolumeId, keys};
 use objblk::store::memory::MemoryStore;
 use objblk::store::{GetRange, Key, Store};
 use objblk::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What recovery would find.
 pub struct Recovered {
@@ -104,8 +104,9 @@ impl Auditor<'_> {
     }
 
     fn check_slots(&self, found: &Recovered) -> Audit<()> {
-        for location in found.places.iter().flatten().map(|location| location.seq) {
-            let key = found.slot_key(self.volume, location);
+        let slots: BTreeSet<Seq> = found.places.iter().flatten().map(|place| place.seq).collect();
+        for slot in slots {
+            let key = found.slot_key(self.volume, slot);
             if self.store.head(&key).now_or_never().is_none_or(|head| head.is_err()) {
                 return Err(format!("{key} holds live sectors and is not there"));
             }
