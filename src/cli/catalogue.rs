@@ -118,11 +118,13 @@ pub(super) async fn list(context: &Context) -> Result<()> {
     let entries = pool.list().await?;
     let (host, targets) = (Host::local()?, attached());
     let mut lines: Vec<Line> = entries.iter().map(|entry| line(entry, &host, &targets)).collect();
-    for (line, entry) in lines.iter_mut().zip(&entries) {
-        if let Health::Good(info) = &entry.health {
-            line.parent = pool.origin_name(&info.volume).await?;
-        }
-    }
+    let good = entries.iter().filter_map(|entry| match &entry.health {
+        Health::Good(info) => Some(&info.volume),
+        _ => None,
+    });
+    let names: Vec<_> = entries.iter().map(|entry| (entry.name.clone(), entry.id)).collect();
+    let origins = pool.origins(good, &names).await?;
+    lines.iter_mut().for_each(|line| line.parent = origins.get(&line.id).cloned());
     context.show(&lines, || table(&lines))?;
     let deleting = lines.iter().filter(|line| line.state == "deleting");
     for line in deleting {
@@ -153,7 +155,10 @@ pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
     let pool = context.open().await?.pool;
     let info = pool.info(name).await?;
     let mut line = known(name.to_string(), &info, &Host::local()?, &attached());
-    line.parent = pool.origin_name(&info.volume).await?;
+    if info.volume.origin().is_some() {
+        let origins = pool.origins([&info.volume].into_iter(), &pool.names().await?).await?;
+        line.parent = origins.get(&info.volume.id).cloned();
+    }
     context.show(&line, || details(&line))
 }
 

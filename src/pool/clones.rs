@@ -23,6 +23,7 @@ use crate::format::{SnapshotId, VolumeId};
 use crate::store::{StoreErrorKind, list_all};
 use crate::volume::{find_snapshot, list_snapshots};
 use futures::stream::{self, StreamExt, TryStreamExt};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A clone of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -194,23 +195,42 @@ impl Pool {
         Ok(())
     }
 
-    /// What a clone was made of, as NAME@SNAP; `None` for others. What has no name is shown by its id.
+    /// What the clones among `volumes` were made of, as NAME@SNAP. What has no name in `names` is shown by its
+    /// id.
     ///
     /// Errors: the store's.
-    pub async fn origin_name(&self, clone: &VolumeObject) -> Result<Option<String>> {
-        let Some(origin) = clone.origin() else { return Ok(None) };
-        let names = self.names().await?;
-        let name = names.into_iter().find(|(_, id)| *id == origin.volume).map(|(name, _)| name);
-        let name = name.unwrap_or_else(|| origin.volume.to_string());
-        let key = keys::snapshot(origin.volume, origin.snapshot);
-        let object = get(&*self.store, &key).await?;
-        let object = object.and_then(|bytes| SnapshotObject::parse(&bytes).ok());
-        let snapshot = object.map_or_else(|| origin.snapshot.to_string(), |o| o.entry.name);
-        Ok(Some(format!("{name}@{snapshot}")))
+    pub async fn origins(
+        &self,
+        volumes: impl Iterator<Item = &VolumeObject>,
+        names: &[(String, VolumeId)],
+    ) -> Result<BTreeMap<VolumeId, String>> {
+        let clones: Vec<(VolumeId, Ancestor)> =
+            volumes.filter_map(|volume| Some((volume.id, *volume.origin()?))).collect();
+        let wanted: BTreeSet<(VolumeId, SnapshotId)> =
+            clones.iter().map(|(_, origin)| (origin.volume, origin.snapshot)).collect();
+        let look = |(volume, snapshot)| async move {
+            let object = get(&*self.store, &keys::snapshot(volume, snapshot)).await?;
+            let object = object.and_then(|bytes| SnapshotObject::parse(&bytes).ok());
+            let called = object.map_or_else(|| snapshot.to_string(), |o| o.entry.name);
+            Ok::<_, Error>(((volume, snapshot), called))
+        };
+        let snapshots = stream::iter(wanted).map(look).buffered(PARALLEL);
+        let snapshots: BTreeMap<_, String> = snapshots.try_collect().await?;
+        let name = |id: VolumeId| {
+            let named = names.iter().find(|(_, named)| *named == id);
+            named.map_or_else(|| id.to_string(), |(name, _)| name.clone())
+        };
+        let shown = clones.into_iter().map(|(clone, origin)| {
+            let snapshot = &snapshots[&(origin.volume, origin.snapshot)];
+            (clone, format!("{}@{snapshot}", name(origin.volume)))
+        });
+        Ok(shown.collect())
     }
 
     /// Every name and what it stands for.
-    pub(super) async fn names(&self) -> Result<Vec<(String, VolumeId)>> {
+    ///
+    /// Errors: the store's.
+    pub async fn names(&self) -> Result<Vec<(String, VolumeId)>> {
         let names = list_all(&*self.store, keys::NAMES).await?;
         let names = names.iter().filter_map(|o| o.key.as_str().strip_prefix(keys::NAMES));
         let names: Vec<VolumeName> = names.filter_map(|name| name.parse().ok()).collect();

@@ -41,6 +41,10 @@ fn a_clone_shares_until_it_is_flattened() {
     home.run(&["clone", "vm1@a", "vm3"]).ok();
     let info = home.run(&["info", "vm3", "--json"]).json();
     assert_eq!((&info["parent"], &info["snapshots"]), (&json!("vm1@a"), &json!(0)));
+    let list = home.run(&["list", "--json"]).json();
+    let parents: Vec<_> = list.as_array().unwrap().iter().map(|v| v["parent"].clone()).collect();
+    let golden = json!("data@golden");
+    assert_eq!(parents, [json!(null), golden.clone(), golden, json!("vm1@a")]);
     let children = home.run(&["children", "data", "--json"]).json();
     let names: Vec<_> = children.as_array().unwrap().iter().map(|c| c["name"].clone()).collect();
     assert_eq!(names, ["vm1", "vm2"]);
