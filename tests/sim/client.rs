@@ -363,10 +363,11 @@ impl Client {
             let mut state = self.world.state();
             (state.shelf.wanted(), state.model.tick())
         };
+        let calm = self.world.state().calm;
         let _waits = self.process.begins("a snapshot");
         self.trace(|| format!("makes snapshot {id}"));
         if let Err(error) = self.volume.make_snapshot(id, &format!("{lane}-{id}")).await {
-            return self.judge_refusal("a snapshot", &error);
+            return self.judge_refusal("a snapshot", &error, calm);
         }
         self.trace(|| format!("has made snapshot {id}"));
         self.world.check(self.world.snapshot_made(self.epoch, id, from));
@@ -374,16 +375,17 @@ impl Client {
     }
 
     /// What waits for no device may fail where the store refuses it.
-    fn judge_refusal(&self, what: &str, error: &Error) -> Next {
+    fn judge_refusal(&self, what: &str, error: &Error, began_calm: bool) -> Next {
         self.trace(|| format!("{what} failed: {error}"));
         match error.kind() {
-            ErrorKind::Store if !self.world.state().calm => Next::GoOn,
+            ErrorKind::Store if !began_calm => Next::GoOn,
             _ => self.judge(what, &DeviceError::Io(error.to_string())),
         }
     }
 
     async fn delete_snapshot(&self, id: SnapshotId, name: &str) -> Next {
         self.world.state().shelf.doomed(id);
+        let calm = self.world.state().calm;
         let _waits = self.process.begins("the deletion of a snapshot");
         self.trace(|| format!("deletes snapshot {id}"));
         let is_origin = || self.world.state().clones.iter().any(|clone| clone.needs(id));
@@ -393,7 +395,7 @@ impl Client {
             if error.kind() == ErrorKind::Busy && (was_origin || is_origin()) {
                 return Next::GoOn;
             }
-            return self.judge_refusal("the deletion of a snapshot", &error);
+            return self.judge_refusal("the deletion of a snapshot", &error, calm);
         }
         self.trace(|| format!("has deleted snapshot {id}"));
         if is_origin() {

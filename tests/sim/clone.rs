@@ -31,8 +31,8 @@ pub struct CloneModel {
     pub of: SnapshotId,
     /// It may hold one of these; the last one unless somebody dies.
     allowed: Vec<Image>,
-    /// How often somebody has begun to work with it: who began last owns it.
-    session: u64,
+    /// Of who owns it: nobody with an older one knows anything of it.
+    epoch: u64,
     /// It needs its origin no more.
     flat: bool,
 }
@@ -70,7 +70,7 @@ pub fn make(
     };
     put(keys::volume(id), pool::encode_json(&description))?;
     put(keys::child(origin, of, id), Vec::new())?;
-    Some(CloneModel { id, of, allowed: vec![image], session: 0, flat: false })
+    Some(CloneModel { id, of, allowed: vec![image], epoch: 0, flat: false })
 }
 
 impl CloneModel {
@@ -79,8 +79,11 @@ impl CloneModel {
         self.of == snapshot && !self.flat
     }
 
-    /// Somebody has it now and found this.
-    fn begin(&mut self, found: &Image) -> Result<u64, String> {
+    /// The owner of `epoch` found this. False: it was superseded meanwhile.
+    fn begin(&mut self, epoch: u64, found: &Image) -> Result<bool, String> {
+        if epoch < self.epoch {
+            return Ok(false);
+        }
         if !self.allowed.contains(found) {
             let last = self.allowed.last().expect("never empty");
             let differ = last.stamps.iter().zip(&found.stamps).enumerate();
@@ -94,8 +97,8 @@ impl CloneModel {
             ));
         }
         self.allowed = vec![found.clone()];
-        self.session += 1;
-        Ok(self.session)
+        self.epoch = epoch;
+        Ok(true)
     }
 }
 
@@ -125,9 +128,13 @@ impl Actor {
             volume.abandon();
             return Ok(false);
         };
-        let session = self.world.state().clones[which].begin(&found)?;
+        let epoch = volume.status().epoch;
+        if !self.world.state().clones[which].begin(epoch, &found)? {
+            volume.abandon();
+            return Ok(false);
+        }
         self.world.state().counts.clones_used += 1;
-        let mut clone = Session { actor: self, volume, which, session, image: found };
+        let mut clone = Session { actor: self, volume, which, epoch, image: found };
         let worked = clone.work().await;
         let closed = match worked {
             Ok(()) => clone.volume.close().await,
@@ -176,7 +183,7 @@ struct Session<'a> {
     actor: &'a Actor,
     volume: Volume,
     which: usize,
-    session: u64,
+    epoch: u64,
     /// What it holds.
     image: Image,
 }
@@ -249,7 +256,7 @@ impl Session<'_> {
     fn model(&self, tell: impl FnOnce(&mut CloneModel, Image)) {
         let mut state = self.actor.world.state();
         let clone = &mut state.clones[self.which];
-        if clone.session == self.session {
+        if clone.epoch == self.epoch {
             tell(clone, self.image.clone());
         }
     }
