@@ -51,10 +51,10 @@ fn trimmed(text: &str) -> String {
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
-/// A time as `20261121T030405Z`, from milliseconds since 1970: fit for names.
+/// A time as `20261121T030405.678Z`, from milliseconds since 1970: fit for names.
 pub(super) fn stamp(ms: u64) -> String {
     let digits: String = time(ms).chars().filter(char::is_ascii_digit).collect();
-    format!("{}T{}Z", &digits[..8], &digits[8..])
+    format!("{}T{}.{:03}Z", &digits[..8], &digits[8..], ms % 1000)
 }
 
 /// A time as `2026-11-21 03:04:05 UTC`, from milliseconds since 1970.
