@@ -7,8 +7,8 @@
 //! of a turn where a turn is a matter of time; others end when their work is done.
 //!
 //! It runs as the optimised program does (profile `bench`, which is `release`). Needs what the system
-//! tests need: fio and nbdkit for the part `nbd`, the S3 server for `store` and `peers`, and
-//! s3backer for the latter.
+//! tests need: fio and nbdkit for the part `nbd`, the S3 server for `store` and `peers`,
+//! s3backer for the latter, and a guest with fio for `ublk`.
 
 #![allow(clippy::unwrap_used, reason = "a measurement fails by panicking")]
 #![allow(dead_code, reason = "the modules of the system tests are used in part")]
@@ -47,6 +47,8 @@ mod served;
 mod store;
 #[path = "../system/table.rs"]
 mod table;
+#[path = "speed/ublk.rs"]
+mod ublk;
 #[path = "../system/world.rs"]
 mod world;
 
@@ -59,11 +61,12 @@ fn main() {
     // `cargo bench` passes options of the standard harness.
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (settings, wanted) = Settings::parse(&words);
-    let parts: [(&str, Part); 5] = [
+    let parts: [(&str, Part); 6] = [
         ("engine", engine::run),
         ("cache", cached::run),
         ("nbd", served::run),
         ("store", store::run),
+        ("ublk", ublk::run),
         ("peers", peers::run),
     ];
     let known = |name: &&str| parts.iter().any(|(part, _)| part == name);
