@@ -7,8 +7,8 @@
 //! of a turn where a turn is a matter of time; others end when their work is done.
 //!
 //! It runs as the optimised program does (profile `bench`, which is `release`). Needs what the system
-//! tests need: fio and nbdkit for the part `nbd`, the S3 server for `store` and `peers`,
-//! s3backer for the latter, and a guest with fio for `ublk`.
+//! tests need: fio and nbdkit for the part `nbd`, the S3 server for `store`, `cost` and `peers`,
+//! s3backer for the last of these, and a guest with fio for `ublk`.
 
 #![allow(clippy::unwrap_used, reason = "a measurement fails by panicking")]
 #![allow(dead_code, reason = "the modules of the system tests are used in part")]
@@ -21,6 +21,8 @@ mod chart;
 mod client;
 #[path = "speed/contest.rs"]
 mod contest;
+#[path = "speed/cost.rs"]
+mod cost;
 #[path = "speed/disk.rs"]
 mod disk;
 #[path = "speed/engine.rs"]
@@ -43,6 +45,8 @@ mod proxy;
 mod s3;
 #[path = "speed/served.rs"]
 mod served;
+#[path = "speed/sizes.rs"]
+mod sizes;
 #[path = "speed/store.rs"]
 mod store;
 #[path = "../system/table.rs"]
@@ -61,12 +65,13 @@ fn main() {
     // `cargo bench` passes options of the standard harness.
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (settings, wanted) = Settings::parse(&words);
-    let parts: [(&str, Part); 6] = [
+    let parts: [(&str, Part); 7] = [
         ("engine", engine::run),
         ("cache", cached::run),
         ("nbd", served::run),
         ("store", store::run),
         ("ublk", ublk::run),
+        ("cost", cost::run),
         ("peers", peers::run),
     ];
     let known = |name: &&str| parts.iter().any(|(part, _)| part == name);
@@ -80,4 +85,5 @@ fn main() {
         }
     }
     report.write();
+    report.verdict();
 }

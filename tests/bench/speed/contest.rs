@@ -106,6 +106,7 @@ impl Line {
 pub struct Report {
     part: &'static str,
     lines: Vec<Line>,
+    failures: Vec<String>,
 }
 
 impl Report {
@@ -125,6 +126,16 @@ impl Report {
         let line = Line { part: self.part, work: work.to_owned(), unit, limit, figures };
         eprintln!("{}", line.json());
         self.lines.push(line);
+    }
+
+    /// Something is not as it has to be: see [`Report::verdict`].
+    pub fn fail(&mut self, why: String) {
+        self.failures.push(why);
+    }
+
+    /// Fails the run, once everything is measured and written, where a part has failed.
+    pub fn verdict(&self) {
+        assert!(self.failures.is_empty(), "failed:\n{}", self.failures.join("\n"));
     }
 
     /// Prints the lines of the part.

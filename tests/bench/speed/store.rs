@@ -1,5 +1,5 @@
 //! The engine on a real S3 server against bare requests by the same client, to a server that is near
-//! and to one that is 30 ms away.
+//! and to one that is 30 ms away; reads in order also to one that is 5 ms away.
 
 use crate::contest::{Report, Settings, take_turns};
 use crate::disk::{Dice, Ground, MIB, PAGE, noise};
@@ -36,23 +36,24 @@ const UNTIL_DONE: Duration = Duration::from_secs(3600);
 /// PUTs in a GiB of chunks that are full.
 const FULL: f64 = ((1 << 30) / CHUNK) as f64;
 
-const FAR: Profile = Profile {
-    name: "30 ms away",
-    faults: &[],
-    deck: 1,
-    distance: Some(Distance { trip: (30, 30), tail: (u32::MAX, 30), rate: 1 << 40 }),
-};
+const MIDDLE: Profile = away("5 ms away", 5);
+const FAR: Profile = away("30 ms away", 30);
+
+const fn away(name: &'static str, ms: u64) -> Profile {
+    let distance = Distance { trip: (ms, ms), tail: (u32::MAX, ms), rate: 1 << 40 };
+    Profile { name, faults: &[], deck: 1, distance: Some(distance) }
+}
 
 /// A bucket, the way to it, and how often it is asked.
-struct Place {
-    ground: Ground,
+pub struct Place {
+    pub ground: Ground,
     metrics: Arc<MetricsStore>,
-    bucket: Bucket,
+    pub bucket: Bucket,
     _proxy: Option<FaultProxy>,
 }
 
 impl Place {
-    fn new(profile: Option<&'static Profile>) -> Place {
+    pub fn new(profile: Option<&'static Profile>) -> Place {
         let (runtime, lab) = (Ground::runtime(), S3Lab::get());
         let bucket = runtime.block_on(lab.bucket());
         let start = |profile| FaultProxy::start(&lab.endpoint, "127.0.0.1", profile, 1);
@@ -67,7 +68,7 @@ impl Place {
         Place { ground, metrics, bucket, _proxy: proxy }
     }
 
-    fn count(&self, operation: &str) -> f64 {
+    pub fn count(&self, operation: &str) -> f64 {
         self.metrics.snapshot().operations[operation].requests as f64
     }
 
@@ -80,12 +81,12 @@ impl Place {
         tool("radosgw", "radosgw-admin", &collect);
     }
 
-    /// A volume full of noise, closed.
-    fn filled(&self) -> VolumeId {
-        let id = self.ground.create(COLD);
+    /// A volume of `size` bytes full of noise, closed.
+    pub fn filled(&self, size: u64) -> VolumeId {
+        let id = self.ground.create(size);
         let volume = self.ground.open(id, VolumeOptions::default());
         self.ground.wait(async {
-            for at in (0..COLD).step_by(CHUNK) {
+            for at in (0..size).step_by(CHUNK) {
                 let data = noise(CHUNK);
                 volume.write(Sector(at / SECTOR_SIZE), &data, WriteFlags::default()).await.unwrap();
             }
@@ -242,6 +243,20 @@ fn get_at_random(place: &Place, chunks: &[Key]) -> f64 {
     rate
 }
 
+/// Returns what was read.
+fn reads_in_order(
+    place: &Place,
+    name: &str,
+    rounds: usize,
+    report: &mut Report,
+) -> (VolumeId, Vec<Key>) {
+    let id = place.filled(COLD);
+    let chunks = place.chunks(id);
+    let rates = take_turns(rounds, [&mut || read_in_order(place, id), &mut || get(place, &chunks)]);
+    report.add(&format!("cold reads in order{name}"), "MB/s", "GETs of 4 MiB", rates);
+    (id, chunks)
+}
+
 fn contest(place: &Place, name: &str, settings: &Settings, report: &mut Report) {
     let (turn, rounds) = (settings.turn(30.0), settings.rounds);
     let mut puts = Vec::new();
@@ -255,11 +270,7 @@ fn contest(place: &Place, name: &str, settings: &Settings, report: &mut Report) 
     let work = format!("PUTs for them{name}, less is better");
     report.add(&work, "/GiB", "full chunks", [puts, vec![FULL; rounds]]);
 
-    let id = place.filled();
-    let chunks = place.chunks(id);
-    let rates = take_turns(rounds, [&mut || read_in_order(place, id), &mut || get(place, &chunks)]);
-    report.add(&format!("cold reads in order{name}"), "MB/s", "GETs of 4 MiB", rates);
-
+    let (id, chunks) = reads_in_order(place, name, rounds, report);
     let mut gets = Vec::new();
     let ours = &mut || {
         let (rate, each) = read_at_random(place, id);
@@ -274,9 +285,17 @@ fn contest(place: &Place, name: &str, settings: &Settings, report: &mut Report) 
 }
 
 pub fn run(settings: &Settings, report: &mut Report) {
-    for (name, profile) in [("", None), (", 30 ms away", Some(&FAR))] {
+    for (name, profile, is_whole) in [
+        ("", None, true),
+        (", 5 ms away", Some(&MIDDLE), false),
+        (", 30 ms away", Some(&FAR), true),
+    ] {
         let place = Place::new(profile);
-        contest(&place, name, settings, report);
+        if is_whole {
+            contest(&place, name, settings, report);
+        } else {
+            reads_in_order(&place, name, settings.rounds, report);
+        }
         place.ground.wait(place.bucket.remove());
     }
 }
