@@ -7,7 +7,7 @@
 //! of a turn where a turn is a matter of time; others end when their work is done.
 //!
 //! It runs as the optimised program does (profile `bench`, which is `release`). Needs what the system
-//! tests need: fio and nbdkit for the part `nbd`, the S3 server for `store`, `cost` and `peers`,
+//! tests need: fio and nbdkit for the part `nbd`, the S3 server for `store`, `cost`, `snapshots` and `peers`,
 //! s3backer for the last of these, and a guest with fio for `ublk`.
 
 #![allow(clippy::unwrap_used, reason = "a measurement fails by panicking")]
@@ -27,6 +27,8 @@ mod cost;
 mod disk;
 #[path = "speed/engine.rs"]
 mod engine;
+#[path = "speed/family.rs"]
+mod family;
 #[path = "../support/fault_proxy.rs"]
 mod fault_proxy;
 #[path = "../system/hosts.rs"]
@@ -65,13 +67,14 @@ fn main() {
     // `cargo bench` passes options of the standard harness.
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (settings, wanted) = Settings::parse(&words);
-    let parts: [(&str, Part); 7] = [
+    let parts: [(&str, Part); 8] = [
         ("engine", engine::run),
         ("cache", cached::run),
         ("nbd", served::run),
         ("store", store::run),
         ("ublk", ublk::run),
         ("cost", cost::run),
+        ("snapshots", family::run),
         ("peers", peers::run),
     ];
     let known = |name: &&str| parts.iter().any(|(part, _)| part == name);

@@ -113,7 +113,7 @@ enum Load {
 ///
 /// * **Attach:** description, owner, newest checkpoint (looked for twice: to tell the owner, and once
 ///   the epoch is claimed), and the slots behind it, all missing: GETs. Epoch and fence: PUTs. What
-///   the owner before has left behind is deleted after a checkpoint.
+///   the owner before has left behind is deleted after a checkpoint; unfinished snapshots are listed for that.
 /// * **Checkpoint:** a PUT for each 4 MiB of changed leaves and pages, one for itself, a look at the next
 ///   epoch, and one DELETE.
 /// * **First reads:** a GET for each leaf and page of the map, and one for the frame table of each chunk.
@@ -143,7 +143,7 @@ fn predict(load: &Load, seconds: f64) -> Requests {
 fn attach() -> Requests {
     let chunk_page = 1.0;
     let get = 4.0 + SLOTS_AHEAD + chunk_page;
-    Requests { put: 2.0, get, list: 3.0, head: 1.0, delete: 0.0 } + checkpoint(1.0)
+    Requests { put: 2.0, get, list: 4.0, head: 1.0, delete: 0.0 } + checkpoint(1.0)
 }
 
 fn checkpoint(map_objects: f64) -> Requests {
