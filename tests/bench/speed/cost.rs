@@ -1,8 +1,9 @@
 //! What objblk costs at a store that bills by request: a model of the requests of four loads, checked
 //! against what the engine asks of a real S3 server, and what they cost at list prices.
 //!
-//! [`predict`] knows the geometry of volumes (chunks, frames, leaves of the map), and nothing of how the
-//! engine is written. If it is wrong by more than [`TOLERANCE`], one of the two is: the part fails.
+//! [`predict`] knows the geometry of volumes (chunks, frames, leaves of the map) and the engine's rules of
+//! when it asks; it counts nothing. If it is wrong by more than [`TOLERANCE`], the model or the engine
+//! has changed: the part fails.
 
 use crate::contest::{Report, Settings};
 use crate::disk::{Dice, MIB, PAGE, noise};
