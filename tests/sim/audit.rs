@@ -66,14 +66,7 @@ impl Auditor<'_> {
             Some(newest) => Checkpoint::parse(&self.need(&newest.key)?)
                 .map_err(|e| format!("{}: {e}", newest.key))?,
         };
-        let mut found = Recovered {
-            epoch: checkpoint.epoch,
-            end: checkpoint.next,
-            size: checkpoint.size,
-            terms: checkpoint.terms.iter().map(|term| (term.first, term.epoch)).collect(),
-            places: vec![None; self.layout.sectors()],
-            snapshots: BTreeMap::new(),
-        };
+        let mut found = Recovered::begin(&checkpoint, self.layout);
         self.walk(&checkpoint, &mut found)?;
         for entry in checkpoint.snapshots.iter().filter(|entry| !entry.deleted) {
             found.snapshots.insert(entry.id, self.snapshot(entry.id)?);
@@ -87,14 +80,7 @@ impl Auditor<'_> {
         let key = keys::snapshot(self.volume, id);
         let object = SnapshotObject::parse(&self.need(&key)?).map_err(|e| format!("{key}: {e}"))?;
         let checkpoint = object.checkpoint;
-        let mut found = Recovered {
-            epoch: checkpoint.epoch,
-            end: checkpoint.next,
-            size: checkpoint.size,
-            terms: checkpoint.terms.iter().map(|term| (term.first, term.epoch)).collect(),
-            places: vec![None; self.layout.sectors()],
-            snapshots: BTreeMap::new(),
-        };
+        let mut found = Recovered::begin(&checkpoint, self.layout);
         if !self.light {
             self.walk(&checkpoint, &mut found)
                 .and_then(|()| self.check_slots(&found))
@@ -224,6 +210,18 @@ fn everything(size: SectorCount) -> SectorRange {
 }
 
 impl Recovered {
+    /// At the position of a checkpoint, before anything of it was looked at.
+    fn begin(checkpoint: &Checkpoint, layout: &Layout) -> Recovered {
+        Recovered {
+            epoch: checkpoint.epoch,
+            end: checkpoint.next,
+            size: checkpoint.size,
+            terms: checkpoint.terms.iter().map(|term| (term.first, term.epoch)).collect(),
+            places: vec![None; layout.sectors()],
+            snapshots: BTreeMap::new(),
+        }
+    }
+
     fn slot_key(&self, volume: VolumeId, seq: Seq) -> Key {
         let after = self.terms.partition_point(|(first, _)| *first <= seq);
         let epoch = after.checked_sub(1).map_or(Epoch(0), |at| self.terms[at].1);
