@@ -14,7 +14,7 @@ use serde::Serialize;
 struct Line {
     name: String,
     id: VolumeId,
-    /// free, in-use, unclean (its owner died), deleting, damaged
+    /// free, in-use, unclean (its owner died), deleting, importing, damaged
     state: &'static str,
     health: String,
     size: Option<u64>,
@@ -105,6 +105,9 @@ fn line(entry: &Entry, host: &Host, targets: &[KnownTarget]) -> Line {
     match &entry.health {
         Health::Good(info) => known(name, info, host, targets),
         Health::Deleting => bare(name, entry.id, "deleting", "its deletion was begun".into()),
+        Health::Importing(source) => {
+            bare(name, entry.id, "importing", format!("its import from {source} is not finished"))
+        }
         Health::Damaged(e) => bare(name, entry.id, "damaged", e.to_string()),
     }
 }

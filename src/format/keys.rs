@@ -3,6 +3,7 @@
 //! ```text
 //! objblk.json                                 the pool
 //! names/<name>                                name -> volume id
+//! imports/<name>                              an import that is not finished
 //! trash/<id>                                  a volume whose objects are being removed
 //! bench/<run>/<number>                        a load on the bare store, for as long as it runs
 //! volumes/<id>/volume.json                    the volume, immutable
@@ -64,6 +65,9 @@ pub fn pool() -> Key {
 /// Prefix of all names.
 pub const NAMES: &str = "names/";
 
+/// Prefix of all imports that are not finished.
+pub const IMPORTS: &str = "imports/";
+
 /// Prefix of all volumes that are being removed.
 pub const TRASH: &str = "trash/";
 
@@ -81,6 +85,11 @@ pub fn is_valid_name(name: &str) -> bool {
 /// The object that gives a name to a volume; `None` where the name is not a valid one.
 pub fn name(name: &str) -> Option<Key> {
     is_valid_name(name).then(|| key(format!("{NAMES}{name}")))
+}
+
+/// The import that is to get a name; `None` where the name is not a valid one.
+pub fn import(name: &str) -> Option<Key> {
+    is_valid_name(name).then(|| key(format!("{IMPORTS}{name}")))
 }
 
 /// The tombstone of a volume.

@@ -1,4 +1,4 @@
-//! Objects of the pool: its description, names and tombstones. JSON.
+//! Objects of the pool: its description, names, imports under way and tombstones. JSON.
 
 use super::VolumeId;
 use super::codec::{FormatError, FormatResult, Problem};
@@ -51,6 +51,22 @@ pub struct TombstoneObject {
     pub name: String,
     /// When it was deleted, in milliseconds since 1970.
     pub deleted_at_ms: u64,
+}
+
+/// `imports/<name>`: an import that was begun and is not finished. Its volume gets the name when it is
+/// complete, and has none before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportObject {
+    /// The volume that is being filled.
+    pub volume: VolumeId,
+    /// What it is filled from, for people.
+    pub source: String,
+    /// What tells that source from another one; without it the import cannot be resumed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    /// When it was begun, in milliseconds since 1970.
+    pub begun_at_ms: u64,
 }
 
 /// Longest JSON object that is parsed, in bytes.

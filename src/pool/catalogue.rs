@@ -1,5 +1,6 @@
 //! Volumes of a pool: create, look up, list, rename.
 
+use super::imports::under_way;
 use super::{PARALLEL, Pool, VolumeName, damaged, get};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
@@ -52,6 +53,8 @@ pub enum Health {
     Good(Box<Info>),
     /// A volume whose removal was begun and not finished.
     Deleting,
+    /// An import that is not finished, from that source.
+    Importing(String),
     /// Something that cannot be read.
     Damaged(Error),
 }
@@ -122,6 +125,10 @@ impl Pool {
     /// unsupported by its description.
     pub async fn lookup(&self, name: &VolumeName) -> Result<(VolumeId, VolumeObject)> {
         let Some(id) = self.resolve(name).await? else {
+            if let Some(import) = self.import_of(name).await? {
+                let e = Error::not_found(format!("there is no volume called {name} yet"));
+                return Err(e.because(under_way(name, &import)));
+            }
             return Err(no_volume(self, name));
         };
         if get(&*self.store, &keys::trash(id)).await?.is_some() {
@@ -140,7 +147,7 @@ impl Pool {
         Ok(Info { volume, ownership })
     }
 
-    /// Every name of the pool, sorted, those of unfinished deletions included. Errors: the store's
+    /// Every name of the pool, sorted, those of unfinished deletions and imports included. Errors: the store's
     /// only; what is wrong with one volume is said in its entry.
     pub async fn list(&self) -> Result<Vec<Entry>> {
         let (names, trash) =
@@ -156,6 +163,12 @@ impl Pool {
             if !entries.iter().any(|entry| entry.id == *id) {
                 let (name, id) = (tombstone.name.clone(), *id);
                 entries.push(Entry { name, id, health: Health::Deleting });
+            }
+        }
+        for (name, import) in self.imports().await? {
+            if !entries.iter().any(|entry| entry.name == name.as_str()) {
+                let health = Health::Importing(import.source);
+                entries.push(Entry { name: name.to_string(), id: import.volume, health });
             }
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -199,7 +212,11 @@ impl Pool {
         Ok(self.store.delete(&[from.key()]).await?)
     }
 
+    /// Gives a volume a name. Errors: exists, where a volume has it, or an import of another one is to get it.
     pub(super) async fn put_name(&self, name: &VolumeName, id: VolumeId) -> Result<()> {
+        if let Some(import) = self.import_of(name).await?.filter(|import| import.volume != id) {
+            return Err(under_way(name, &import));
+        }
         let body = encode_json(&NameObject { volume: id });
         self.store.put_if_absent(&name.key(), body.into()).await.map_err(|e| match e.kind {
             StoreErrorKind::AlreadyExists => name_taken(name),

@@ -47,6 +47,13 @@ impl Pool {
     /// busy, where it is owned or has snapshots; corrupt, where it cannot be claimed (all unless forced);
     /// busy, where clones need it, forced or not.
     pub async fn delete(&self, name: &VolumeName, by: Executioner) -> Result<Deleted> {
+        if let Some(import) = self.import_of(name).await? {
+            if self.resolve(name).await?.is_none() {
+                return self.delete_import(name, import.volume, &by).await;
+            }
+            // It is complete, or another volume got the name: nobody will go on with it.
+            self.forget_import(name).await?;
+        }
         let Some(id) = self.resolve(name).await? else {
             let tombstones = self.tombstones().await?;
             let begun = tombstones.iter().find(|(_, t)| t.name == name.as_str());
@@ -81,6 +88,35 @@ impl Pool {
         self.remove(id).await
     }
 
+    /// Deletes a volume that is being imported, or an import that has no volume yet.
+    async fn delete_import(
+        &self,
+        name: &VolumeName,
+        id: VolumeId,
+        by: &Executioner,
+    ) -> Result<Deleted> {
+        if get(&*self.store, &keys::volume(id)).await?.is_none() {
+            self.forget_import(name).await?;
+            return Ok(Deleted::default());
+        }
+        let claimed = match get(&*self.store, &keys::trash(id)).await? {
+            Some(_) => None,
+            None => self.claim(name, id, by).await?,
+        };
+        self.bury(name, id).await?;
+        // Before its own object goes, whoever fills it can still be told from here: it looks for the tombstone.
+        if self.resolve(name).await? == Some(id) {
+            self.store.delete(&[name.key()]).await?;
+        }
+        self.forget_import(name).await?;
+        if let Some(volume) = claimed
+            && volume.close().await.is_err()
+        {
+            volume.abandon();
+        }
+        self.remove(id).await
+    }
+
     /// With the tombstone there, no more clones are made of the volume. Where one was made before, it is
     /// taken away again; errors as [`Pool::refuse_origin`].
     async fn exhume_origin(&self, name: &VolumeName, id: VolumeId) -> Result<()> {
@@ -96,6 +132,7 @@ impl Pool {
     pub async fn has_left_over(&self, name: &VolumeName) -> Result<bool> {
         let tombstones = self.tombstones().await?;
         Ok(tombstones.iter().any(|(_, tombstone)| tombstone.name == name.as_str())
+            || self.import_of(name).await?.is_some()
             || self.nameless(name).await?.is_some())
     }
 
@@ -103,7 +140,9 @@ impl Pool {
     async fn nameless(&self, name: &VolumeName) -> Result<Option<VolumeId>> {
         let Ok(id) = name.as_str().parse::<VolumeId>() else { return Ok(None) };
         let is_there = get(&*self.store, &keys::volume(id)).await?.is_some();
-        let is_named = is_there && self.names().await?.iter().any(|(_, named)| *named == id);
+        let is_named = is_there
+            && (self.names().await?.iter().any(|(_, named)| *named == id)
+                || self.imports().await?.iter().any(|(_, import)| import.volume == id));
         Ok((is_there && !is_named).then_some(id))
     }
 

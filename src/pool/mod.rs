@@ -4,6 +4,7 @@
 //! create    volume.json under a new id, then names/<name>      <- the name is the commit point
 //! rename    names/<new>, then names/<old> goes
 //! delete    claim, trash/<id>, names/<name> goes, the objects go, trash/<id> goes
+//! import    imports/<name>, volume.json, the data, then names/<name>  <- the name is the commit point
 //! ```
 //!
 //! Everything rests on the store's create-if-absent: of two that create one name, one wins and the
@@ -20,6 +21,7 @@ mod catalogue;
 mod claim;
 mod clones;
 mod delete;
+mod imports;
 mod name;
 
 pub use catalogue::{Entry, Health, Info, NewVolume};

@@ -23,6 +23,11 @@ impl VolumeName {
     pub(super) fn key(&self) -> crate::store::Key {
         keys::name(&self.0).expect("a volume name is a valid one")
     }
+
+    /// The object of an import that is to get it.
+    pub(super) fn import_key(&self) -> crate::store::Key {
+        keys::import(&self.0).expect("a volume name is a valid one")
+    }
 }
 
 impl FromStr for VolumeName {

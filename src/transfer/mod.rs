@@ -3,4 +3,16 @@
 //! Contract: whatever cuts a transfer off, nothing half done goes by a final name, and what is left says how
 //! to go on.
 
+pub mod convert;
+pub mod export;
+pub mod image;
+pub mod import;
+pub mod partial;
+mod program;
 pub mod progress;
+pub mod source;
+pub mod spool;
+mod watched;
+pub mod web;
+mod window;
+mod zeros;

@@ -10,7 +10,9 @@ use objblk::format::fence::Fence;
 use objblk::format::keys::MapObjectId;
 use objblk::format::map_object::{ItemKind, parse_directory};
 use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
-use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, end_json, parse_json};
+use objblk::format::pool::{
+    ImportObject, NameObject, PoolObject, TombstoneObject, end_json, parse_json,
+};
 use objblk::format::profile::Profile;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::volume::{EpochObject, VolumeObject};
@@ -103,6 +105,8 @@ fn golden_json_reads_back() {
     assert_eq!(EpochObject::parse(&read("epoch.json")).unwrap().owner(), "process 42 on host thor");
     let tombstone: TombstoneObject = parse_json("tombstone", &read("tombstone.json")).unwrap();
     assert_eq!(tombstone.name, "data");
+    let import: ImportObject = parse_json("import", &read("import.json")).unwrap();
+    assert_eq!((import.volume, import.source), (samples::volume(), "/images/debian.raw".into()));
 }
 
 #[test]

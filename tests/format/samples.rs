@@ -13,7 +13,9 @@ use objblk::format::map_object::{ItemKind, MapObjectBuilder};
 use objblk::format::page::{
     ChunkPage, ChunkUse, Extent, ItemRef, Location, encode_chunk_page, encode_leaf, encode_map_page,
 };
-use objblk::format::pool::{NameObject, PoolKind, PoolObject, TombstoneObject, encode_json};
+use objblk::format::pool::{
+    ImportObject, NameObject, PoolKind, PoolObject, TombstoneObject, encode_json,
+};
 use objblk::format::profile::Profile;
 use objblk::format::record::Record;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
@@ -210,6 +212,12 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         nonce: "00ff".into(),
         journal: None,
     };
+    let import = ImportObject {
+        volume: volume(),
+        source: "/images/debian.raw".into(),
+        fingerprint: Some("raw 1024 1790000000000000000".into()),
+        begun_at_ms: created_at_ms,
+    };
     let tombstone = TombstoneObject { name: "data".into(), deleted_at_ms: created_at_ms };
     vec![
         ("pool.json", encode_json(&pool)),
@@ -218,6 +226,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("name.json", encode_json(&NameObject { volume: volume() })),
         ("epoch.json", encode_json(&epoch)),
         ("tombstone.json", encode_json(&tombstone)),
+        ("import.json", encode_json(&import)),
     ]
 }
 

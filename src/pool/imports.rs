@@ -1,0 +1,152 @@
+//! Imports: volumes that are being filled, and get their name when that is done.
+//!
+//! ```text
+//! begin     imports/<name>, which says the id, then volume.json under that id
+//! finish    names/<name>                                       <- the name is the commit point
+//!           then imports/<name> goes
+//! delete    claim, trash/<id>, imports/<name> goes, names/<name> if it is this volume's, the objects go
+//! ```
+//!
+//! Whoever finishes looks, after the name is there, for a tombstone and whether the import still is; whoever
+//! deletes looks for the name after the tombstone is there: one of the two notices the other. What a crash leaves of an import is found by its
+//! name: another one goes on with it, or `delete` removes it.
+
+use super::catalogue::{name_taken, put_description};
+use super::{NewVolume, PARALLEL, Pool, VolumeName, damaged, get};
+use crate::clock::{Clock, SystemClock};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::pool::{ImportObject, encode_json, parse_json};
+use crate::format::volume::{VOLUME_VERSION, VolumeObject};
+use crate::format::{VolumeId, features::Features, keys};
+use crate::store::{StoreErrorKind, list_all};
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+impl Pool {
+    /// Begins an import that is to be called `name`, of the `source` that the `fingerprint` tells from
+    /// others. There is no volume yet: [`Pool::import_volume`] makes it.
+    ///
+    /// Errors: exists, where a volume or another import has the name; the store's.
+    pub async fn begin_import(
+        &self,
+        name: &VolumeName,
+        source: String,
+        fingerprint: Option<String>,
+    ) -> Result<ImportObject> {
+        if get(&*self.store, &name.key()).await?.is_some() {
+            return Err(name_taken(name));
+        }
+        let import = ImportObject {
+            volume: VolumeId::from_random(rand::random()),
+            source,
+            fingerprint,
+            begun_at_ms: SystemClock.now_ms(),
+        };
+        let body = encode_json(&import);
+        match self.store.put_if_absent(&name.import_key(), body.into()).await {
+            Ok(()) => Ok(import),
+            Err(e) if e.kind == StoreErrorKind::AlreadyExists => {
+                match self.import_of(name).await? {
+                    Some(import) => Err(under_way(name, &import)),
+                    None => Err(Error::new(
+                        ErrorKind::Busy,
+                        format!("an import of {name} has just ended"),
+                    )),
+                }
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The import that was begun under this name and is not finished. Errors: corrupt; the store's.
+    pub async fn import_of(&self, name: &VolumeName) -> Result<Option<ImportObject>> {
+        let key = name.import_key();
+        let Some(bytes) = get(&*self.store, &key).await? else { return Ok(None) };
+        let parsed = parse_json("import", &bytes);
+        parsed.map(Some).map_err(|e| damaged(&*self.store, &key, e))
+    }
+
+    /// The volume of an import, made where it is missing. It is as large as it was made at first.
+    ///
+    /// Errors: usage, for impossible sizes, or where it was made with others; corrupt; the store's.
+    pub async fn import_volume(&self, id: VolumeId, new: NewVolume) -> Result<VolumeObject> {
+        new.validate()?;
+        let key = keys::volume(id);
+        if let Some(bytes) = get(&*self.store, &key).await? {
+            let found = VolumeObject::parse(&bytes).map_err(|e| damaged(&*self.store, &key, e))?;
+            let made = (found.size, found.block_size, found.chunk_size);
+            return match made == (new.size, new.block_size.bytes(), new.chunk_size) {
+                true => Ok(found),
+                false => Err(Error::usage(format!(
+                    "the import was begun with a size of {} bytes, --block-size {} and --chunk-size {}",
+                    found.size, found.block_size, found.chunk_size
+                ))
+                .hint("resume it with the same flags")),
+            };
+        }
+        let volume = VolumeObject {
+            version: VOLUME_VERSION,
+            id,
+            size: new.size,
+            block_size: new.block_size.bytes(),
+            chunk_size: new.chunk_size,
+            features: Features::default(),
+            created_at_ms: SystemClock.now_ms(),
+            ancestors: Vec::new(),
+        };
+        put_description(&*self.store, &volume).await?;
+        Ok(volume)
+    }
+
+    /// Gives the volume `id`, which is complete and closed, the name that it was imported for. May be called
+    /// again as long as the import is there.
+    ///
+    /// Errors: exists, where another volume has got the name; busy, where it was deleted meanwhile; the
+    /// store's.
+    pub async fn finish_import(&self, name: &VolumeName, id: VolumeId) -> Result<()> {
+        match self.put_name(name, id).await {
+            Err(e) if e.kind() == ErrorKind::Exists => {
+                if self.resolve(name).await? != Some(id) {
+                    return Err(e);
+                }
+            }
+            done => done?,
+        }
+        let buried = get(&*self.store, &keys::trash(id)).await?.is_some();
+        if buried || self.import_of(name).await?.is_none_or(|import| import.volume != id) {
+            self.store.delete(&[name.key()]).await?;
+            return Err(Error::new(ErrorKind::Busy, format!("{name} was deleted meanwhile")));
+        }
+        Ok(self.store.delete(&[name.import_key()]).await?)
+    }
+
+    /// Forgets an import that left nothing but its own object, or whose volume has a name by now. Errors:
+    /// the store's.
+    pub async fn forget_import(&self, name: &VolumeName) -> Result<()> {
+        Ok(self.store.delete(&[name.import_key()]).await?)
+    }
+
+    /// Every import that is not finished, by name. What cannot be read is passed over. Errors: the store's.
+    pub async fn imports(&self) -> Result<Vec<(VolumeName, ImportObject)>> {
+        let found = list_all(&*self.store, keys::IMPORTS).await?;
+        let names = found.iter().filter_map(|o| o.key.as_str().strip_prefix(keys::IMPORTS));
+        let names: Vec<VolumeName> = names.filter_map(|name| name.parse().ok()).collect();
+        let read = stream::iter(names).map(|name| async move {
+            match self.import_of(&name).await {
+                Err(e) if e.kind() == ErrorKind::Store => Err(e),
+                found => Ok(found.ok().flatten().map(|import| (name, import))),
+            }
+        });
+        let read: Vec<Option<_>> = read.buffered(PARALLEL).try_collect().await?;
+        Ok(read.into_iter().flatten().collect())
+    }
+}
+
+/// The refusal for a name that an import is to get.
+pub(super) fn under_way(name: &VolumeName, import: &ImportObject) -> Error {
+    let text = format!("an import of {name} from {} was begun and is not finished", import.source);
+    let remove = format!("remove what it left with `objblk delete {name}`");
+    Error::new(ErrorKind::Exists, text).hint(match import.fingerprint.is_some() {
+        true => format!("go on with it with `objblk import --resume`, or {remove}"),
+        false => format!("it cannot be resumed: {remove}"),
+    })
+}

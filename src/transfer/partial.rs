@@ -1,0 +1,142 @@
+//! A file that has its name only when it is complete: until then it is `FILE.partial` beside it.
+
+use crate::error::{Error, ErrorKind, Result};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// An unfinished file. Removed when it is dropped; a process that is killed leaves it, for the next one to use.
+#[derive(Debug)]
+pub struct Partial {
+    path: PathBuf,
+    partial: PathBuf,
+    replace: bool,
+    /// Nobody else writes it meanwhile.
+    file: Flock<File>,
+    finished: bool,
+}
+
+impl Partial {
+    /// Begins an empty one for `path`. Errors: exists, where that is there and is not to be replaced; busy, where
+    /// somebody else writes it; failed.
+    pub fn begin(path: &Path, replace: bool) -> Result<Partial> {
+        // A symlink stays one.
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if !replace && fs::symlink_metadata(&path).is_ok() {
+            return Err(there(&path));
+        }
+        let mut partial = path.clone().into_os_string();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        let failed =
+            |e: io::Error| Error::failed(format!("cannot write {}", partial.display())).because(e);
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).open(&partial);
+        let busy = || {
+            let text = format!("another process writes {}", partial.display());
+            Error::new(ErrorKind::Busy, text).hint("wait for it, or name another file")
+        };
+        let file = match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => file,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(busy()),
+            Err((_, e)) => return Err(failed(e.into())),
+        };
+        // Whoever had the lock may have given the file its final name since it was opened.
+        let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let (mine, named) = (file.metadata().map(identity), fs::metadata(&partial).map(identity));
+        if named.map_err(|_| busy())? != mine.map_err(failed)? {
+            return Err(busy());
+        }
+        file.set_len(0).map_err(failed)?;
+        Ok(Partial { path, partial, replace, file, finished: false })
+    }
+
+    /// The file.
+    pub fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.partial
+    }
+
+    /// Gives it its name, once it is durable. Errors: exists; failed.
+    pub fn finish(mut self) -> Result<()> {
+        let failed = |e: io::Error| {
+            Error::failed(format!("cannot finish {}", self.path.display())).because(e)
+        };
+        self.file.sync_all().map_err(failed)?;
+        match self.replace {
+            true => fs::rename(&self.partial, &self.path).map_err(failed)?,
+            false => self.rename_to_new()?,
+        }
+        self.finished = true;
+        let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty());
+        let folder = File::open(folder.unwrap_or(Path::new("."))).map_err(failed)?;
+        folder.sync_all().map_err(failed)
+    }
+
+    fn rename_to_new(&self) -> Result<()> {
+        let (from, to) = (&self.partial, &self.path);
+        let renamed = renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE);
+        let renamed = match renamed {
+            // The file system cannot do that.
+            Err(Errno::EINVAL) if fs::symlink_metadata(to).is_err() => {
+                fs::rename(from, to).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))
+            }
+            Err(Errno::EINVAL) => Err(Errno::EEXIST),
+            renamed => renamed,
+        };
+        renamed.map_err(|e| match e {
+            Errno::EEXIST => there(to),
+            e => Error::failed(format!("cannot finish {}", to.display())).because(e),
+        })
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Err(e) = fs::remove_file(&self.partial)
+        {
+            tracing::warn!("cannot remove {}: {e}", self.partial.display());
+        }
+    }
+}
+
+fn there(path: &Path) -> Error {
+    Error::new(ErrorKind::Exists, format!("{} is there already", path.display()))
+        .hint("name another file, or replace it with --force")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_for_what_is_complete() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let partial = Partial::begin(&path, false).unwrap();
+        assert_eq!(Partial::begin(&path, false).unwrap_err().kind(), ErrorKind::Busy);
+        fs::write(partial.path(), "whole").unwrap();
+        assert!(!path.exists());
+        partial.finish().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "whole");
+        assert_eq!(Partial::begin(&path, false).unwrap_err().kind(), ErrorKind::Exists);
+        // What a process left that was killed is begun anew.
+        fs::write(folder.path().join("image.partial"), "left over").unwrap();
+        let partial = Partial::begin(&path, true).unwrap();
+        assert_eq!(fs::read(partial.path()).unwrap(), b"");
+        drop(partial);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        let partial = Partial::begin(&folder.path().join("new"), false).unwrap();
+        fs::write(folder.path().join("new"), "somebody else's").unwrap();
+        assert_eq!(partial.finish().unwrap_err().kind(), ErrorKind::Exists);
+        assert_eq!(fs::read_to_string(folder.path().join("new")).unwrap(), "somebody else's");
+    }
+}
