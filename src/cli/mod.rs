@@ -10,7 +10,10 @@ mod catalogue;
 mod clone;
 mod confirm;
 pub mod duration;
+mod export;
 mod gc;
+mod import;
+mod interrupt;
 mod journal;
 mod logging;
 mod pool;
@@ -115,6 +118,8 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Clone { of, new } => clone::clone(context, &of.parse()?, &new.parse()?).await,
         Verb::Children { of } => clone::children(context, &of.parse()?).await,
         Verb::Flatten { name } => clone::flatten(context, &name.parse()?).await,
+        Verb::Import(import) => import::import(context, import).await,
+        Verb::Export(export) => export::export(context, export).await,
         Verb::Resize { name, size, shrink } => {
             volume::resize(context, &name.parse()?, &size, shrink).await
         }

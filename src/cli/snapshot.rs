@@ -158,7 +158,7 @@ fn document(volume: &VolumeName, report: &SnapshotReport) -> serde_json::Value {
 }
 
 /// The target of this host that owns the volume.
-fn serving(run_dir: &RunDir, id: VolumeId) -> Result<Option<KnownTarget>> {
+pub(super) fn serving(run_dir: &RunDir, id: VolumeId) -> Result<Option<KnownTarget>> {
     let owns = |target: &KnownTarget| {
         let mut volumes = target.state.volumes.iter();
         target.alive && volumes.any(|volume| volume.id == id && !volume.read_only)
@@ -167,7 +167,7 @@ fn serving(run_dir: &RunDir, id: VolumeId) -> Result<Option<KnownTarget>> {
 }
 
 /// Has the owner do it, or owns the volume for that time.
-async fn run(
+pub(super) async fn run(
     context: &Context,
     name: &VolumeName,
     action: SnapshotAction,

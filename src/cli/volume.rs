@@ -1,6 +1,7 @@
 //! Verbs that make, change and remove volumes.
 
 use super::{Context, args, attach, confirm, size};
+use crate::daemon::journals::refuse_journaled;
 use crate::daemon::{RunDir, environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
@@ -18,14 +19,9 @@ pub(super) async fn create(context: &Context, create: args::Create) -> Result<()
         Some(name) => name.parse()?,
         None => VolumeName::generate(),
     };
-    let block_size = create.block_size.parse().ok().and_then(BlockSize::from_bytes);
-    let block_size = block_size.ok_or_else(|| {
-        Error::usage(format!("--block-size {:?} is no block size", create.block_size))
-            .hint("use 512 or 4096")
-    })?;
     let new = NewVolume {
         size: size::parse("--size", &create.size)?,
-        block_size,
+        block_size: block_size(&create.block_size)?,
         chunk_size: size::parse("--chunk-size", &create.chunk_size)?,
     };
     new.validate()?;
@@ -43,8 +39,15 @@ pub(super) async fn create(context: &Context, create: args::Create) -> Result<()
     context.show(&document, || format!("{name}\n{device}"))
 }
 
+pub(super) fn block_size(text: &str) -> Result<BlockSize> {
+    let block_size = text.parse().ok().and_then(BlockSize::from_bytes);
+    block_size.ok_or_else(|| {
+        Error::usage(format!("--block-size {text:?} is no block size")).hint("use 512 or 4096")
+    })
+}
+
 /// The pool, made on the way to its first volume, which is said.
-async fn open_or_create(location: &Location) -> Result<Backend> {
+pub(super) async fn open_or_create(location: &Location) -> Result<Backend> {
     let (url, s3) = location.parts()?;
     let (backend, made) = Backend::open_or_create(&url, &s3).await?;
     if made {
@@ -132,6 +135,7 @@ pub(super) async fn own(backend: &Backend, id: VolumeId, name: &VolumeName) -> R
     if standing.is_held() {
         return Err(standing.refusal(name, "take it over with `objblk attach --takeover`"));
     }
+    refuse_journaled(&name.clone().into(), &ownership, &standing)?;
     let mode = Mode::ReadWrite { takeover: !ownership.closed };
     let options = VolumeOptions { mode, ..VolumeOptions::default() };
     let stores = backend.stores.clone();

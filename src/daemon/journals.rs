@@ -135,6 +135,19 @@ impl Opened {
     }
 }
 
+/// Refuses a volume that was not closed, and whose last owner had a journal: whoever takes it without that gives
+/// up what was acknowledged and is only there. Errors: busy.
+pub fn refuse_journaled(
+    name: &VolumeSpec,
+    ownership: &Ownership,
+    standing: &Standing,
+) -> Result<()> {
+    match standing {
+        Standing::Free => Ok(()),
+        _ => succession(name, ownership, standing, None).map(drop),
+    }
+}
+
 /// How a volume that is not free may be opened for writing without being taken from anybody.
 /// Errors: busy, where its last owner had a journal that is not here.
 pub(super) fn succession(

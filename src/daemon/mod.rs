@@ -42,7 +42,7 @@ mod target;
 
 pub use background::{run_child, spawn};
 pub use control::{Outcome, Phase, SnapshotAction, SnapshotReport, TargetStatus, VolumeReport};
-pub use rundir::{RunDir, Target as KnownTarget};
+pub use rundir::{Held, RunDir, Target as KnownTarget};
 pub use shared::act;
 pub use spec::{
     CacheSpec, DoorSpec, JournalSpec, TargetSpec, default_heartbeat, default_map_bytes,

@@ -5,6 +5,7 @@
 //! <id>.json    its state                 |  both by the id of
 //! <id>.sock    its control socket        |  the target's first volume
 //! <id>.mirror what its successor needs, see [`mirror`]
+//! <pid>.nbd    where a process meets a program that it started
 //! <name>.log   what a background target has to say
 //! ```
 //!
@@ -147,6 +148,11 @@ impl RunDir {
     /// Where an NBD server of the volume `name` listens if nothing else is said.
     pub fn nbd_socket(&self, name: &VolumeSpec) -> PathBuf {
         self.path.join(format!("{name}.nbd"))
+    }
+
+    /// Where this process may meet a program that it started.
+    pub fn meeting(&self) -> PathBuf {
+        self.path.join(format!("{}.nbd", std::process::id()))
     }
 
     /// Every target of this run directory, the dead ones included, by name.

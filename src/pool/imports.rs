@@ -57,6 +57,38 @@ impl Pool {
         }
     }
 
+    /// The import that is to be gone on with: it was begun under this name, and its volume has no name yet, or
+    /// that name. `None`: a new one may begin.
+    ///
+    /// Errors: exists, where a volume has the name, or an import and `resume` is not wanted; corrupt; the
+    /// store's.
+    pub async fn import_to_resume(
+        &self,
+        name: &VolumeName,
+        resume: bool,
+    ) -> Result<Option<ImportObject>> {
+        let (named, import) = (self.resolve(name).await?, self.import_of(name).await?);
+        let Some(import) = import else {
+            return if named.is_some() { Err(name_taken(name)) } else { Ok(None) };
+        };
+        match named {
+            Some(id) if !resume || id != import.volume => return Err(name_taken(name)),
+            None if !resume => return Err(under_way(name, &import)),
+            _ => {}
+        }
+        let names = self.names().await?;
+        let other = names.iter().find(|(n, id)| *id == import.volume && n != name.as_str());
+        if let Some((other, _)) = other {
+            self.forget_import(name).await?;
+            let text =
+                format!("the import of {name} was finished, and {name} is called {other} now");
+            return Err(
+                Error::new(ErrorKind::Exists, text).hint("import it anew, without --resume")
+            );
+        }
+        Ok(Some(import))
+    }
+
     /// The import that was begun under this name and is not finished. Errors: corrupt; the store's.
     pub async fn import_of(&self, name: &VolumeName) -> Result<Option<ImportObject>> {
         let key = name.import_key();

@@ -54,9 +54,12 @@ impl Partial {
         Ok(Partial { path, partial, replace, file, finished: false })
     }
 
-    /// The file.
-    pub fn file(&self) -> io::Result<File> {
-        self.file.try_clone()
+    /// The file, of that length and all holes. Errors: failed.
+    pub fn sized(&self, length: u64) -> Result<File> {
+        let sized = self.file.set_len(length).and_then(|()| self.file.try_clone());
+        sized.map_err(|e| {
+            Error::failed(format!("cannot write {}", self.partial.display())).because(e)
+        })
     }
 
     /// Where it is.

@@ -8,8 +8,9 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use std::fs::{File, Metadata};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::task::spawn_blocking;
 
@@ -126,6 +127,12 @@ impl LocalFile {
     /// Its size in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Where other processes of this user find it, as long as this one lives: this file, whatever has its
+    /// name by then.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }
 
     /// Looks whether it is as it was. Errors: failed, where it was written meanwhile.

@@ -53,13 +53,6 @@ impl Spool {
     pub fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }
-
-    /// Its first bytes, at most `len`. Errors: failed.
-    pub fn head(&self, len: usize) -> Result<Vec<u8>> {
-        let mut head = vec![0; (self.size as usize).min(len)];
-        self.file.read_exact_at(&mut head, 0).map_err(cannot_keep)?;
-        Ok(head)
-    }
 }
 
 fn nameless() -> Result<File> {

@@ -1,8 +1,10 @@
 //! What was typed. What it means is for the verbs' own files.
 
 mod open;
+mod transfer;
 
 pub(super) use open::Open;
+pub(super) use transfer::{Export, Import};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -111,6 +113,10 @@ pub(in crate::cli) enum Verb {
     },
     /// Have a clone do without its origin: copies what it shares, and can be interrupted
     Flatten { name: String },
+    /// Make a volume of an image: raw or qcow2, from a file, a pipe or a web server
+    Import(Import),
+    /// Write a volume or a snapshot out as an image: raw or qcow2
+    Export(Export),
     /// Change the size of a volume that is not attached
     Resize {
         name: String,
