@@ -62,9 +62,7 @@ pub(super) async fn export(context: &Context, args: args::Export) -> Result<()> 
         Error::new(e.kind(), text).because(e)
     })?;
     closed?;
-    if let Some(progress) = Arc::into_inner(progress) {
-        progress.finish();
-    }
+    progress.finish();
     if args.to == "-" {
         return Ok(());
     }

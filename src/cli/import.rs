@@ -11,6 +11,7 @@ use crate::daemon::{RunDir, environment};
 use crate::device::{BlockDevice, Checked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
+use crate::format::pool::ImportObject;
 use crate::host::Host;
 use crate::pool::backend::Backend;
 use crate::pool::{Executioner, NewVolume, VolumeName, standing};
@@ -49,8 +50,12 @@ pub(super) async fn import(context: &Context, args: args::Import) -> Result<()> 
     let chunk_size = size::parse("--chunk-size", &args.chunk_size)?;
     let wanted = args.size.as_deref().map(|text| size::parse("--size", text)).transpose()?;
     let location = context.location()?;
-    let backend = volume::open_or_create(&location).await?;
-    let begun = backend.pool.import_to_resume(&name, args.resume).await?;
+    // Before anything is fetched for nothing.
+    match context.open().await {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+        Ok(backend) => drop(backend.pool.import_to_resume(&name, args.resume).await?),
+        Err(_) => {}
+    }
     let show = |total| Progress::shown(total, format!("fetching {}", args.from), args.progress);
     let origin = Origin::find(&args.from, args.format.as_deref(), show).await;
     // Until here there is nothing to put in order.
@@ -59,41 +64,47 @@ pub(super) async fn import(context: &Context, args: args::Import) -> Result<()> 
     let size = volume_size(&origin, wanted, block_size.bytes().into())?;
     let new = NewVolume { size, block_size, chunk_size };
     new.validate()?;
-    let (import, resumed) = match begun {
-        Some(import) if import.fingerprint.is_none() => {
-            let e = format!("the import of {name} from {} cannot be resumed", import.source);
-            return Err(Error::new(ErrorKind::Exists, e)
-                .hint(format!("remove what is left with `objblk delete {name}`")));
-        }
-        Some(import) if import.fingerprint != origin.fingerprint => {
-            let e = format!("{} is not what the import of {name} was begun with", origin.shown);
-            return Err(Error::usage(e).because(format!("that was {}", import.source)).hint(
-                format!(
-                    "resume it with the unchanged image, or remove it with `objblk delete {name}`"
-                ),
-            ));
-        }
-        Some(import) => (import, true),
-        None => {
-            let (shown, fingerprint) = (origin.shown.clone(), origin.fingerprint.clone());
-            (backend.pool.begin_import(&name, shown, fingerprint).await?, false)
-        }
-    };
-    let filling = Filling { backend: &backend, name: &name, id: import.volume, new, resumed };
-    if let Ok((id, _)) = backend.pool.lookup(&name).await
-        && id == import.volume
-    {
+    let backend = volume::open_or_create(&location).await?;
+    let begun = backend.pool.import_to_resume(&name, args.resume).await?;
+    let (import, resumed) = begin(&backend, &name, &origin, begun).await?;
+    let id = import.volume;
+    // All that was missing may have been its name.
+    if backend.pool.lookup(&name).await.is_ok_and(|(named, _)| named == id) {
         backend.pool.finish_import(&name, id).await?;
-    } else {
-        let done = filling.run(origin, wanted, &args, &mut interrupt).await?;
-        let document = json!({
-            "name": name, "id": import.volume, "size": done.1, "image_size": done.0.image,
-            "written_bytes": done.0.written, "resumed_from": resumed.then_some(done.0.from),
-        });
-        return context.show(&document, || name.to_string());
+        return context.show(&json!({ "name": name, "id": id, "size": size }), || name.to_string());
     }
-    let document = json!({ "name": name, "id": import.volume, "size": size });
+    let filling = Filling { backend: &backend, name: &name, id, new, resumed };
+    let (imported, size) = filling.run(origin, wanted, &args, &mut interrupt).await?;
+    let document = json!({
+        "name": name, "id": id, "size": size, "image_size": imported.image,
+        "written_bytes": imported.written, "resumed_from": resumed.then_some(imported.from),
+    });
     context.show(&document, || name.to_string())
+}
+
+/// Begins the import, or goes on with what was `begun` before; the latter is told.
+async fn begin(
+    backend: &Backend,
+    name: &VolumeName,
+    origin: &Origin,
+    begun: Option<ImportObject>,
+) -> Result<(ImportObject, bool)> {
+    let Some(import) = begun else {
+        let (shown, fingerprint) = (origin.shown.clone(), origin.fingerprint.clone());
+        return Ok((backend.pool.begin_import(name, shown, fingerprint).await?, false));
+    };
+    let remove = format!("remove what is left with `objblk delete {name}`");
+    if import.fingerprint.is_none() {
+        let e = format!("the import of {name} from {} cannot be resumed", import.source);
+        return Err(Error::new(ErrorKind::Exists, e).hint(remove));
+    }
+    if import.fingerprint != origin.fingerprint {
+        let e = format!("{} is not what the import of {name} was begun with", origin.shown);
+        return Err(Error::usage(e)
+            .because(format!("that was {}, as it was then", import.source))
+            .hint(format!("resume it with that, or {remove}")));
+    }
+    Ok((import, true))
 }
 
 /// The size of the volume at first. Errors: usage, where less is wanted than the image has.
@@ -137,13 +148,18 @@ impl Filling<'_> {
             let filled = interrupt.or(filled).await;
             let size = volume.geometry().size.bytes();
             // Also after an error: what is there need not be copied again.
-            let closed = interrupt.or(close(volume.inner())).await;
-            let filled = filled?;
-            closed?;
-            self.backend.pool.finish_import(self.name, self.id).await?;
-            if let Some(progress) = Arc::into_inner(progress) {
-                progress.finish();
+            let closed = interrupt.or(volume.inner().close()).await;
+            if closed.is_err() {
+                volume.inner().abandon();
             }
+            let filled = match (filled, closed) {
+                // Who lost the volume is told that, and not what failed because of it.
+                (_, Err(e)) if e.kind() == ErrorKind::Fenced => return Err(e),
+                (Err(e), _) | (_, Err(e)) => return Err(e),
+                (Ok(filled), Ok(())) => filled,
+            };
+            self.backend.pool.finish_import(self.name, self.id).await?;
+            progress.finish();
             Ok((filled, size))
         };
         let done = done.await;
@@ -255,18 +271,4 @@ impl Filling<'_> {
             Err(_) => error.hint(format!("remove what is left with `objblk delete {name}`")),
         }
     }
-}
-
-/// Closes the volume, or gives it up where its work is no more to be waited for.
-async fn close(volume: &Volume) -> Result<()> {
-    struct Leave<'a>(&'a Volume);
-    impl Drop for Leave<'_> {
-        fn drop(&mut self) {
-            self.0.abandon();
-        }
-    }
-    let leave = Leave(volume);
-    volume.close().await?;
-    std::mem::forget(leave);
-    Ok(())
 }

@@ -223,14 +223,13 @@ impl RunDir {
     }
 
     fn attached_already(&self, id: VolumeId, name: &VolumeSpec) -> Error {
-        let by = match self.holder(id) {
-            Ok(Some(target)) => {
-                let device = target.state.volumes.iter().find(|v| v.id == id).map(|v| &v.device);
-                let device = device.map(|d| format!(" as {d}")).unwrap_or_default();
-                format!("{device} by process {}", target.state.pid)
-            }
-            _ => " by a process that is just starting or ending".into(),
+        let Ok(Some(target)) = self.holder(id) else {
+            let text = format!("another command of this host has volume {name}");
+            return Error::new(ErrorKind::Busy, text).hint("try again when it has ended");
         };
+        let device = target.state.volumes.iter().find(|v| v.id == id).map(|v| &v.device);
+        let device = device.map(|d| format!(" as {d}")).unwrap_or_default();
+        let by = format!("{device} by process {}", target.state.pid);
         Error::new(ErrorKind::Busy, format!("volume {name} is attached already{by}"))
             .hint(format!("detach it first with `objblk detach {name}`"))
     }

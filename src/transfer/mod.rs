@@ -3,6 +3,7 @@
 //! Contract: whatever cuts a transfer off, nothing half done goes by a final name, and what is left says how
 //! to go on.
 
+pub mod answer;
 pub mod convert;
 pub mod export;
 pub mod image;

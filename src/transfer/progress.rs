@@ -150,7 +150,7 @@ impl Progress {
     }
 
     /// All is done: says so where the progress was shown.
-    pub fn finish(self) {
+    pub fn finish(&self) {
         if self.stop() {
             let (done, passed) = (self.done(), self.begun.elapsed());
             let rate = (done as f64 / passed.as_secs_f64().max(0.001)) as u64;

@@ -5,6 +5,7 @@
 //! image it is a part of (length, entity tag, time): an image that is replaced meanwhile is an error, never
 //! a mixture.
 
+use super::answer::Answer;
 use super::image::HEAD;
 use super::program;
 use super::window::Piece;
@@ -16,8 +17,6 @@ use tokio::process::{Child, ChildStdout, Command};
 /// How often a part is asked for before that is an error, and the pause between, which doubles.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(250);
-/// Redirects, and answers before the last one, that are read at most.
-const ANSWERS: usize = 64;
 
 /// True for what is an address of this kind.
 pub fn is_url(text: &str) -> bool {
@@ -33,64 +32,6 @@ pub fn shown(url: &str) -> String {
     let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
     let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
     path.map_or_else(|| format!("{scheme}://{host}"), |path| format!("{scheme}://{host}/{path}"))
-}
-
-/// What a server says of the answer it gives.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Answer {
-    status: u16,
-    /// Length of the whole image.
-    total: Option<u64>,
-    /// First byte of the part.
-    start: Option<u64>,
-    tag: Option<String>,
-    modified: Option<String>,
-}
-
-impl Answer {
-    /// Reads the heads at the beginning of `bytes`: that of the last answer, and where its body begins.
-    /// `None` where they do not end.
-    fn parse(bytes: &[u8]) -> Option<(Answer, usize)> {
-        let mut at = 0;
-        for _ in 0..ANSWERS {
-            let end = bytes.get(at..)?.windows(4).position(|four| four == b"\r\n\r\n")?;
-            let head = String::from_utf8_lossy(&bytes[at..at + end]).into_owned();
-            at += end + 4;
-            let answer = Answer::of(&head);
-            // Of redirects and of a proxy there is only the head.
-            if bytes.get(at..).is_some_and(|rest| rest.starts_with(b"HTTP/")) {
-                continue;
-            }
-            return Some((answer, at));
-        }
-        None
-    }
-
-    fn of(head: &str) -> Answer {
-        let mut lines = head.split("\r\n");
-        let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
-        let mut answer = Answer { status: status.unwrap_or_default(), ..Answer::default() };
-        for (name, value) in lines.filter_map(|line| line.split_once(':')) {
-            let value = value.trim();
-            match name.to_ascii_lowercase().as_str() {
-                "content-range" => {
-                    let range = value.strip_prefix("bytes ").and_then(|v| v.split_once('/'));
-                    answer.total = range.and_then(|(_, total)| total.parse().ok());
-                    answer.start =
-                        range.and_then(|(part, _)| part.split_once('-')?.0.trim().parse().ok());
-                }
-                "content-length" if answer.status == 200 => answer.total = value.parse().ok(),
-                "etag" => answer.tag = Some(value.to_owned()),
-                "last-modified" => answer.modified = Some(value.to_owned()),
-                _ => {}
-            }
-        }
-        answer
-    }
-
-    fn is_of_the_same(&self, other: &Answer) -> bool {
-        (self.total, &self.tag, &self.modified) == (other.total, &other.tag, &other.modified)
-    }
 }
 
 /// An image on a server that serves parts of it.
@@ -222,6 +163,7 @@ async fn fetch(url: &str, part: Piece) -> Result<(Answer, Vec<u8>)> {
     command.arg("--range").arg(format!("{}-{}", part.start, part.end() - 1));
     // Not all of it, where the server does not serve parts.
     command.arg("--max-filesize").arg(part.len.to_string()).args(["--dump-header", "-"]);
+    command.arg("--suppress-connect-headers");
     let output = program::output(&mut command, "curl").await?;
     let failed = || {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
@@ -268,22 +210,6 @@ impl Download {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn heads_of_answers() {
-        let text = b"HTTP/1.1 302 Found\r\nLocation: /b\r\nETag: \"no\"\r\n\r\n\
-                     HTTP/2 206 \r\ncontent-range: bytes 16-31/1000\r\nETag: \"x\"\r\n\
-                     content-length: 16\r\n\r\n0123456789abcdef";
-        let (answer, at) = Answer::parse(text).unwrap();
-        assert_eq!((answer.status, answer.total, answer.start), (206, Some(1000), Some(16)));
-        assert_eq!((answer.tag.as_deref(), &text[at..]), (Some("\"x\""), &b"0123456789abcdef"[..]));
-        let (whole, at) = Answer::parse(b"HTTP/1.1 200 OK\r\nContent-Length: 77\r\n\r\n").unwrap();
-        assert_eq!((whole.status, whole.total, at), (200, Some(77), 39));
-        for len in 0..30 {
-            assert!(Answer::parse(&text[..len]).is_none(), "{len}");
-        }
-        assert!(Answer::parse(b"HTTP/1.1 206\r\ncontent-range: bytes x\r\n\r\n").is_some());
-    }
 
     #[test]
     fn secrets_of_a_url_are_not_shown() {

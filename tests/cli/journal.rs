@@ -1,6 +1,6 @@
 //! Journals of this host: the directory they are in, and a look at them.
 
-use crate::program::{Home, Server, qemu_io};
+use crate::program::{BUSY, Home, Server, qemu_io};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -109,4 +109,28 @@ fn a_list_shows_what_is_in_use_and_what_was_left() {
             server.kill();
         }
     });
+}
+
+/// What is only in the journal of a killed owner is given up by nobody who just passes by.
+#[test]
+fn verbs_leave_a_volume_alone_whose_journal_has_more() {
+    let (home, disk) = (home(), disk());
+    let folder = disk.path().join("journals");
+    let server = serve(&home, &folder);
+    assert!(qemu_io(&server.uri, &["write -P 9 0 1M", "flush"]));
+    server.kill();
+    let image = home.path("image");
+    for args in [
+        &["snapshot", "create", "data@a"][..],
+        &["resize", "data", "--size", "128M"],
+        &["gc", "data"],
+        &["export", "data", image.to_str().unwrap()],
+    ] {
+        home.run(args).fails(BUSY, "which may hold writes that the store lacks");
+    }
+    assert!(!image.exists());
+    let server = serve(&home, &folder);
+    assert!(qemu_io(&server.uri, &["read -P 9 0 1M"]));
+    home.run(&["detach", "data"]).ok();
+    assert_eq!(server.ended().0, 0);
 }

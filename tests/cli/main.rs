@@ -18,4 +18,6 @@ mod program;
 mod s3;
 mod s3_pool;
 mod snapshots;
+mod transfer;
 mod verbs;
+mod web;

@@ -103,7 +103,21 @@ fn texts() -> Vec<Seed> {
     add("names", &names);
     add("size", &sizes);
     add("store_url", &urls);
+    add("image", &[ANSWERS, "# Disk DescriptorFile\n"]);
+    seeds.push(("image", "qcow2".to_owned(), qcow2()));
     seeds
+}
+
+/// What comes before an image that was moved.
+const ANSWERS: &str = "HTTP/1.1 302 Found\r\nLocation: /b\r\n\r\nHTTP/2 206 \r\ncontent-range: bytes 16-31/1000\r\n\
+                       ETag: \"x\"\r\ncontent-length: 16\r\n\r\n0123456789abcdef";
+
+/// The header of an image of 1 GiB, version 3.
+fn qcow2() -> Vec<u8> {
+    let mut head = vec![0; 112];
+    head[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    head[24..32].copy_from_slice(&(1u64 << 30).to_be_bytes());
+    head
 }
 
 fn option(number: u32, data: &[u8]) -> Vec<u8> {

@@ -40,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "size", body: text::size },
     Target { name: "store_url", body: text::store_url },
     Target { name: "settings", body: text::settings },
+    Target { name: "image", body: text::image },
     Target { name: "control", body: text::control },
     Target { name: "nbd_handshake", body: nbd::handshake },
     Target { name: "nbd_transmission", body: nbd::transmission },

@@ -9,6 +9,8 @@ use objblk::pool::VolumeName;
 use objblk::settings::Named;
 use objblk::store::Key;
 use objblk::store::url::StoreUrl;
+use objblk::transfer::answer::Answer;
+use objblk::transfer::image::{Qcow2, detect};
 use std::fmt::Debug;
 
 /// A text that is copied, and an error that quotes it twice: a control character as six, in strings
@@ -100,5 +102,16 @@ where
     if let Ok(message) = TREE.check(data.len(), || control::decode::<T>(data)) {
         let back = control::decode::<T>(&control::encode(message.clone()));
         assert_eq!(back.expect("what was encoded parses"), message);
+    }
+}
+
+/// The first bytes of an image, and what a web server says before them.
+pub fn image(data: &[u8]) {
+    let _ = QUOTED.check(0, || detect("x", data));
+    if let Ok(image) = QUOTED.check(0, || Qcow2::parse("x", data)) {
+        assert!(image.size > 0);
+    }
+    if let Some((_, body)) = QUOTED.check(data.len(), || Answer::parse(data)) {
+        assert!(data[..body].ends_with(b"\r\n\r\n"));
     }
 }
