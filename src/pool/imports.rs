@@ -182,3 +182,75 @@ pub(super) fn under_way(name: &VolumeName, import: &ImportObject) -> Error {
         false => format!("it cannot be resumed: {remove}"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use crate::store::memory::MemoryStore;
+    use crate::units::BlockSize;
+    use std::sync::Arc;
+
+    const NEW: NewVolume =
+        NewVolume { size: 1 << 20, block_size: BlockSize::B512, chunk_size: 4 << 20 };
+
+    async fn pool() -> (Pool, VolumeName) {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        (Pool::init(store, false).await.unwrap(), "a".parse().unwrap())
+    }
+
+    async fn begun(pool: &Pool, name: &VolumeName) -> VolumeId {
+        let import = pool.begin_import(name, "x".into(), Some("y".into())).await.unwrap();
+        pool.import_volume(import.volume, NEW).await.unwrap();
+        import.volume
+    }
+
+    fn kind<T>(result: Result<T>) -> Option<ErrorKind> {
+        result.err().map(|e| e.kind())
+    }
+
+    #[tokio::test]
+    async fn the_name_is_kept_for_it_and_comes_last() {
+        let (pool, name) = pool().await;
+        let id = begun(&pool, &name).await;
+        assert_eq!(kind(pool.lookup(&name).await), Some(ErrorKind::NotFound));
+        assert_eq!(kind(pool.create(&name, NEW).await), Some(ErrorKind::Exists));
+        let again = pool.begin_import(&name, "z".into(), None).await;
+        assert_eq!(kind(again), Some(ErrorKind::Exists));
+        assert_eq!(kind(pool.import_to_resume(&name, false).await), Some(ErrorKind::Exists));
+        assert_eq!(pool.import_to_resume(&name, true).await.unwrap().unwrap().volume, id);
+        // Of what was made with other sizes nothing goes on.
+        let other = NewVolume { size: 2 << 20, ..NEW };
+        assert_eq!(kind(pool.import_volume(id, other).await), Some(ErrorKind::Usage));
+        pool.finish_import(&name, id).await.unwrap();
+        assert_eq!(pool.lookup(&name).await.unwrap().0, id);
+        assert!(pool.imports().await.unwrap().is_empty());
+    }
+
+    /// Cut off between the name and the end of the import, and then renamed.
+    #[tokio::test]
+    async fn what_has_a_name_is_never_filled_again() {
+        let (pool, name) = pool().await;
+        let id = begun(&pool, &name).await;
+        pool.put_name(&name, id).await.unwrap();
+        assert_eq!(pool.import_to_resume(&name, true).await.unwrap().unwrap().volume, id);
+        pool.rename(&name, &"b".parse().unwrap()).await.unwrap();
+        let e = pool.import_to_resume(&name, true).await.unwrap_err();
+        assert!(e.kind() == ErrorKind::Exists && e.to_string().contains("is called b now"), "{e}");
+        assert!(pool.import_to_resume(&name, true).await.unwrap().is_none());
+        assert_eq!(pool.lookup(&"b".parse().unwrap()).await.unwrap().0, id);
+    }
+
+    #[tokio::test]
+    async fn what_was_deleted_gets_no_name() {
+        let (pool, name) = pool().await;
+        let id = begun(&pool, &name).await;
+        pool.forget_import(&name).await.unwrap();
+        assert_eq!(kind(pool.finish_import(&name, id).await), Some(ErrorKind::Busy));
+        assert_eq!(kind(pool.lookup(&name).await), Some(ErrorKind::NotFound));
+        let id = begun(&pool, &name).await;
+        pool.store.put_if_absent(&keys::trash(id), bytes::Bytes::new()).await.unwrap();
+        assert_eq!(kind(pool.finish_import(&name, id).await), Some(ErrorKind::Busy));
+        assert!(pool.resolve(&name).await.unwrap().is_none());
+    }
+}

@@ -12,11 +12,15 @@ use super::window::Piece;
 use crate::error::{Error, ErrorKind, Result};
 use std::process::Stdio;
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStdout, Command};
 
 /// How often a part is asked for before that is an error, and the pause between, which doubles.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(250);
+
+/// Bytes of the heads of answers that are read at most.
+const HEADS_MAX: usize = 64 << 10;
 
 /// True for what is an address of this kind.
 pub fn is_url(text: &str) -> bool {
@@ -157,23 +161,33 @@ fn curl(url: &str) -> Command {
     command
 }
 
-/// One part, with what the server says of it.
+/// One part, with what the server says of it; or what it says of the whole, with as much of that as was read
+/// until it proved to be more than was asked for.
 async fn fetch(url: &str, part: Piece) -> Result<(Answer, Vec<u8>)> {
     let mut command = curl(url);
     command.arg("--range").arg(format!("{}-{}", part.start, part.end() - 1));
-    // Not all of it, where the server does not serve parts.
-    command.arg("--max-filesize").arg(part.len.to_string()).args(["--dump-header", "-"]);
-    command.arg("--suppress-connect-headers");
-    let output = program::output(&mut command, "curl").await?;
+    command.args(["--dump-header", "-", "--suppress-connect-headers"]);
+    let mut child = program::spawn(&mut command, "curl")?;
+    let (most, mut bytes) = ((HEADS_MAX + part.len) as u64, Vec::new());
+    let read = match child.stdout.take() {
+        Some(stdout) => stdout.take(most).read_to_end(&mut bytes).await,
+        None => Ok(0),
+    };
+    read.map_err(|e| Error::failed("cannot read what curl prints").because(e))?;
+    let too_large = bytes.len() as u64 == most;
+    if too_large {
+        // It may have ended.
+        let _ = child.start_kill();
+    }
+    let ended = child.wait_with_output().await;
+    let ended = ended.map_err(|e| Error::failed("cannot wait for curl").because(e))?;
     let failed = || {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let said = String::from_utf8_lossy(&ended.stderr).trim().to_owned();
         Error::failed(format!("cannot fetch {}", shown(url))).because(said)
     };
-    let (answer, body) = Answer::parse(&output.stdout).ok_or_else(failed)?;
-    // It ends before the body of a whole image, which is larger than what was asked for.
-    let too_large = output.status.code() == Some(63);
-    match output.status.success() || (too_large && answer.status == 200) {
-        true => Ok((answer, output.stdout[body..].to_vec())),
+    let (answer, body) = Answer::parse(&bytes).ok_or_else(failed)?;
+    match ended.status.success() || (too_large && answer.status == 200) {
+        true => Ok((answer, bytes.split_off(body))),
         false => Err(failed()),
     }
 }

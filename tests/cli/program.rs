@@ -155,8 +155,10 @@ fn walk(dir: &Path, found: &mut BTreeMap<PathBuf, u64>) {
         match path.is_dir() {
             true => walk(&path, found),
             false => {
-                let size = fs::metadata(&path).unwrap().size();
-                found.insert(path, size);
+                // A temporary file may have gone.
+                if let Ok(metadata) = fs::metadata(&path) {
+                    found.insert(path, metadata.size());
+                }
             }
         }
     }

@@ -167,7 +167,7 @@ fn killed_import(home: &Home, image: &Path) {
         let chunks = || {
             home.objects().keys().filter(|key| key.display().to_string().contains("/log/")).count()
         };
-        until("some chunks are stored", || chunks() > 24 || child.try_wait().unwrap().is_some());
+        until("some chunks are stored", || chunks() > 28 || child.try_wait().unwrap().is_some());
         child.kill().unwrap();
         if !child.wait().unwrap().success() {
             return;
@@ -181,7 +181,7 @@ fn killed_import(home: &Home, image: &Path) {
 fn import_goes_on_after_kill_9() {
     let home = Home::new();
     let image = home.path("big.img");
-    fs::write(&image, noise(256 * MIB as usize)).unwrap();
+    fs::write(&image, noise(192 * MIB as usize)).unwrap();
     killed_import(&home, &image);
     home.run(&["info", "disk"]).refuses(NOT_FOUND, "there is no volume called disk yet");
     let list = home.run(&["list", "--json"]).json();
@@ -194,8 +194,8 @@ fn import_goes_on_after_kill_9() {
     home.run(&[&resume[..], &["--chunk-size", "1M"]].concat()).fails(USAGE, "with the same flags");
     let done = home.run(&resume).json();
     let from = done["resumed_from"].as_u64().unwrap();
-    assert!(from > 0 && from < 256 * MIB, "{done}");
-    assert_eq!(done["written_bytes"], 256 * MIB - from);
+    assert!(from > 0 && from < 192 * MIB, "{done}");
+    assert_eq!(done["written_bytes"], 192 * MIB - from);
     home.run(&["export", "disk", text(&home.path("back"))]).ok();
     assert!(fs::read(&image).unwrap() == fs::read(home.path("back")).unwrap());
     assert!(home.run_files().is_empty(), "{:?}", home.run_files());
@@ -205,10 +205,10 @@ fn import_goes_on_after_kill_9() {
 fn an_import_that_is_given_up_leaves_nothing() {
     let home = Home::new();
     let image = home.path("big.img");
-    fs::write(&image, noise(256 * MIB as usize)).unwrap();
+    fs::write(&image, noise(192 * MIB as usize)).unwrap();
     killed_import(&home, &image);
     // Another image under its name.
-    File::options().append(true).open(&image).unwrap().set_len(255 * MIB).unwrap();
+    File::options().append(true).open(&image).unwrap().set_len(191 * MIB).unwrap();
     home.run(&["import", text(&image), "disk", "--resume"])
         .refuses(USAGE, "is not what the import of disk was begun with");
     home.run(&["delete", "disk"]).refuses(USAGE, "needs a confirmation");
@@ -256,6 +256,7 @@ fn qcow2_both_ways() {
 #[test]
 fn qcow2_that_cannot_be_imported() {
     let home = Home::new();
+    home.run(&["pool", "init"]).ok();
     let base = qcow2(&home, "base.qcow2");
     let child = home.path("child.qcow2");
     tool(
@@ -299,9 +300,9 @@ fn qcow2_that_cannot_be_imported() {
 #[test]
 fn from_the_web_in_parts() {
     let home = Home::new();
-    let body = noise(200 * MIB as usize + 1000);
+    let body = noise(128 * MIB as usize + 1000);
     let web = Web::serve(body.clone());
-    let far = 160 * MIB;
+    let far = 112 * MIB;
     web.stop_at(far);
     let child = begin(&home, &["import", &web.url, "disk"]);
     web.wait_for(far);
