@@ -24,6 +24,7 @@
 //! | --- | --- |
 //! | [`units`] | sectors, sequence numbers, epochs as types |
 //! | [`error`] | the error of every public call: kind, sentence, hint |
+//! | [`size`] | sizes in bytes as people write them |
 //! | [`clock`], [`mutant`] | time of day for people; mistakes on purpose, which the simulator has to notice |
 //! | [`sync`], [`flight`] | locks and channels; sharing one answer among many callers |
 //! | [`direct`] | files of a local disk, past the page cache |
@@ -38,6 +39,7 @@
 //! | [`frontend`] | ublk and NBD |
 //! | [`host`], [`settings`] | which process this is; what the configuration file says |
 //! | [`pool`] | the volumes of a store: names, creation, deletion |
+//! | [`transfer`] | images into volumes and out of them |
 //! | [`daemon`] | one process an attachment, and how others talk to it |
 //! | [`cli`] | the command line |
 //!
@@ -64,7 +66,9 @@ pub mod map;
 pub mod mutant;
 pub mod pool;
 pub mod settings;
+pub mod size;
 pub mod store;
 pub mod sync;
+pub mod transfer;
 pub mod units;
 pub mod volume;

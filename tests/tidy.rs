@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("error", &[]),
+    ("size", &["error"]),
     ("clock", &[]),
     ("mutant", &[]),
     ("sync", &[]),
@@ -35,6 +36,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("settings", &["error", "units", "store"]),
     ("pool", &["units", "error", "clock", "store", "format", "volume", "host"]),
     (
+        "transfer",
+        &[
+            "units", "error", "size", "sync", "store", "format", "device", "volume", "frontend",
+            "pool",
+        ],
+    ),
+    (
         "daemon",
         &[
             "units", "error", "clock", "store", "format", "device", "cache", "journal", "volume",
@@ -45,7 +53,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "cli",
         &[
             "units", "error", "clock", "store", "format", "device", "volume", "frontend", "host",
-            "settings", "pool", "daemon", "bench",
+            "settings", "pool", "daemon", "bench", "size", "transfer",
         ],
     ),
     ("main", &["cli"]),

@@ -17,10 +17,11 @@ mod pool;
 mod recover;
 mod render;
 mod serve;
-pub mod size;
 mod snapshot;
 mod status;
 mod volume;
+
+pub use crate::size;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::VolumeSpec;
