@@ -200,7 +200,7 @@ pub(super) async fn has_all_before(
 }
 
 /// What replay gives.
-struct Loaded {
+pub(super) struct Loaded {
     checkpoint: Checkpoint,
     obsolete: Vec<Key>,
     map: Map,
@@ -216,7 +216,7 @@ struct Loaded {
 
 impl Loaded {
     /// The state of a snapshot.
-    async fn snapshot(store: &dyn Store, id: VolumeId, name: &str) -> Result<Loaded> {
+    pub async fn snapshot(store: &dyn Store, id: VolumeId, name: &str) -> Result<Loaded> {
         let checkpoint = find_snapshot(store, id, name).await?.checkpoint;
         let (slot, epoch) = (checkpoint.next, checkpoint.epoch);
         Ok(Loaded {
@@ -428,7 +428,7 @@ fn check_inside(slot: Seq, range: SectorRange, size: SectorCount) -> Result<()> 
     Err(Error::corrupt(format!("log slot {slot} writes {range} of a volume of {size} sectors")))
 }
 
-fn start(
+pub(super) fn start(
     env: Env,
     stores: Stores,
     options: VolumeOptions,
