@@ -9,8 +9,12 @@ mod bench;
 mod catalogue;
 mod clone;
 mod confirm;
+mod copy;
+mod diff;
 pub mod duration;
+mod export_diff;
 mod gc;
+mod import_diff;
 mod journal;
 mod logging;
 mod pool;
@@ -19,6 +23,7 @@ mod render;
 mod serve;
 mod snapshot;
 mod status;
+mod view;
 mod volume;
 
 pub use crate::size;
@@ -115,6 +120,10 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Clone { of, new } => clone::clone(context, &of.parse()?, &new.parse()?).await,
         Verb::Children { of } => clone::children(context, &of.parse()?).await,
         Verb::Flatten { name } => clone::flatten(context, &name.parse()?).await,
+        Verb::Diff(diff) => diff::diff(context, diff).await,
+        Verb::ExportDiff(export) => export_diff::export_diff(context, export).await,
+        Verb::ImportDiff(import) => import_diff::import_diff(context, import).await,
+        Verb::Copy(copy) => copy::copy(context, copy).await,
         Verb::Resize { name, size, shrink } => {
             volume::resize(context, &name.parse()?, &size, shrink).await
         }

@@ -167,7 +167,7 @@ fn serving(run_dir: &RunDir, id: VolumeId) -> Result<Option<KnownTarget>> {
 }
 
 /// Has the owner do it, or owns the volume for that time.
-async fn run(
+pub(super) async fn run(
     context: &Context,
     name: &VolumeName,
     action: SnapshotAction,

@@ -4,3 +4,4 @@
 //! to go on.
 
 pub mod progress;
+pub mod stream;

@@ -7,12 +7,14 @@
 //! The states may be of volumes that come from each other by clones: what they share is named alike.
 
 use super::items::Items;
-use super::open::{self, Loaded};
-use super::options::{Mode, VolumeOptions};
+use super::look::read_description;
+use super::open::{self, Loaded, find_snapshot};
+use super::options::{Env, Mode, Stores, VolumeOptions};
 use super::{Volume, checkpoint};
 use crate::device::BlockState;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::{Extent, ItemRef, LEAVES_PER_PAGE, Location, MapPage};
+use crate::format::snapshot::SnapshotObject;
 use crate::map::{base::leaf_range, diff};
 use crate::units::{Sector, SectorRange};
 use std::collections::VecDeque;
@@ -50,22 +52,32 @@ struct Tree {
 }
 
 impl Volume {
-    /// Its snapshot `name`, to be read: a volume of its own.
+    /// Opens exactly this snapshot, to be read, whoever owns its volume.
     ///
     /// # Errors
-    /// NotFound: there is none. Corrupt: its object is damaged or missing. Store.
+    /// NotFound: no such volume. Corrupt: its description is damaged. Unsupported: a newer objblk is needed. Store.
+    pub async fn open_snapshot(
+        env: Env,
+        stores: Stores,
+        snapshot: SnapshotObject,
+        options: VolumeOptions,
+    ) -> Result<Volume> {
+        let id = snapshot.checkpoint.volume;
+        let description = read_description(&*stores.setup, id).await?;
+        open::check_features(&description, Mode::ReadOnly)?;
+        let options = VolumeOptions { mode: Mode::ReadOnly, ..options };
+        open::start(env, stores, options, description, None, (Loaded::snapshot(snapshot), None))
+    }
+
+    /// The snapshot `name` of this volume, to be read: a volume of its own.
+    ///
+    /// # Errors
+    /// NotFound: there is none. As [`Volume::open_snapshot`].
     pub async fn view(&self, name: &str) -> Result<Volume> {
         let shared = &self.shared;
-        let loaded = Loaded::snapshot(&*shared.stores.setup, shared.id, name).await?;
-        let options = VolumeOptions {
-            mode: Mode::ReadOnly,
-            mirror: None,
-            journal: None,
-            profile: None,
-            ..shared.options.clone()
-        };
-        let (env, stores) = (shared.env.clone(), shared.stores.clone());
-        open::start(env, stores, options, shared.description.clone(), None, (loaded, None))
+        let found = find_snapshot(&*shared.stores.setup, shared.id, name).await?;
+        let options = VolumeOptions { mirror: None, journal: None, ..shared.options.clone() };
+        Volume::open_snapshot(shared.env.clone(), shared.stores.clone(), found, options).await
     }
 
     /// What may differ between `base` (without one: a volume that was never written) and this volume,

@@ -77,7 +77,7 @@ pub use options::{
     Mode, SpaceStatus, Stores, VolumeOptions, VolumeStatus,
 };
 pub use profile::{ProfileUse, RECORD_FOR};
-pub use received::{as_receiver, original};
+pub use received::{as_receiver, original, unfinished_receipt};
 pub use snapshots::SNAPSHOTS_MAX;
 
 use crate::error::{Error, Result};

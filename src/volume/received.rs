@@ -10,6 +10,7 @@ use super::look::read_owner;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::pool::encode_json;
 use crate::format::received::ReceivedObject;
+use crate::format::snapshot::SnapshotEntry;
 use crate::format::volume::EpochObject;
 use crate::format::{SnapshotId, VolumeId, keys};
 use crate::store::{Key, Store, StoreErrorKind, get_parsed, list_all};
@@ -35,6 +36,40 @@ pub async fn original(
 ) -> Result<SnapshotId> {
     let note = read(store, &keys::received(volume, snapshot)).await?;
     Ok(note.map_or(snapshot, |note| note.snapshot))
+}
+
+/// What was being received last and is not there, whoever has had the volume since: `snapshots` are those that
+/// there are.
+///
+/// # Errors
+/// Corrupt: what says so is damaged. Store.
+pub async fn unfinished_receipt(
+    store: &dyn Store,
+    volume: VolumeId,
+    snapshots: &[SnapshotEntry],
+) -> Result<Option<ReceivedObject>> {
+    let mut newest: Option<ReceivedObject> = None;
+    for key in unfinished(store, volume, snapshots).await? {
+        let Some(note) = read(store, &key).await? else { continue };
+        if newest.as_ref().is_none_or(|newest| newest.begun_in <= note.begun_in) {
+            newest = Some(note);
+        }
+    }
+    Ok(newest)
+}
+
+/// Notes of snapshots that there are not.
+async fn unfinished(
+    store: &dyn Store,
+    volume: VolumeId,
+    snapshots: &[SnapshotEntry],
+) -> Result<Vec<Key>> {
+    let listed = list_all(store, &keys::all_received(volume)).await?;
+    let is_gone = |key: &Key| {
+        let id = keys::parse_received(volume, key);
+        id.is_some_and(|id| !snapshots.iter().any(|entry| entry.id == id))
+    };
+    Ok(listed.into_iter().map(|object| object.key).filter(is_gone).collect())
 }
 
 async fn read(store: &dyn Store, key: &Key) -> Result<Option<ReceivedObject>> {
@@ -63,13 +98,7 @@ impl Volume {
     pub async fn interrupted_receipt(&self) -> Result<Option<ReceivedObject>> {
         let shared = &self.shared;
         let store = &*shared.stores.setup;
-        let mut newest: Option<ReceivedObject> = None;
-        for (_, key) in self.unfinished_receipts().await? {
-            let Some(note) = read(store, &key).await? else { continue };
-            if newest.as_ref().is_none_or(|newest| newest.begun_in <= note.begun_in) {
-                newest = Some(note);
-            }
-        }
+        let newest = unfinished_receipt(store, shared.id, &self.snapshots()).await?;
         let Some(newest) = newest else { return Ok(None) };
         for epoch in newest.begun_in.0 + 1..=shared.epoch.0 {
             let owner = read_owner(store, shared.id, Epoch(epoch)).await?;
@@ -104,29 +133,16 @@ impl Volume {
     /// Store.
     pub async fn forget_receipts(&self) -> Result<()> {
         let shared = &self.shared;
-        let gone = self.unfinished_receipts().await?;
-        let keys: Vec<Key> = gone.into_iter().map(|(_, key)| key).collect();
+        let gone = unfinished(&*shared.stores.setup, shared.id, &self.snapshots()).await?;
         // Who was deposed must not forget what is the new owner's.
         match shared.stores.setup.head(&keys::epoch(shared.id, shared.epoch.next())).await {
             Err(e) if e.kind == StoreErrorKind::NotFound => {}
             Ok(_) => return Err(Error::new(ErrorKind::Fenced, "a newer epoch was claimed")),
             Err(e) => return Err(e.into()),
         }
-        match keys.is_empty() {
+        match gone.is_empty() {
             true => Ok(()),
-            false => Ok(shared.stores.background.delete(&keys).await?),
+            false => Ok(shared.stores.background.delete(&gone).await?),
         }
-    }
-
-    /// Notes of snapshots that there are not.
-    async fn unfinished_receipts(&self) -> Result<Vec<(SnapshotId, Key)>> {
-        let shared = &self.shared;
-        let listed = list_all(&*shared.stores.setup, &keys::all_received(shared.id)).await?;
-        let there: Vec<SnapshotId> = self.snapshots().into_iter().map(|entry| entry.id).collect();
-        let found = listed.into_iter().filter_map(|object| {
-            let id = keys::parse_received(shared.id, &object.key)?;
-            (!there.contains(&id)).then_some((id, object.key))
-        });
-        Ok(found.collect())
     }
 }

@@ -1,7 +1,9 @@
 //! What was typed. What it means is for the verbs' own files.
 
+mod diff;
 mod open;
 
+pub(super) use diff::{Copy, Diff, ExportDiff, ImportDiff};
 pub(super) use open::Open;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -111,6 +113,14 @@ pub(in crate::cli) enum Verb {
     },
     /// Have a clone do without its origin: copies what it shares, and can be interrupted
     Flatten { name: String },
+    /// Show what changed between two snapshots, or what there is in one
+    Diff(Diff),
+    /// Write what changed since another snapshot, or all of one, to a file or a pipe
+    ExportDiff(ExportDiff),
+    /// Make a volume what such a stream leads to, with a snapshot of it
+    ImportDiff(ImportDiff),
+    /// Copy a snapshot into another pool: what changed since the newest that is there already
+    Copy(Copy),
     /// Change the size of a volume that is not attached
     Resize {
         name: String,
