@@ -12,6 +12,7 @@ use objblk::format::map_object::{ItemKind, parse_directory};
 use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
 use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, end_json, parse_json};
 use objblk::format::profile::Profile;
+use objblk::format::received::ReceivedObject;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::Epoch;
@@ -32,7 +33,8 @@ fn shown(name: &str, bytes: &[u8]) -> Vec<u8> {
 fn this_version_writes_the_golden_bytes() {
     // Written once for a new object or version: OBJBLK_WRITE_GOLDEN=1 creates missing files.
     let create = std::env::var_os("OBJBLK_WRITE_GOLDEN").is_some();
-    for (name, bytes) in [samples::binary(), samples::journal(), samples::cache()].concat() {
+    let all = [samples::binary(), samples::journal(), samples::cache(), samples::stream()];
+    for (name, bytes) in all.concat() {
         let bytes = shown(name, &bytes);
         if create && !path(name).exists() {
             std::fs::write(path(name), hex(&bytes)).unwrap();
@@ -103,6 +105,7 @@ fn golden_json_reads_back() {
     assert_eq!(EpochObject::parse(&read("epoch.json")).unwrap().owner(), "process 42 on host thor");
     let tombstone: TombstoneObject = parse_json("tombstone", &read("tombstone.json")).unwrap();
     assert_eq!(tombstone.name, "data");
+    assert_eq!(ReceivedObject::parse(&read("received.json")).unwrap(), samples::received());
 }
 
 #[test]
@@ -142,6 +145,7 @@ fn every_flipped_bit_of_a_description_is_noticed() {
                 "pool.json" => PoolObject::parse(&damaged).map(drop),
                 "volume.json" | "clone.json" => VolumeObject::parse(&damaged).map(drop),
                 "epoch.json" => EpochObject::parse(&damaged).map(drop),
+                "received.json" => ReceivedObject::parse(&damaged).map(drop),
                 "name.json" => parse_json::<NameObject>("name", &damaged).map(drop),
                 _ => parse_json::<TombstoneObject>("tombstone", &damaged).map(drop),
             };
