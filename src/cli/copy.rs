@@ -196,11 +196,10 @@ async fn transfer(
 ) -> Result<Received> {
     import_diff::into(target, header, (name, takeover), async |volume: &Volume| {
         let (mut out, input) = tokio::io::duplex(PIPE);
-        let sending = async move { send(header, states, &mut out, progress).await };
-        let unseen = Progress::new(None, "");
+        let sending = async move { send(header, states, &mut out, &|_| {}).await };
         let receiving = async {
             let incoming = Incoming::begin(input).await?;
-            receive(volume, incoming, import_diff::new_id(), &unseen).await
+            receive(volume, incoming, import_diff::new_id(), &|bytes| progress.add(bytes)).await
         };
         match futures::join!(sending, receiving) {
             (Ok(_), received) => received,

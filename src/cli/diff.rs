@@ -62,8 +62,9 @@ async fn show(
         "to_size": bytes(&new),
         "exact": exact,
     });
-    let mut report = Report::begin(context.global.json, &head)?;
     let base = old.as_ref().map(|old| old.1);
+    let mut changes = new.1.changes_since(base).await?;
+    let mut report = Report::begin(context.global.json, &head)?;
     if exact {
         let mut pieces = pin!(pieces(new.1, base));
         while let Some(piece) = pieces.next().await {
@@ -73,7 +74,6 @@ async fn show(
             }
         }
     } else {
-        let mut changes = new.1.changes_since(base).await?;
         while let Some(changed) = changes.next().await? {
             for changed in changed {
                 report.add(changed.range, changed.is)?;

@@ -88,7 +88,7 @@ async fn write(
 ) -> Result<Sent> {
     let header = view.header(backend, base).await?;
     let states = (&view.volume, base.map(|base| &base.volume));
-    match send(&header, states, out, progress).await {
+    match send(&header, states, out, &|bytes| progress.add(bytes)).await {
         Ok(sent) => Ok(sent),
         Err(e) => {
             let e = view.explain(backend, e).await;

@@ -108,7 +108,7 @@ async fn from(
         None => volume::open_or_create(&context.location()?).await?,
     };
     let received = into(&backend, &header, (name, takeover), async |volume: &Volume| {
-        receive(volume, incoming, new_id(), progress).await
+        receive(volume, incoming, new_id(), &|bytes| progress.add(bytes)).await
     });
     Ok((header.clone(), received.await?))
 }

@@ -127,13 +127,14 @@ impl Volume {
         Ok(shared.stores.background.put_if_absent(&key, encode_json(&note).into()).await?)
     }
 
-    /// Forgets what was being received and what copies were that are there no more.
+    /// Forgets what else was being received than `id`, and what copies were that are there no more.
     ///
     /// # Errors
-    /// Store.
-    pub async fn forget_receipts(&self) -> Result<()> {
+    /// Fenced: somebody else claimed the volume. Store.
+    pub async fn forget_receipts_but(&self, id: SnapshotId) -> Result<()> {
         let shared = &self.shared;
-        let gone = unfinished(&*shared.stores.setup, shared.id, &self.snapshots()).await?;
+        let mut gone = unfinished(&*shared.stores.setup, shared.id, &self.snapshots()).await?;
+        gone.retain(|key| *key != keys::received(shared.id, id));
         // Who was deposed must not forget what is the new owner's.
         match shared.stores.setup.head(&keys::epoch(shared.id, shared.epoch.next())).await {
             Err(e) if e.kind == StoreErrorKind::NotFound => {}

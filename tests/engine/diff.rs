@@ -8,8 +8,8 @@ use objblk::error::{Error, ErrorKind, Result};
 use objblk::format::snapshot::SnapshotEntry;
 use objblk::format::stream::{StreamHeader, StreamState};
 use objblk::format::{SnapshotId, VolumeId};
+use objblk::store::Op;
 use objblk::store::fault::{Fault, Moment, Rule};
-use objblk::transfer::progress::Progress;
 use objblk::transfer::stream::{Incoming, Piece, Received, pieces, receive, send};
 use objblk::units::{BlockSize, Sector, SectorCount};
 use objblk::volume::{Mode, Volume, VolumeOptions, as_receiver};
@@ -245,15 +245,14 @@ async fn stream(volume: &Volume, from: Option<&str>, to: &str) -> Vec<u8> {
         Some(from) => Some(volume.view(from).await.unwrap()),
         None => None,
     };
-    let progress = Progress::new(None, "");
-    let sent = send(&header, (&view, base.as_ref()), &mut out, &progress).await.unwrap();
+    let sent = send(&header, (&view, base.as_ref()), &mut out, &|_| {}).await.unwrap();
     assert_eq!(sent.stream_bytes, out.len() as u64);
     out
 }
 
 async fn take(volume: &Volume, stream: &[u8], rng: &mut StdRng) -> Result<Received> {
     let incoming = Incoming::begin(stream).await?;
-    receive(volume, incoming, new_id(rng), &Progress::new(None, "")).await
+    receive(volume, incoming, new_id(rng), &|_| {}).await
 }
 
 async fn open_to_receive(rig: &Rig, pid: u32, takeover: bool) -> Volume {
@@ -300,7 +299,7 @@ async fn streams_lead_on_from_their_base_only() {
         assert!(!got.was_there && !got.resumed, "{got:?}");
         assert!(image(&target).await == story.states[&format!("s{step}")]);
         let again = take(&target, bytes, &mut rng).await.unwrap();
-        assert!(again.was_there && again.snapshot == got.snapshot, "{again:?}");
+        assert!(again.was_there && again.snapshot.id == got.snapshot.id, "{again:?}");
     }
     for (name, wanted) in &story.states {
         assert!(image(&target.view(name).await.unwrap()).await == *wanted, "{name}");
@@ -360,12 +359,13 @@ async fn a_receipt_that_is_cut_off_is_done_again() {
     let next = stream(&story.volume, Some("s0"), "s1").await;
     let other = stream(&story.volume, Some("s0"), "s2").await;
     let (mut resumed, mut begun_anew, mut done) = (0, 0, 0);
-    for request in 0..36 {
+    // A third of them, somebody else has the volume in between.
+    for request in 0..42 {
         let copy = Rig::new(request, 1 << 20).await;
         let mut rng = StdRng::seed_from_u64(request);
         let target = open_to_receive(&copy, 1, false).await;
         take(&target, &base, &mut rng).await.unwrap();
-        let dies = Rule::new(Fault::Hold(Moment::Before)).skip(request);
+        let dies = Rule::new(Fault::Hold(Moment::Before)).on(&[Op::Put]).skip(request / 3);
         let held = copy.faults.add(dies);
         let cut_off = take(&target, &next, &mut rng);
         let cut_off = tokio::time::timeout(Duration::from_secs(30), cut_off).await;

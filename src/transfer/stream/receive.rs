@@ -4,6 +4,7 @@
 //! then neither, and the [note](crate::format::received) of the receipt is what tells: the same snapshot
 //! may be received again, from the same base, and no other. What it was before is its snapshot `base`.
 
+use super::OnData;
 use super::incoming::{Arrived, Incoming};
 use super::pieces::pieces;
 use crate::device::{BlockDevice, DeviceError, WriteFlags, ZeroFlags};
@@ -11,7 +12,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::SnapshotId;
 use crate::format::snapshot::SnapshotEntry;
 use crate::format::stream::{StreamHeader, StreamState};
-use crate::transfer::progress::Progress;
 use crate::volume::Volume;
 use futures::stream::StreamExt;
 use std::pin::pin;
@@ -49,7 +49,7 @@ pub async fn receive<R: AsyncRead + Unpin>(
     volume: &Volume,
     mut incoming: Incoming<R>,
     id: SnapshotId,
-    progress: &Progress,
+    on_data: OnData<'_>,
 ) -> Result<Received> {
     let header = incoming.header().clone();
     if let Some(snapshot) = there_already(volume, &header.to).await? {
@@ -59,7 +59,9 @@ pub async fn receive<R: AsyncRead + Unpin>(
     let resumed = check(volume, &header).await?;
     let base = header.base.as_ref().and_then(|base| named(volume, &base.name)).map(|e| e.id);
     volume.note_receipt(id, (header.volume, header.to.snapshot), base).await?;
-    let written = apply(volume, &mut incoming, progress).await.map_err(|e| {
+    // Before the first change: from then on no other one of this owner's is true.
+    volume.forget_receipts_but(id).await?;
+    let written = apply(volume, &mut incoming, on_data).await.map_err(|e| {
         let again = match &header.base {
             Some(base) => format!(
                 "the volume is partly changed: import the whole stream again, or roll it back to {}",
@@ -70,9 +72,6 @@ pub async fn receive<R: AsyncRead + Unpin>(
         Error::new(e.kind(), e.to_string()).hint(again)
     })?;
     let snapshot = volume.make_snapshot(id, &header.to.name).await?;
-    if let Err(e) = volume.forget_receipts().await {
-        tracing::warn!("notes of earlier attempts are left in the store: {e}");
-    }
     let (data_bytes, zero_bytes) = written;
     Ok(Received { snapshot, was_there: false, resumed, data_bytes, zero_bytes })
 }
@@ -197,7 +196,7 @@ async fn differs(volume: &Volume, base: Option<&Volume>) -> Result<bool> {
 async fn apply<R: AsyncRead + Unpin>(
     volume: &Volume,
     incoming: &mut Incoming<R>,
-    progress: &Progress,
+    on_data: OnData<'_>,
 ) -> Result<(u64, u64)> {
     let size = incoming.header().to.size;
     if volume.geometry().size != size {
@@ -210,7 +209,7 @@ async fn apply<R: AsyncRead + Unpin>(
             Arrived::Data(start, data) => {
                 volume.write(start, data, WriteFlags::default()).await.map_err(failed)?;
                 data_bytes += data.len() as u64;
-                progress.add(data.len() as u64);
+                on_data(data.len() as u64);
             }
             Arrived::Zeros(range) => {
                 let flags = ZeroFlags { may_unmap: true, fua: false };

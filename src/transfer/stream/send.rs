@@ -1,9 +1,9 @@
 //! Writing a stream.
 
+use super::OnData;
 use super::pieces::{Piece, pieces};
 use crate::error::{Error, Result};
 use crate::format::stream::{StreamEntry, StreamHeader, StreamPosition};
-use crate::transfer::progress::Progress;
 use crate::units::SectorRange;
 use crate::volume::Volume;
 use futures::stream::StreamExt;
@@ -31,7 +31,7 @@ pub async fn send(
     header: &StreamHeader,
     (view, base): (&Volume, Option<&Volume>),
     out: &mut (impl AsyncWrite + Unpin),
-    progress: &Progress,
+    on_data: OnData<'_>,
 ) -> Result<Sent> {
     let bytes = header.encode();
     let position = StreamPosition::behind(header, &bytes);
@@ -42,7 +42,7 @@ pub async fn send(
         match piece? {
             Piece::Data(range, data) => {
                 writer.data(range, &data).await?;
-                progress.add(data.len() as u64);
+                on_data(data.len() as u64);
             }
             Piece::Zeros(range) => writer.zeros(range).await?,
         }
