@@ -39,7 +39,7 @@
 //! | [`frontend`] | ublk and NBD |
 //! | [`host`], [`settings`] | which process this is; what the configuration file says |
 //! | [`pool`] | the volumes of a store: names, creation, deletion |
-//! | [`transfer`] | images into volumes and out of them |
+//! | [`transfer`] | images into volumes and out of them; streams of what changed |
 //! | [`daemon`] | one process an attachment, and how others talk to it |
 //! | [`cli`] | the command line |
 //!

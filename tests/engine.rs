@@ -18,6 +18,8 @@ mod crash;
 mod damage;
 #[path = "engine/deletion.rs"]
 mod deletion;
+#[path = "engine/diff.rs"]
+mod diff;
 #[path = "engine/disk.rs"]
 mod disk;
 #[path = "engine/durability.rs"]

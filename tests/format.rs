@@ -1,4 +1,4 @@
-//! The formats in the store, of the journal and of the disk cache: golden samples of every object, and parsers that
+//! The formats in the store, of the journal, of the disk cache and of streams: golden samples of every object, and parsers that
 //! are total.
 
 #![allow(clippy::unwrap_used)]
@@ -11,5 +11,7 @@ mod golden;
 mod journal;
 #[path = "format/samples.rs"]
 mod samples;
+#[path = "format/stream.rs"]
+mod stream;
 #[path = "format/total.rs"]
 mod total;

@@ -9,10 +9,14 @@ mod bench;
 mod catalogue;
 mod clone;
 mod confirm;
+mod copy;
+mod diff;
 pub mod duration;
 mod export;
+mod export_diff;
 mod gc;
 mod import;
+mod import_diff;
 mod interrupt;
 mod journal;
 mod logging;
@@ -22,6 +26,7 @@ mod render;
 mod serve;
 mod snapshot;
 mod status;
+mod view;
 mod volume;
 
 pub use crate::size;
@@ -120,6 +125,10 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Flatten { name } => clone::flatten(context, &name.parse()?).await,
         Verb::Import(import) => import::import(context, import).await,
         Verb::Export(export) => export::export(context, export).await,
+        Verb::Diff(diff) => diff::diff(context, diff).await,
+        Verb::ExportDiff(export) => export_diff::export_diff(context, export).await,
+        Verb::ImportDiff(import) => import_diff::import_diff(context, import).await,
+        Verb::Copy(copy) => copy::copy(context, copy).await,
         Verb::Resize { name, size, shrink } => {
             volume::resize(context, &name.parse()?, &size, shrink).await
         }

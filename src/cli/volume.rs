@@ -5,13 +5,14 @@ use crate::daemon::journals::refuse_journaled;
 use crate::daemon::{RunDir, environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
+use crate::format::volume::EpochObject;
 use crate::host::Host;
 use crate::pool::backend::Backend;
 use crate::pool::{Executioner, NewVolume, VolumeName, standing};
 use crate::settings::Location;
 use crate::store::url::StoreUrl;
 use crate::units::{BlockSize, SectorCount};
-use crate::volume::{Mode, Volume, VolumeOptions, ownership};
+use crate::volume::{Mode, Volume, VolumeOptions, as_receiver, ownership};
 use serde_json::json;
 
 pub(super) async fn create(context: &Context, create: args::Create) -> Result<()> {
@@ -136,10 +137,36 @@ pub(super) async fn own(backend: &Backend, id: VolumeId, name: &VolumeName) -> R
         return Err(standing.refusal(name, "take it over with `objblk attach --takeover`"));
     }
     refuse_journaled(&name.clone().into(), &ownership, &standing)?;
-    let mode = Mode::ReadWrite { takeover: !ownership.closed };
-    let options = VolumeOptions { mode, ..VolumeOptions::default() };
-    let stores = backend.stores.clone();
-    Volume::open(environment(), stores, id, host.owner(), options).await
+    open_as(backend, id, host.owner(), !ownership.closed).await
+}
+
+/// Opens a volume that nobody has, or with `takeover` whoever has it, to receive changes.
+pub(super) async fn own_to_receive(
+    backend: &Backend,
+    id: VolumeId,
+    name: &VolumeName,
+    takeover: bool,
+) -> Result<Volume> {
+    let host = Host::local()?;
+    let ownership = ownership(&*backend.stores.setup, id).await?;
+    let standing = standing(&ownership, &host);
+    if standing.is_held() && !takeover {
+        return Err(standing.refusal(name, "add --takeover if it is gone for good"));
+    }
+    if !takeover {
+        refuse_journaled(&name.clone().into(), &ownership, &standing)?;
+    }
+    open_as(backend, id, as_receiver(host.owner()), !ownership.closed).await
+}
+
+async fn open_as(
+    backend: &Backend,
+    id: VolumeId,
+    owner: EpochObject,
+    takeover: bool,
+) -> Result<Volume> {
+    let options = VolumeOptions { mode: Mode::ReadWrite { takeover }, ..VolumeOptions::default() };
+    Volume::open(environment(), backend.stores.clone(), id, owner, options).await
 }
 
 /// Owns the volume for a moment. Returns its size before.

@@ -13,6 +13,7 @@
 //! volumes/<id>/map/<epoch>-<object>           packed map leaves and pages
 //! volumes/<id>/checkpoints/<~seq>-<epoch>     newest first in a listing
 //! volumes/<id>/snapshots/<snapshot>           a checkpoint that is kept
+//! volumes/<id>/received/<snapshot>            what a snapshot is a copy of
 //! volumes/<id>/children/<snapshot>/<id>       a clone was made of it, and needs it
 //! volumes/<id>/children/<snapshot>/closed-<epoch>-<n>  none can be made any more
 //! ```
@@ -166,6 +167,21 @@ pub fn snapshots(id: VolumeId) -> String {
 /// A snapshot of the volume.
 pub fn snapshot(id: VolumeId, snapshot: SnapshotId) -> Key {
     key(format!("{}{snapshot}", snapshots(id)))
+}
+
+/// Prefix of what is said of copies.
+pub fn all_received(id: VolumeId) -> String {
+    format!("volumes/{id}/received/")
+}
+
+/// What a snapshot of the volume is a copy of.
+pub fn received(id: VolumeId, snapshot: SnapshotId) -> Key {
+    key(format!("{}{snapshot}", all_received(id)))
+}
+
+/// The snapshot that a key made by [`received`] names.
+pub fn parse_received(id: VolumeId, key: &Key) -> Option<SnapshotId> {
+    key.as_str().strip_prefix(&all_received(id))?.parse().ok()
 }
 
 /// Prefix of the clones of a volume's snapshots.

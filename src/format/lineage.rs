@@ -79,11 +79,20 @@ impl Lineage {
 
     /// The chunk in a slot that was written in `epoch`.
     pub fn chunk(&self, seq: Seq, epoch: Epoch) -> ChunkId {
-        let volume = match self.owns_slot(seq) {
+        ChunkId { volume: self.slot_volume(seq), epoch, seq }
+    }
+
+    /// The volume of the chunk in a slot.
+    pub fn slot_volume(&self, seq: Seq) -> VolumeId {
+        match self.owns_slot(seq) {
             true => self.volume,
             false => self.ancestor(|ancestor| seq < ancestor.next),
-        };
-        ChunkId { volume, epoch, seq }
+        }
+    }
+
+    /// The oldest volume that it comes from.
+    pub fn root(&self) -> VolumeId {
+        self.ancestors.first().map_or(self.volume, |oldest| oldest.volume)
     }
 
     /// The volume of a map object.

@@ -10,6 +10,8 @@
 //! | snapshot: a checkpoint that is kept | binary | [`snapshot`] |
 //! | ancestors of a clone, and what is whose | JSON, in the volume | [`lineage`] |
 //! | profile: what to fetch ahead | binary | [`profile`] |
+//! | what a snapshot is a copy of | JSON | [`received`] |
+//! | stream of changes, in no store | binary | [`stream`] |
 //!
 //! All numbers are little-endian. Every binary object begins with a magic of 8 bytes and a
 //! version, names the volume, epoch and position it was written for (so that a misplaced object
@@ -35,8 +37,10 @@ pub mod map_object;
 pub mod page;
 pub mod pool;
 pub mod profile;
+pub mod received;
 pub mod record;
 pub mod snapshot;
+pub mod stream;
 pub mod volume;
 
 pub use codec::{FormatError, FormatResult};

@@ -13,6 +13,7 @@
 //! Invariant: the pieces of a lookup cover the range exactly, in order, without overlap.
 
 pub mod base;
+pub mod diff;
 pub mod leaf;
 pub mod overlay;
 

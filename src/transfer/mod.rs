@@ -19,3 +19,5 @@ mod watched;
 pub mod web;
 mod window;
 mod zeros;
+pub mod progress;
+pub mod stream;

@@ -29,6 +29,8 @@
 //! | [`checkpoint`], `tree`, `census` | checkpoints, live counts, garbage |
 //! | `snapshots`, `kept` | made, deleted; what they keep |
 //! | `rollback` | back to what a snapshot is |
+//! | `diff` | what changed between two states |
+//! | `received` | which snapshots are copies, and of what |
 //! | `flatten` | a clone does without its origin |
 //! | `collect`, `victims` | moves what is left of mostly dead chunks |
 //!
@@ -40,6 +42,7 @@ mod census;
 pub mod checkpoint;
 mod collect;
 mod device;
+mod diff;
 mod flatten;
 mod gather;
 mod items;
@@ -52,6 +55,7 @@ mod patience;
 mod profile;
 mod read;
 mod readahead;
+mod received;
 mod recover;
 mod rollback;
 mod shared;
@@ -64,6 +68,7 @@ mod victims;
 mod write;
 
 pub use collect::Collected;
+pub use diff::{Changed, Changes};
 pub use flatten::Flattened;
 pub use look::{Ownership, ownership};
 pub use open::{find_snapshot, list_snapshots};
@@ -72,6 +77,7 @@ pub use options::{
     Mode, SpaceStatus, Stores, VolumeOptions, VolumeStatus,
 };
 pub use profile::{ProfileUse, RECORD_FOR};
+pub use received::{as_receiver, original, unfinished_receipt};
 pub use snapshots::SNAPSHOTS_MAX;
 
 use crate::error::{Error, Result};

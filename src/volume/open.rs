@@ -70,7 +70,7 @@ impl Volume {
         check_features(&description, options.mode)?;
         let store = &*stores.setup;
         if let Some(name) = options.snapshot.take() {
-            let loaded = Loaded::snapshot(store, id, &name).await?;
+            let loaded = Loaded::snapshot(find_snapshot(store, id, &name).await?);
             options.mode = Mode::ReadOnly;
             return start(env, stores, options, description, None, (loaded, None));
         }
@@ -134,7 +134,7 @@ impl Volume {
     }
 }
 
-fn check_features(description: &VolumeObject, mode: Mode) -> Result<()> {
+pub(super) fn check_features(description: &VolumeObject, mode: Mode) -> Result<()> {
     let needs = |what: &str| {
         let text = format!("volume {} {what} features of a newer objblk", description.id);
         Err(Error::new(ErrorKind::Unsupported, text).hint("update objblk"))
@@ -200,7 +200,7 @@ pub(super) async fn has_all_before(
 }
 
 /// What replay gives.
-struct Loaded {
+pub(super) struct Loaded {
     checkpoint: Checkpoint,
     obsolete: Vec<Key>,
     map: Map,
@@ -216,10 +216,10 @@ struct Loaded {
 
 impl Loaded {
     /// The state of a snapshot.
-    async fn snapshot(store: &dyn Store, id: VolumeId, name: &str) -> Result<Loaded> {
-        let checkpoint = find_snapshot(store, id, name).await?.checkpoint;
+    pub fn snapshot(object: SnapshotObject) -> Loaded {
+        let checkpoint = object.checkpoint;
         let (slot, epoch) = (checkpoint.next, checkpoint.epoch);
-        Ok(Loaded {
+        Loaded {
             obsolete: Vec::new(),
             map: rollback::map_of(&checkpoint),
             size: checkpoint.size,
@@ -229,7 +229,7 @@ impl Loaded {
             end: LogEnd { slot, epoch, strays: Vec::new() },
             snapshots: Snapshots::default(),
             checkpoint,
-        })
+        }
     }
 
     /// The first slot of the new term.
@@ -428,7 +428,7 @@ fn check_inside(slot: Seq, range: SectorRange, size: SectorCount) -> Result<()> 
     Err(Error::corrupt(format!("log slot {slot} writes {range} of a volume of {size} sectors")))
 }
 
-fn start(
+pub(super) fn start(
     env: Env,
     stores: Stores,
     options: VolumeOptions,

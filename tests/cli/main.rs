@@ -9,6 +9,7 @@
 mod attached;
 mod bench;
 mod clones;
+mod diff;
 mod gate;
 mod journal;
 mod mistakes;

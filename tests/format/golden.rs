@@ -14,6 +14,7 @@ use objblk::format::pool::{
     ImportObject, NameObject, PoolObject, TombstoneObject, end_json, parse_json,
 };
 use objblk::format::profile::Profile;
+use objblk::format::received::ReceivedObject;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::Epoch;
@@ -34,7 +35,8 @@ fn shown(name: &str, bytes: &[u8]) -> Vec<u8> {
 fn this_version_writes_the_golden_bytes() {
     // Written once for a new object or version: OBJBLK_WRITE_GOLDEN=1 creates missing files.
     let create = std::env::var_os("OBJBLK_WRITE_GOLDEN").is_some();
-    for (name, bytes) in [samples::binary(), samples::journal(), samples::cache()].concat() {
+    let all = [samples::binary(), samples::journal(), samples::cache(), samples::stream()];
+    for (name, bytes) in all.concat() {
         let bytes = shown(name, &bytes);
         if create && !path(name).exists() {
             std::fs::write(path(name), hex(&bytes)).unwrap();
@@ -107,6 +109,7 @@ fn golden_json_reads_back() {
     assert_eq!(tombstone.name, "data");
     let import: ImportObject = parse_json("import", &read("import.json")).unwrap();
     assert_eq!((import.volume, import.source), (samples::volume(), "/images/debian.raw".into()));
+    assert_eq!(ReceivedObject::parse(&read("received.json")).unwrap(), samples::received());
 }
 
 #[test]
@@ -146,6 +149,7 @@ fn every_flipped_bit_of_a_description_is_noticed() {
                 "pool.json" => PoolObject::parse(&damaged).map(drop),
                 "volume.json" | "clone.json" => VolumeObject::parse(&damaged).map(drop),
                 "epoch.json" => EpochObject::parse(&damaged).map(drop),
+                "received.json" => ReceivedObject::parse(&damaged).map(drop),
                 "name.json" => parse_json::<NameObject>("name", &damaged).map(drop),
                 _ => parse_json::<TombstoneObject>("tombstone", &damaged).map(drop),
             };

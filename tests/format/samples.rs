@@ -17,8 +17,10 @@ use objblk::format::pool::{
     ImportObject, NameObject, PoolKind, PoolObject, TombstoneObject, encode_json,
 };
 use objblk::format::profile::Profile;
+use objblk::format::received::ReceivedObject;
 use objblk::format::record::Record;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
+use objblk::format::stream::{StreamEntry, StreamHeader, StreamPosition, StreamState};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{SnapshotId, VolumeId};
 use objblk::journal::entry::{Change, continued, slot_end};
@@ -27,7 +29,7 @@ use objblk::journal::ring::{
     BATCH_HEADER_LEN, BatchHeader, BatchNumber, RingId, SegmentHeader, SegmentNumber, SlotIndex,
     Superblock, Term as RingTerm,
 };
-use objblk::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
+use objblk::units::{BlockSize, Epoch, Sector, SectorCount, SectorRange, Seq};
 use std::path::PathBuf;
 
 /// Where the golden file `name` lies.
@@ -171,6 +173,55 @@ pub fn checkpoint_with_snapshots() -> Checkpoint {
     Checkpoint { garbage, snapshots: vec![first, other, base], ..checkpoint() }
 }
 
+pub fn received() -> ReceivedObject {
+    ReceivedObject {
+        source: volume(),
+        snapshot: SnapshotId::from_bytes(*b"fedcba9876543210"),
+        base: Some(SnapshotId::from_bytes([7; 16])),
+        begun_in: Epoch(3),
+    }
+}
+
+pub fn stream_header() -> StreamHeader {
+    let state = |name: &str, id: &[u8; 16], size| StreamState {
+        snapshot: SnapshotId::from_bytes(*id),
+        name: name.into(),
+        size: SectorCount(size),
+        made_at_ms: 1_700_000_000_000 + size,
+    };
+    StreamHeader {
+        volume: volume(),
+        block_size: BlockSize::B512,
+        chunk_size: 4 << 20,
+        to: state("tuesday", b"fedcba9876543210", 1 << 30),
+        base: Some(state("monday", b"0011223344556677", 1 << 29)),
+    }
+}
+
+/// What the sample stream says.
+pub fn stream_entries(data: &[u8]) -> Vec<StreamEntry> {
+    vec![
+        StreamEntry::Zeros(range(3, 1 << 20)),
+        StreamEntry::Data { range: range((1 << 29) + 1, 1), crc: crc32c::crc32c(data) },
+        StreamEntry::Data { range: range((1 << 30) - 1, 1), crc: crc32c::crc32c(data) },
+        StreamEntry::End,
+    ]
+}
+
+/// The golden stream, by the name of its file.
+pub fn stream() -> Vec<(&'static str, Vec<u8>)> {
+    let (header, data) = (stream_header(), sector());
+    let mut bytes = header.encode();
+    let mut position = StreamPosition::behind(&header, &bytes);
+    for entry in stream_entries(&data) {
+        bytes.extend(position.encode(entry));
+        if let StreamEntry::Data { .. } = entry {
+            bytes.extend(&data);
+        }
+    }
+    vec![("stream-v1.hex", bytes)]
+}
+
 pub fn json() -> Vec<(&'static str, Vec<u8>)> {
     let features = Features { compat: 0, ro_compat: 0, incompat: 0 };
     let created_at_ms = 1_700_000_000_000;
@@ -227,6 +278,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("epoch.json", encode_json(&epoch)),
         ("tombstone.json", encode_json(&tombstone)),
         ("import.json", encode_json(&import)),
+        ("received.json", encode_json(&received())),
     ]
 }
 

@@ -14,6 +14,7 @@ use objblk::format::page::{
 };
 use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, parse_json};
 use objblk::format::profile::Profile;
+use objblk::format::received::ReceivedObject;
 use objblk::format::snapshot::SnapshotObject;
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::Epoch;
@@ -50,6 +51,7 @@ fn parse_all(bytes: &[u8]) {
     let _ = PoolObject::parse(bytes);
     let _ = VolumeObject::parse(bytes);
     let _ = EpochObject::parse(bytes);
+    let _ = ReceivedObject::parse(bytes);
     let _ = parse_json::<NameObject>("name", bytes);
     let _ = parse_json::<TombstoneObject>("tombstone", bytes);
 }

@@ -62,8 +62,9 @@ fn objects() -> Vec<Seed> {
         ("journal", "mirror", golden("mirror-segment-v2.hex")),
         ("cache", "head", golden("cache-head-v1.hex")),
         ("cache", "entry", golden("cache-entry-v1.hex")),
+        ("stream", "golden", golden("stream-v1.hex")),
     ]);
-    for name in ["pool", "volume", "epoch", "name", "tombstone", "import"] {
+    for name in ["pool", "volume", "epoch", "name", "tombstone", "import", "received"] {
         seeds.push(("json", name, golden(&format!("{name}.json"))));
     }
     seeds.into_iter().map(|(target, name, bytes)| (target, name.to_owned(), bytes)).collect()

@@ -1,8 +1,10 @@
 //! What was typed. What it means is for the verbs' own files.
 
+mod diff;
 mod open;
 mod transfer;
 
+pub(super) use diff::{Copy, Diff, ExportDiff, ImportDiff};
 pub(super) use open::Open;
 pub(super) use transfer::{Export, Import};
 
@@ -117,6 +119,14 @@ pub(in crate::cli) enum Verb {
     Import(Import),
     /// Write a volume or a snapshot out as an image: raw or qcow2
     Export(Export),
+    /// Show what changed between two snapshots, or what there is in one
+    Diff(Diff),
+    /// Write what changed since another snapshot, or all of one, to a file or a pipe
+    ExportDiff(ExportDiff),
+    /// Make a volume what such a stream leads to, with a snapshot of it
+    ImportDiff(ImportDiff),
+    /// Copy a snapshot into another pool: what changed since the newest that is there already
+    Copy(Copy),
     /// Change the size of a volume that is not attached
     Resize {
         name: String,

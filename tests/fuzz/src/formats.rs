@@ -20,6 +20,7 @@ use objblk::format::pool::{
     ImportObject, NameObject, PoolObject, TombstoneObject, encode_json, end_json, parse_json,
 };
 use objblk::format::profile::Profile;
+use objblk::format::received::ReceivedObject;
 use objblk::format::record::Record;
 use objblk::format::snapshot::SnapshotObject;
 use objblk::format::volume::{EpochObject, VolumeObject};
@@ -239,6 +240,7 @@ fn json_as_it_is(data: &[u8]) {
     check_json(data, PoolObject::parse, encode_json);
     check_json(data, VolumeObject::parse, encode_json);
     check_json(data, EpochObject::parse, encode_json);
+    check_json(data, ReceivedObject::parse, encode_json);
     check_json(data, |bytes| parse_json::<NameObject>("name", bytes), encode_json);
     check_json(data, |bytes| parse_json::<ImportObject>("import", bytes), encode_json);
     check_json(data, |bytes| parse_json::<TombstoneObject>("tombstone", bytes), encode_json);

@@ -10,6 +10,7 @@ mod cache;
 mod formats;
 mod journal;
 mod nbd;
+mod stream;
 mod text;
 
 pub use alloc::Bound;
@@ -35,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "profile", body: formats::profile },
     Target { name: "journal", body: journal::journal },
     Target { name: "cache", body: cache::cache },
+    Target { name: "stream", body: stream::stream },
     Target { name: "json", body: formats::json },
     Target { name: "names", body: text::names },
     Target { name: "size", body: text::size },
