@@ -79,7 +79,7 @@ fn in_virtual_time<T>(work: impl Future<Output = T>) -> T {
 
 #[test]
 fn a_reader_of_objects_finds_what_the_engine_returns() {
-    for seed in seeds(6) {
+    for seed in seeds(4) {
         eprintln!("replay: OBJBLK_SEED={seed} cargo test --test engine a_reader_of_objects");
         in_virtual_time(live(seed));
     }
