@@ -32,6 +32,7 @@ readonly nbd_needs=(
     fio=fio nbdinfo=libnbd-bin /usr/lib/python3/dist-packages/nbd.py=python3-libnbd nbdkit=nbdkit
     nbdfuse=libnbd-bin fusermount3=fuse3 qemu-img=qemu-utils mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs
     losetup=mount curl=curl sqlite3=sqlite3 ip=iproute2
+    /usr/bin/python3=python3
 )
 readonly vm_needs=(
     qemu-system-x86_64=qemu-system-x86 socat=socat /bin/busybox=busybox-static cpio=cpio zstd=zstd xz=xz-utils

@@ -22,6 +22,8 @@ mod deletion;
 mod diff;
 #[path = "engine/disk.rs"]
 mod disk;
+#[path = "support/dump.rs"]
+mod dump;
 #[path = "engine/durability.rs"]
 mod durability;
 #[path = "engine/file_disk.rs"]
@@ -36,6 +38,8 @@ mod model;
 mod patience;
 #[path = "engine/profile.rs"]
 mod profile;
+#[path = "engine/reader.rs"]
+mod reader;
 #[path = "engine/recover.rs"]
 mod recover;
 #[path = "engine/recover_local.rs"]
@@ -46,7 +50,11 @@ mod rig;
 mod ring;
 #[path = "engine/scale.rs"]
 mod scale;
+#[path = "support/reader.rs"]
+mod script;
 #[path = "engine/snapshots.rs"]
 mod snapshots;
+#[path = "support/sums.rs"]
+mod sums;
 #[path = "engine/turns.rs"]
 mod turns;

@@ -45,6 +45,8 @@ impl User {
         fs::set_permissions(home.path().join("run"), PermissionsExt::from_mode(0o700)).unwrap();
         // Copied: not every user may look into root's directories.
         fs::copy(env!("CARGO_BIN_EXE_objblk"), home.path().join("bin/objblk")).unwrap();
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
+        tool("cp", &["-r", scripts.to_str().unwrap(), home.path().to_str().unwrap()]);
         let qemu = home.path().join("bin/qemu-system-x86_64");
         fs::write(&qemu, QEMU).unwrap();
         fs::set_permissions(&qemu, PermissionsExt::from_mode(0o755)).unwrap();

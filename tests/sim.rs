@@ -24,6 +24,8 @@ mod device;
 mod director;
 #[path = "sim/disk.rs"]
 mod disk;
+#[path = "support/dump.rs"]
+mod dump;
 #[path = "sim/heritage.rs"]
 mod heritage;
 #[path = "sim/host.rs"]
@@ -36,10 +38,14 @@ mod model;
 mod mutants;
 #[path = "sim/process.rs"]
 mod process;
+#[path = "sim/reader.rs"]
+mod reader;
 #[path = "sim/rings.rs"]
 mod rings;
 #[path = "sim/run.rs"]
 mod run;
+#[path = "support/reader.rs"]
+mod script;
 #[path = "sim/shelf.rs"]
 mod shelf;
 #[path = "sim/sites.rs"]

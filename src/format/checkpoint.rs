@@ -15,10 +15,12 @@
 //! ```
 //!
 //! `epoch` and `next seq` are the position: every slot before `next seq` is in the map, and the
-//! log goes on at `next seq` in `epoch`. A **term** says in which epoch the slots from its first
-//! seq on were written, and so how the objects are named. **Garbage** is what nothing reachable
+//! log goes on at `next seq` in `epoch`. An item is described in [`page`](super::page). A **term** says in
+//! which epoch the slots from its first seq on were written, up to the next term, and so how the objects
+//! are named; the last slot of a term but the last one is its fence. **Garbage** is what nothing reachable
 //! names any more as of this checkpoint and what may not have been deleted yet: the next owner
-//! deletes it again. What only a snapshot needs is neither referenced here nor garbage.
+//! deletes it again; kinds are 1 (b slots from slot a on), 2 (map object of epoch a, number b), 3 (a snapshot,
+//! whose id the 16 bytes are). What only a snapshot needs is neither referenced here nor garbage.
 //!
 //! Size is bounded by what the volume holds in pages (64 GiB each), never by its leaves, and by the
 //! number of its snapshots.

@@ -12,8 +12,9 @@
 //! ```
 //!
 //! Frames follow the header back to back. A frame is 64 KiB of payload, the last one shorter; it
-//! is the unit of compression, encryption and checksum. Codec and cipher other than "none" are
-//! reserved ids today and refused.
+//! is the unit of compression, encryption and checksum. Codec and cipher other than 0, "none", are
+//! reserved ids today and refused; so the encoded length is that of the payload. A header has at most
+//! 8 MiB. `committed` is not greater than `seq`.
 //!
 //! `committed` lets a reader of the log tell a slot that was never written from one that was lost:
 //! a slot below the `committed` of any later chunk must be there.

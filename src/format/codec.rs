@@ -2,6 +2,8 @@
 //!
 //! A [`Reader`] never reads past its end and never allocates; a parser built on it is total: any
 //! byte string gives a value or a [`FormatError`] that names object kind, field and offset.
+//! Reserved bytes must be zero, nothing may follow the last field, and a count of more entries than the
+//! rest of the object can hold is refused.
 
 use crate::mutant::{self, Mutant};
 use std::fmt;

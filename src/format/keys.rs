@@ -18,8 +18,8 @@
 //! volumes/<id>/children/<snapshot>/closed-<epoch>-<n>  none can be made any more
 //! ```
 //!
-//! Numbers are lower-case hexadecimal of fixed width (16 digits; map objects 8), so byte order is
-//! numeric order. `<hh>` is the low byte of the sequence number: neighbours of the log spread over
+//! Numbers are lower-case hexadecimal of fixed width (16 digits; numbers of map objects and `<n>` 8), so
+//! byte order is numeric order; ids are UUIDs as hyphenated text. `<hh>` is the low byte of the sequence number: neighbours of the log spread over
 //! 256 prefixes. `<~seq>` is `u64::MAX - seq`.
 
 use crate::format::{SnapshotId, VolumeId};
@@ -138,6 +138,18 @@ pub fn slot(id: VolumeId, seq: Seq, epoch: Epoch) -> Key {
     key(format!("volumes/{id}/log/{:02x}/{:016x}-{:016x}", seq.0 & 0xff, seq.0, epoch.0))
 }
 
+/// Prefix of the volume's log.
+pub fn log(id: VolumeId) -> String {
+    format!("volumes/{id}/log/")
+}
+
+/// Slot and epoch that a key made by [`slot`] names.
+pub fn parse_slot(id: VolumeId, key: &Key) -> Option<(Seq, Epoch)> {
+    let (_, name) = key.as_str().strip_prefix(&log(id))?.split_once('/')?;
+    let (seq, epoch) = name.split_once('-')?;
+    Some((Seq(hex16(seq)?), Epoch(hex16(epoch)?)))
+}
+
 /// A map object.
 pub fn map_object(id: VolumeId, object: MapObjectId) -> Key {
     key(format!("volumes/{id}/map/{:016x}-{:08x}", object.epoch.0, object.number))
@@ -235,6 +247,7 @@ mod tests {
             assert_eq!(parse_epoch(id, &epoch(id, Epoch(n))), Some(Epoch(n)));
             let key = checkpoint(id, Seq(n), Epoch(3));
             assert_eq!(parse_checkpoint(id, &key), Some((Seq(n), Epoch(3))));
+            assert_eq!(parse_slot(id, &slot(id, Seq(n), Epoch(3))), Some((Seq(n), Epoch(3))));
         }
         assert!(checkpoint(id, Seq(2), Epoch(1)) < checkpoint(id, Seq(1), Epoch(1)));
         assert_eq!(

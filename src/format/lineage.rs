@@ -5,6 +5,11 @@
 //! by itself which volume's object is meant; extents, pages and terms of a clone are those of any other
 //! volume, and a chain of clones is read like a flat volume, however long it is.
 //!
+//! A slot is of the first ancestor whose `next` is greater than its number, a map object of the first whose
+//! `epoch` is not less than its epoch; what is of no ancestor is of the volume. So are all its checkpoints and
+//! snapshots. The object itself names the volume that it is of. The volume begins at its last ancestor's
+//! `next`, in the epoch after that ancestor's, which nobody claims, and no fence lies between the two.
+//!
 //! Invariant: ancestors are ordered, the oldest first; each ends (in slots and in epochs) behind the one
 //! before it. A volume owns what comes behind its last ancestor, and deletes nothing else.
 

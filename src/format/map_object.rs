@@ -10,7 +10,8 @@
 //!       trailer: 4 number of items, 8 zero, 4 crc32c of directory and trailer before it
 //! ```
 //!
-//! Items are found by [`ItemRef`]; the directory serves the one who moves the items that are
+//! Kinds: 1 leaf, 2 map page, 3 chunk page; `index` says which one. The last crc covers the directory and
+//! the 12 bytes before itself. Items are found by [`ItemRef`]; the directory serves the one who moves the items that are
 //! still referenced out of a mostly dead object.
 
 use super::VolumeId;

@@ -2,10 +2,16 @@
 //!
 //! * A **leaf** is the sorted extents of a fixed span of 64 MiB: count u32, then 16 bytes each.
 //! * A **map page** is the references to the leaves of 1024 spans (64 GiB): count u32, then
-//!   {index in the page u32, [`ItemRef`]} each, ascending.
+//!   {index in the page u32, item} each, ascending.
 //! * A **chunk page** is the use of 4096 consecutive slots: count u32, then {from the low end index in
 //!   the page (12 bits) and sectors in the chunk (20 bits; 0: not known), live sectors u32} each,
 //!   ascending. A slot that is not in it holds nothing that is needed.
+//!
+//! Leaf `n` covers the sectors from `n << 17` on and is entry `n & 1023` of map page `n >> 10`; slot `n` is
+//! entry `n & 4095` of chunk page `n >> 12`. What no leaf has is zeros.
+//!
+//! An **item** is where a leaf or page is: {epoch u64 and number u32 of the map object, offset in it u32,
+//! length in bytes u32, crc32c of those bytes u32} ([`ItemRef`]).
 //!
 //! An extent packs into two words: `seq` in the low 48 bits of the first (the other 16 are zero,
 //! kept for the origin of cloned data); in the second, from the low end, start in the leaf (17

@@ -1,4 +1,16 @@
 //! Objects of the pool: its description, names, imports under way and tombstones. JSON.
+//!
+//! ```text
+//! objblk.json   kind ("objblk-pool"), version (1), id, features {compat, ro_compat, incompat: bits, as
+//!               numbers}, fencing (true or false), created_at_ms
+//! names/<name>  volume: the id
+//! imports/<name>  volume: the id, source, fingerprint (may be missing), begun_at_ms
+//! trash/<id>    name: the one it had, deleted_at_ms
+//! ```
+//!
+//! Every JSON object of a pool or volume is an object at the top, at most 64 KiB long, whose last member is
+//! `crc32c`. It ends with exactly `,\n  "crc32c": "` + eight lower-case digits + `"\n}\n`: the crc32c of all that
+//! is before this, and `\n}\n`. A member that is not known is refused.
 
 use super::VolumeId;
 use super::codec::{FormatError, FormatResult, Problem};

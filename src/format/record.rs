@@ -14,6 +14,9 @@
 //! | 8 | snapshot deleted | snapshot id (16 bytes) |
 //! | 9 | rolled back | snapshot id (16 bytes) |
 //!
+//! `resize` to less: what lies beyond reads as zeros, also if the volume grows again. `rolled back`: contents and
+//! size are those in the snapshot's object, and nothing of what the records before it did.
+//!
 //! Later records of a volume win over earlier ones. `zero` and `trim` read the same (zeros); the
 //! log keeps what the host asked for. An unknown tag is refused: skipping it would be a silent
 //! loss.

@@ -1,4 +1,13 @@
 //! Objects of a volume that people may want to read: its description and its owners. JSON.
+//!
+//! ```text
+//! volume.json  version (1), id, size (at creation, in bytes), block_size, chunk_size (in bytes), features (as
+//!              those of the pool), created_at_ms; of a clone ancestors: [{volume, snapshot,
+//!              next, epoch}, ...], the oldest first (see `lineage`)
+//! epochs/<n>   host, boot_id, pid, pid_start, claimed_at_ms, nonce; journal, a path, if there is one
+//! ```
+//!
+//! How the text is checked is told in [`pool`](super::pool). The size now is in checkpoint and log.
 
 use super::VolumeId;
 use super::chunk::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN};

@@ -2,11 +2,14 @@
 
 use super::snapshots;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::VolumeId;
 use crate::format::checkpoint::{Checkpoint, Term};
+use crate::format::keys::{self, ChunkId};
 use crate::format::volume::{EpochObject, VolumeObject};
-use crate::format::{VolumeId, keys};
+use crate::log::fetch::{FetchError, fetch_header};
+use crate::log::replay::LogEnd;
 use crate::store::{Key, Store, StoreErrorKind, get_parsed, list_all};
-use crate::units::{Epoch, SectorCount};
+use crate::units::{Epoch, SectorCount, Seq};
 
 /// How often the newest checkpoint is looked for again when it vanishes under the reader.
 pub(super) const LOOKUPS: usize = 5;
@@ -120,6 +123,72 @@ pub(super) async fn is_newest(store: &dyn Store, checkpoint: &Checkpoint) -> Res
     let first = store.list(&keys::checkpoints(checkpoint.volume), None, 1).await?.objects;
     let own = keys::checkpoint(checkpoint.volume, checkpoint.next, checkpoint.epoch);
     Ok(first.first().is_none_or(|first| first.key >= own))
+}
+
+/// What the log of a volume that has no checkpoint is, where it seems to end.
+pub(super) enum Beginning {
+    /// It ends there.
+    Ends,
+    /// The slot was filled since: it goes on.
+    GoesOn,
+    /// There is a checkpoint by now.
+    Checkpointed,
+}
+
+/// Makes sure that a volume whose log is read from its very beginning has not lost its checkpoint: it would be
+/// taken for one to which hardly anything was written.
+///
+/// Nothing of a log is deleted before there is a checkpoint. So what lies behind the `end` and can only be
+/// there after that slot was filled shows that the slot was deleted since.
+///
+/// # Errors
+/// Corrupt: it has. Store.
+pub(super) async fn check_beginning(
+    store: &dyn Store,
+    first: &Checkpoint,
+    end: &LogEnd,
+) -> Result<Beginning> {
+    let id = first.volume;
+    let Some(proof) = proof_behind(store, id, end).await? else { return Ok(Beginning::Ends) };
+    let slot = keys::slot(id, end.slot, end.epoch);
+    match store.head(&slot).await {
+        Ok(_) => return Ok(Beginning::GoesOn),
+        Err(e) if e.kind == StoreErrorKind::NotFound => {}
+        Err(e) => return Err(e.into()),
+    }
+    if !is_newest(store, first).await? {
+        return Ok(Beginning::Checkpointed);
+    }
+    let lost = keys::checkpoints(id);
+    let text = format!(
+        "volume {id} has lost its checkpoint: nothing is below {lost} and {slot} is gone, although {proof} is there"
+    );
+    Err(Error::corrupt(text).hint("restore the objects from a copy of the bucket"))
+}
+
+/// A slot behind the end that was filled when the end was filled.
+async fn proof_behind(store: &dyn Store, id: VolumeId, end: &LogEnd) -> Result<Option<Key>> {
+    let mut same_term: Vec<Seq> = Vec::new();
+    for object in list_all(store, &keys::log(id)).await? {
+        match keys::parse_slot(id, &object.key) {
+            Some((seq, epoch)) if seq > end.slot && epoch > end.epoch => {
+                return Ok(Some(object.key));
+            }
+            Some((seq, epoch)) if seq > end.slot && epoch == end.epoch => same_term.push(seq),
+            _ => {}
+        }
+    }
+    same_term.sort_unstable();
+    // The last chunk knows most; fences that were put ahead, and chunks that are damaged, know nothing.
+    for seq in same_term.into_iter().rev() {
+        let chunk = ChunkId { volume: id, epoch: end.epoch, seq };
+        match fetch_header(store, chunk).await {
+            Ok(header) => return Ok((header.committed > end.slot).then(|| chunk.key())),
+            Err(FetchError::Store(e)) => return Err(e.into()),
+            Err(_) => {}
+        }
+    }
+    Ok(None)
 }
 
 /// The state that a volume begins with, which no object of its own has: nothing, or what a clone was

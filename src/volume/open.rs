@@ -15,7 +15,8 @@ use super::checkpoint::Checkpointer;
 use super::collect;
 use super::items::Items;
 use super::look::{
-    LOOKUPS, Ownership, is_newest, newest_checkpoint, ownership, read_description, read_owner,
+    Beginning, LOOKUPS, Ownership, check_beginning, is_newest, newest_checkpoint, ownership,
+    read_description, read_owner,
 };
 use super::options::{Env, MAP_BYTES_MIN, Mode, Stores, VolumeOptions};
 use super::profile;
@@ -289,7 +290,7 @@ async fn load_newest(
             Some(found) => found,
             None => newest_checkpoint(store, description).await?,
         };
-        let Some(loaded) = load(store, description.id, newest, claimed).await? else { continue };
+        let Some(loaded) = load(store, description, newest, claimed).await? else { continue };
         // Its owner may have deleted slots that a newer checkpoint has no need of: the log then seemed
         // to end there.
         if claimed.is_some() || is_newest(store, &loaded.checkpoint).await? {
@@ -301,14 +302,17 @@ async fn load_newest(
         .hint("try again"))
 }
 
-/// `None`: the log has a snapshot that a newer checkpoint was made for.
+/// `None`: a newer checkpoint was made meanwhile.
 async fn load(
     store: &dyn Store,
-    id: VolumeId,
+    description: &VolumeObject,
     (mut checkpoint, obsolete): (Checkpoint, Vec<Key>),
     claimed: Option<(Epoch, &str)>,
 ) -> Result<Option<Loaded>> {
     let (claimed, owner) = (claimed.map(|(epoch, _)| epoch), claimed.map_or("", |(_, name)| name));
+    let id = description.id;
+    // No owner has that epoch.
+    let is_first = checkpoint.epoch == description.lineage().first_epoch();
     let mut map = rollback::map_of(&checkpoint);
     let mut size = checkpoint.size;
     let mut terms = Terms::new(checkpoint.terms.clone());
@@ -345,6 +349,13 @@ async fn load(
             _ => {}
         }
         let Some(end) = replay.verify_end().await? else { continue };
+        if is_first {
+            match check_beginning(store, &checkpoint, &end).await? {
+                Beginning::Ends => {}
+                Beginning::GoesOn => continue,
+                Beginning::Checkpointed => return Ok(None),
+            }
+        }
         match claimed {
             None => break end,
             Some(claimed) if replay.place(claimed, owner).await? => {

@@ -1,7 +1,7 @@
 //! The program, as users run it: every verb, exit code and error text, on a directory store and on
 //! a real S3 server, with NBD as the frontend that works on every host.
 //!
-//! Needs the programs of Debian's `libnbd-bin` and `qemu-utils`, and what `scripts/s3/ceph.sh`
+//! Needs the programs of Debian's `libnbd-bin`, `qemu-utils` and `python3`, and what `scripts/s3/ceph.sh`
 //! needs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -15,10 +15,15 @@ mod journal;
 mod mistakes;
 mod outage;
 mod program;
+mod reader;
 #[path = "../support/s3.rs"]
 mod s3;
 mod s3_pool;
+#[path = "../support/reader.rs"]
+mod script;
 mod snapshots;
 mod transfer;
+#[path = "../support/sums.rs"]
+mod sums;
 mod verbs;
 mod web;

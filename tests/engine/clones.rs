@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const SIZE: u64 = 2 << 20;
-const BLOCK: u64 = 8;
+pub const BLOCK: u64 = 8;
 const BLOCKS: usize = (SIZE / 512 / BLOCK) as usize;
 
 type Image = Vec<u64>;
@@ -32,24 +32,24 @@ fn name(text: &str) -> VolumeName {
 }
 
 /// A volume, open, and what all of its states hold, by block.
-struct Member {
+pub struct Member {
     id: VolumeId,
-    volume: Volume,
-    now: Image,
+    pub volume: Volume,
+    pub now: Image,
     snapshots: BTreeMap<String, Image>,
 }
 
 /// Volumes that were made of each other.
-struct Family {
-    rig: Rig,
+pub struct Family {
+    pub rig: Rig,
     pool: Pool,
-    rng: StdRng,
-    members: BTreeMap<String, Member>,
+    pub rng: StdRng,
+    pub members: BTreeMap<String, Member>,
     stamp: u64,
 }
 
 impl Family {
-    async fn new(seed: u64) -> Family {
+    pub async fn new(seed: u64) -> Family {
         let rig = Rig::new(seed, SIZE).await;
         rig.memory.delete(&[keys::volume(rig.id)]).await.unwrap();
         let pool = Pool::init(rig.store.clone(), false).await.unwrap();
@@ -80,7 +80,7 @@ impl Family {
         Volume::open(env, stores, id, owner(pid), options).await
     }
 
-    fn pick(&mut self) -> String {
+    pub fn pick(&mut self) -> String {
         self.members.keys().choose(&mut self.rng).unwrap().clone()
     }
 
@@ -88,9 +88,9 @@ impl Family {
         self.members[of].snapshots.keys().choose(&mut self.rng).cloned()
     }
 
-    async fn change(&mut self, of: &str, times: usize) {
+    pub async fn change(&mut self, of: &str, times: usize) {
         for _ in 0..times {
-            let block = self.rng.random_range(0..BLOCKS);
+            let block = self.rng.random_range(0..self.members[of].now.len());
             let start = block as u64 * BLOCK;
             let trim = self.rng.random_bool(0.2);
             self.stamp += 1;
@@ -109,7 +109,7 @@ impl Family {
         SnapshotId::from_random(self.rng.random())
     }
 
-    async fn snapshot(&mut self, of: &str) {
+    pub async fn snapshot(&mut self, of: &str) {
         let id = self.snapshot_id();
         self.stamp += 1;
         let called = format!("s{}", self.stamp);
@@ -198,6 +198,50 @@ impl Family {
         self.members.get_mut(of).unwrap().volume = volume;
     }
 
+    /// Something happens to one of them.
+    pub async fn step(&mut self) {
+        let of = self.pick();
+        match self.rng.random_range(0..16) {
+            0..4 => {
+                let times = self.rng.random_range(0..200);
+                self.change(&of, times).await;
+            }
+            4..6 => self.snapshot(&of).await,
+            6..8 if self.members.len() < 6 => self.clone_one(&of).await,
+            8 | 9 => self.roll_back(&of).await,
+            10 => self.delete_snapshot(&of).await,
+            11 => drop(self.members[&of].volume.collect(Some(100)).await.unwrap()),
+            12 => self.flatten(&of).await,
+            13 if self.members.len() > 1 => drop(self.delete(&of).await),
+            14 => self.crash(&of).await,
+            _ => self.verify().await,
+        }
+    }
+
+    pub async fn flush(&self) {
+        for member in self.members.values() {
+            member.volume.flush().await.unwrap();
+        }
+    }
+
+    pub async fn close(&mut self) {
+        for member in self.members.values() {
+            member.volume.close().await.unwrap();
+        }
+    }
+
+    /// What all states hold, by `NAME` and `NAME@SNAP`.
+    pub fn images(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut images = BTreeMap::new();
+        for (of, member) in &self.members {
+            images.insert(of.clone(), bytes(&member.now));
+            for (snapshot, image) in &member.snapshots {
+                images.insert(format!("{of}@{snapshot}"), bytes(image));
+            }
+        }
+        images
+    }
+
     /// Whether the volume holds exactly that.
     async fn is_like(&self, volume: &Volume, image: &Image) -> bool {
         for (block, stamp) in image.iter().enumerate() {
@@ -209,7 +253,7 @@ impl Family {
         true
     }
 
-    async fn verify(&self) {
+    pub async fn verify(&self) {
         for (of, member) in &self.members {
             check(&member.volume, &member.now, of).await;
             let listed = list_snapshots(&*self.rig.store, member.id).await.unwrap();
@@ -231,6 +275,11 @@ fn contents(start: u64, stamp: u64) -> Vec<u8> {
     }
 }
 
+fn bytes(image: &Image) -> Vec<u8> {
+    let block = |(block, stamp): (usize, &u64)| contents(block as u64 * BLOCK, *stamp);
+    image.iter().enumerate().flat_map(block).collect()
+}
+
 async fn check(volume: &Volume, image: &Image, what: &str) {
     for (block, stamp) in image.iter().enumerate() {
         let start = block as u64 * BLOCK;
@@ -243,22 +292,7 @@ async fn check(volume: &Volume, image: &Image, what: &str) {
 async fn live(seed: u64) {
     let mut family = Family::new(seed).await;
     for _ in 0..60 {
-        let of = family.pick();
-        match family.rng.random_range(0..16) {
-            0..4 => {
-                let times = family.rng.random_range(0..200);
-                family.change(&of, times).await;
-            }
-            4..6 => family.snapshot(&of).await,
-            6..8 if family.members.len() < 6 => family.clone_one(&of).await,
-            8 | 9 => family.roll_back(&of).await,
-            10 => family.delete_snapshot(&of).await,
-            11 => drop(family.members[&of].volume.collect(Some(100)).await.unwrap()),
-            12 => family.flatten(&of).await,
-            13 if family.members.len() > 1 => drop(family.delete(&of).await),
-            14 => family.crash(&of).await,
-            _ => family.verify().await,
-        }
+        family.step().await;
     }
     family.verify().await;
     wind_up(family).await;

@@ -1,7 +1,7 @@
 //! Damage in the store: an error for exactly the sectors concerned, never a wrong byte.
 
 use crate::rig::{Rig, pattern, read, write};
-use objblk::device::DeviceError;
+use objblk::device::{BlockDevice, DeviceError};
 use objblk::error::ErrorKind;
 use objblk::store::fault::{Fault, Rule};
 use objblk::store::{Key, Op, Store};
@@ -68,6 +68,32 @@ async fn a_deleted_chunk_hurts_its_sectors() {
     rig.memory.delete(&[Key::new(&chunks[5]).unwrap()]).await.unwrap();
     let volume = rig.open().await;
     expect_bad(&volume, 5 * CHUNK..6 * CHUNK).await;
+}
+
+/// It is not taken for a volume to which hardly anything was written: what shows that is behind the first slot
+/// that the collector or a checkpoint has deleted, far behind it in its term or in a later one.
+#[tokio::test(start_paused = true)]
+async fn a_lost_checkpoint_is_no_new_volume() {
+    for (rounds, terms) in [(80, 1), (10, 3)] {
+        let rig = Rig::new(1, SIZE).await;
+        for term in 0..terms {
+            let volume = rig.open().await;
+            for i in 0..rounds {
+                write(&volume, 0, &pattern(0, CHUNK, term * rounds + i)).await.unwrap();
+                volume.flush().await.unwrap();
+            }
+            volume.close().await.unwrap();
+        }
+        for name in rig.objects("checkpoints/").await {
+            rig.memory.delete(&[Key::new(&name).unwrap()]).await.unwrap();
+        }
+        let before = rig.objects("log/").await;
+        let mode = Mode::ReadWrite { takeover: true };
+        let error = rig.open_as(2, mode).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert!(error.to_string().contains("has lost its checkpoint"), "{error}");
+        assert_eq!(rig.objects("log/").await, before, "no fence was put into it");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -369,11 +369,11 @@ impl World {
         keys.filter_map(claim).collect()
     }
 
-    fn auditor(&self) -> Auditor<'_> {
+    pub fn auditor(&self) -> Auditor<'_> {
         Auditor { store: &self.memory, volume: self.id, layout: &self.layout, light: false }
     }
 
-    fn initial(&self) -> SectorCount {
+    pub fn initial(&self) -> SectorCount {
         self.layout.size(self.layout.sectors())
     }
 
