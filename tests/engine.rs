@@ -46,5 +46,7 @@ mod ring;
 mod scale;
 #[path = "engine/snapshots.rs"]
 mod snapshots;
+#[path = "engine/source.rs"]
+mod source;
 #[path = "engine/turns.rs"]
 mod turns;

@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("direct", &["sync"]),
     ("store", &["error", "units", "mutant"]),
     ("format", &["units", "store", "mutant"]),
+    ("image", &["error", "sync"]),
     ("device", &["units"]),
     ("bench", &["units", "device", "store"]),
     ("map", &["units", "format"]),
@@ -26,8 +27,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "volume",
         &[
-            "units", "error", "clock", "mutant", "sync", "flight", "store", "format", "device",
-            "map", "cache", "log", "journal", "gc",
+            "units", "error", "clock", "mutant", "sync", "flight", "store", "format", "image",
+            "device", "map", "cache", "log", "journal", "gc",
         ],
     ),
     ("frontend", &["units", "error", "device"]),
@@ -37,15 +38,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "daemon",
         &[
-            "units", "error", "clock", "store", "format", "device", "cache", "journal", "volume",
-            "frontend", "host", "settings", "pool",
+            "units", "error", "clock", "store", "format", "image", "device", "cache", "journal",
+            "volume", "frontend", "host", "settings", "pool",
         ],
     ),
     (
         "cli",
         &[
-            "units", "error", "clock", "store", "format", "device", "volume", "frontend", "host",
-            "settings", "pool", "daemon", "bench",
+            "units", "error", "clock", "store", "format", "image", "device", "volume", "frontend",
+            "host", "settings", "pool", "daemon", "bench",
         ],
     ),
     ("main", &["cli"]),

@@ -4,7 +4,9 @@ use super::{Context, args, attach, confirm, size};
 use crate::daemon::{RunDir, environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
+use crate::format::source::SourceObject;
 use crate::host::Host;
+use crate::image::{ImageUrl, Images, Outside};
 use crate::pool::backend::Backend;
 use crate::pool::{Executioner, NewVolume, VolumeName, standing};
 use crate::settings::Location;
@@ -12,6 +14,7 @@ use crate::store::url::StoreUrl;
 use crate::units::{BlockSize, SectorCount};
 use crate::volume::{Mode, Volume, VolumeOptions, ownership};
 use serde_json::json;
+use std::sync::Arc;
 
 pub(super) async fn create(context: &Context, create: args::Create) -> Result<()> {
     let name = match &create.name {
@@ -23,15 +26,19 @@ pub(super) async fn create(context: &Context, create: args::Create) -> Result<()
         Error::usage(format!("--block-size {:?} is no block size", create.block_size))
             .hint("use 512 or 4096")
     })?;
+    let source = match &create.source {
+        Some(text) => Some(source_at(&ImageUrl::typed(text)?).await?),
+        None => None,
+    };
     let new = NewVolume {
-        size: size::parse("--size", &create.size)?,
+        size: size_of(&create, source.as_ref(), block_size)?,
         block_size,
         chunk_size: size::parse("--chunk-size", &create.chunk_size)?,
     };
     new.validate()?;
     let location = context.location()?;
     let backend = open_or_create(&location).await?;
-    let id = backend.pool.create(&name, new).await?;
+    let id = backend.pool.create_from(&name, new, source).await?;
     if !create.attach {
         let document = json!({ "name": name, "id": id, "size": new.size });
         return context.show(&document, || name.to_string());
@@ -41,6 +48,25 @@ pub(super) async fn create(context: &Context, create: args::Create) -> Result<()
     let device = &ready.volumes[0].device;
     let document = json!({ "name": name, "id": id, "size": new.size, "device": device });
     context.show(&document, || format!("{name}\n{device}"))
+}
+
+/// The image at `url`, as it is now.
+async fn source_at(url: &ImageUrl) -> Result<SourceObject> {
+    let refused = |e| Error::failed(format!("{url} cannot be a source")).because(e);
+    let image = Outside.open(&url.to_string()).await.map_err(refused)?;
+    if image.size() == 0 {
+        return Err(Error::usage(format!("{url} is empty, and no source")));
+    }
+    Ok(SourceObject::new(url.to_string(), image.size(), image.identity().to_owned()))
+}
+
+/// What was asked for, or the whole source.
+fn size_of(create: &args::Create, source: Option<&SourceObject>, block: BlockSize) -> Result<u64> {
+    match (&create.size, source) {
+        (Some(text), _) => size::parse("--size", text),
+        (None, Some(source)) => Ok(source.size.next_multiple_of(u64::from(block.bytes()))),
+        (None, None) => Err(Error::usage("a volume needs a --size")),
+    }
 }
 
 /// The pool, made on the way to its first volume, which is said.
@@ -133,7 +159,8 @@ pub(super) async fn own(backend: &Backend, id: VolumeId, name: &VolumeName) -> R
         return Err(standing.refusal(name, "take it over with `objblk attach --takeover`"));
     }
     let mode = Mode::ReadWrite { takeover: !ownership.closed };
-    let options = VolumeOptions { mode, ..VolumeOptions::default() };
+    let images: Option<Arc<dyn Images>> = Some(Arc::new(Outside));
+    let options = VolumeOptions { mode, images, ..VolumeOptions::default() };
     let stores = backend.stores.clone();
     Volume::open(environment(), stores, id, host.owner(), options).await
 }

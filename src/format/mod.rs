@@ -9,6 +9,7 @@
 //! | checkpoint | binary | [`checkpoint`] |
 //! | snapshot: a checkpoint that is kept | binary | [`snapshot`] |
 //! | ancestors of a clone, and what is whose | JSON, in the volume | [`lineage`] |
+//! | source: an image that a volume begins as, and what it has of that | JSON, in the volume; bits, in its map | [`source`] |
 //! | profile: what to fetch ahead | binary | [`profile`] |
 //!
 //! All numbers are little-endian. Every binary object begins with a magic of 8 bytes and a
@@ -37,6 +38,7 @@ pub mod pool;
 pub mod profile;
 pub mod record;
 pub mod snapshot;
+pub mod source;
 pub mod volume;
 
 pub use codec::{FormatError, FormatResult};
