@@ -30,6 +30,7 @@
 //! | [`direct`] | files of a local disk, past the page cache |
 //! | [`store`] | named immutable objects and the layers around them |
 //! | [`mod@format`] | the on-store format |
+//! | [`image`] | images outside the pool, to begin volumes with |
 //! | [`device`] | what a block device promises |
 //! | [`mod@bench`] | load, for figures |
 //! | [`map`], [`log`], [`cache`] | mechanisms that know nothing of each other |
@@ -60,6 +61,7 @@ pub mod format;
 pub mod frontend;
 pub mod gc;
 pub mod host;
+pub mod image;
 pub mod journal;
 pub mod log;
 pub mod map;

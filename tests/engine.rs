@@ -56,5 +56,7 @@ mod script;
 mod snapshots;
 #[path = "support/sums.rs"]
 mod sums;
+#[path = "engine/source.rs"]
+mod source;
 #[path = "engine/turns.rs"]
 mod turns;

@@ -17,6 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("direct", &["sync"]),
     ("store", &["error", "units", "mutant"]),
     ("format", &["units", "store", "mutant"]),
+    ("image", &["error", "sync"]),
     ("device", &["units"]),
     ("bench", &["units", "device", "store"]),
     ("map", &["units", "format"]),
@@ -27,8 +28,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "volume",
         &[
-            "units", "error", "clock", "mutant", "sync", "flight", "store", "format", "device",
-            "map", "cache", "log", "journal", "gc",
+            "units", "error", "clock", "mutant", "sync", "flight", "store", "format", "image",
+            "device", "map", "cache", "log", "journal", "gc",
         ],
     ),
     ("frontend", &["units", "error", "device"]),
@@ -45,15 +46,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "daemon",
         &[
-            "units", "error", "clock", "store", "format", "device", "cache", "journal", "volume",
-            "frontend", "host", "settings", "pool",
+            "units", "error", "clock", "store", "format", "image", "device", "cache", "journal",
+            "volume", "frontend", "host", "settings", "pool",
         ],
     ),
     (
         "cli",
         &[
-            "units", "error", "clock", "store", "format", "device", "volume", "frontend", "host",
-            "settings", "pool", "daemon", "bench", "size", "transfer",
+            "units", "error", "clock", "store", "format", "image", "device", "volume", "frontend",
+            "host", "settings", "pool", "daemon", "bench", "size", "transfer",
         ],
     ),
     ("main", &["cli"]),

@@ -31,6 +31,7 @@ pub(super) fn plain(location: Location, name: VolumeSpec) -> TargetSpec {
         journal: None,
         io_timeout: None,
         heartbeat: default_heartbeat(),
+        lazy: false,
     }
 }
 
@@ -64,6 +65,7 @@ pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()
         journal: attach.open.journal()?,
         io_timeout: attach.open.io_timeout()?,
         heartbeat: attach.open.heartbeat()?,
+        lazy: attach.open.lazy,
         ..plain(context.location()?, name)
     };
     let show = |ready: &Ready| {

@@ -26,6 +26,7 @@ struct Line {
     owner: Option<Owner>,
     device: Option<String>,
     parent: Option<String>,
+    source: Option<String>,
     features: Option<crate::format::features::Features>,
     created_at_ms: Option<u64>,
     checkpoint_at_ms: Option<u64>,
@@ -64,6 +65,7 @@ fn bare(name: String, id: VolumeId, state: &'static str, health: String) -> Line
         owner: None,
         device: None,
         parent: None,
+        source: None,
         features: None,
         created_at_ms: None,
         checkpoint_at_ms: None,
@@ -93,6 +95,7 @@ fn known(name: String, info: &Info, host: &Host, targets: &[KnownTarget]) -> Lin
         epoch: Some(ownership.epoch.0),
         owner: ownership.owner.as_ref().filter(|_| owned).map(owner),
         device: device(targets, volume.id),
+        source: volume.source.as_ref().map(|source| source.url.clone()),
         features: Some(volume.features),
         created_at_ms: Some(volume.created_at_ms),
         checkpoint_at_ms: Some(ownership.checkpoint_at_ms).filter(|ms| *ms > 0),
@@ -176,7 +179,7 @@ fn details(line: &Line) -> String {
         let since = render::time(owner.claimed_at_ms);
         format!("process {} on host {} since {since}", owner.pid, owner.host)
     });
-    render::fields(&[
+    let mut fields = vec![
         ("name", line.name.clone()),
         ("id", line.id.to_string()),
         ("size", or_dash(line.size, size::show)),
@@ -193,5 +196,9 @@ fn details(line: &Line) -> String {
         ("health", line.health.clone()),
         ("made", or_dash(line.created_at_ms, render::time)),
         ("checkpoint", or_dash(line.checkpoint_at_ms, render::time)),
-    ])
+    ];
+    if let Some(source) = &line.source {
+        fields.push(("began as", source.clone()));
+    }
+    render::fields(&fields)
 }

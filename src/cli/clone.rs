@@ -44,8 +44,8 @@ pub(super) async fn children(context: &Context, of: &VolumeSpec) -> Result<()> {
 pub(super) async fn flatten(context: &Context, name: &VolumeName) -> Result<()> {
     let backend = context.open().await?;
     let (id, description) = backend.pool.lookup(name).await?;
-    if description.origin().is_none() {
-        return Err(Error::usage(format!("{name} is no clone")));
+    if description.origin().is_none() && description.source.is_none() {
+        return Err(Error::usage(format!("{name} is no clone, and has no source")));
     }
     let run_dir = RunDir::open()?;
     let serves = |target: &KnownTarget| {

@@ -40,6 +40,7 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
         journal: serve.open.journal()?,
         io_timeout: serve.open.io_timeout()?,
         heartbeat: serve.open.heartbeat()?,
+        lazy: serve.open.lazy,
     };
     let show = |ready: &Ready| {
         let exports = ready.volumes.iter().map(|volume| {

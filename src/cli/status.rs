@@ -4,7 +4,7 @@ use super::{Context, render, size};
 use crate::daemon::client;
 use crate::daemon::{Attached, KnownTarget, RunDir, TargetStatus, VolumeReport};
 use crate::error::Result;
-use crate::volume::{DiskCacheStatus, JournalStatus, MapStatus, SpaceStatus};
+use crate::volume::{DiskCacheStatus, JournalStatus, MapStatus, SourceStatus, SpaceStatus};
 use serde::Serialize;
 
 /// An attached volume.
@@ -32,6 +32,7 @@ struct Line {
     /// What the log holds, and what was collected.
     map: Option<MapStatus>,
     space: Option<SpaceStatus>,
+    source: Option<SourceStatus>,
     requests: serde_json::Value,
     store_requests: serde_json::Value,
 }
@@ -132,6 +133,7 @@ fn line(target: &KnownTarget, volume: &Attached, told: &Result<Option<TargetStat
         disk_cache: report.and_then(|r| r.disk_cache.clone()),
         map: report.map(|r| r.map.clone()),
         space: report.map(|r| r.space.clone()),
+        source: report.and_then(|r| r.source.clone()),
         requests: report.map(|r| r.frontend.clone()).unwrap_or_default(),
         store_requests: match told {
             Ok(Some(status)) => status.store.clone(),
@@ -194,6 +196,15 @@ fn collected(space: &SpaceStatus) -> String {
     format!("{chunks} chunks, {moved} moved{}", amplified.unwrap_or_default())
 }
 
+fn source_of(source: &SourceStatus) -> String {
+    let lacking = match source.absent_bytes {
+        0 => "needed no more".into(),
+        bytes => format!("{} to be fetched", size::show(bytes)),
+    };
+    let trouble = source.trouble.as_ref().map(|why| format!(" ({why})"));
+    format!("{}, {lacking}{}", source.url, trouble.unwrap_or_default())
+}
+
 fn table(lines: &[Line]) -> String {
     let header = ["NAME", "DEVICE", "FRONTEND", "PID", "STATE", "SIZE", "DIRTY", "CACHE HITS"];
     let rows = lines.iter().map(|line| {
@@ -243,6 +254,9 @@ fn details(line: &Line) -> String {
     if let Some(space) = &line.space {
         fields.push(("stored", stored(space)));
         fields.push(("collected", collected(space)));
+    }
+    if let Some(source) = &line.source {
+        fields.push(("source", source_of(source)));
     }
     if let Some(journal) = &line.journal {
         let (used, size) = (size::show(journal.used_bytes), size::show(journal.size));

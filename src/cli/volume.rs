@@ -6,7 +6,9 @@ use crate::daemon::{RunDir, environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::volume::EpochObject;
+use crate::format::source::SourceObject;
 use crate::host::Host;
+use crate::image::{ImageUrl, Images, Outside};
 use crate::pool::backend::Backend;
 use crate::pool::{Executioner, NewVolume, VolumeName, standing};
 use crate::settings::Location;
@@ -14,21 +16,27 @@ use crate::store::url::StoreUrl;
 use crate::units::{BlockSize, SectorCount};
 use crate::volume::{Mode, Volume, VolumeOptions, as_receiver, ownership};
 use serde_json::json;
+use std::sync::Arc;
 
 pub(super) async fn create(context: &Context, create: args::Create) -> Result<()> {
     let name = match &create.name {
         Some(name) => name.parse()?,
         None => VolumeName::generate(),
     };
+    let block_size = block_size(&create.block_size)?;
+    let source = match &create.source {
+        Some(text) => Some(source_at(&ImageUrl::typed(text)?).await?),
+        None => None,
+    };
     let new = NewVolume {
-        size: size::parse("--size", &create.size)?,
-        block_size: block_size(&create.block_size)?,
+        size: size_of(&create, source.as_ref(), block_size)?,
+        block_size,
         chunk_size: size::parse("--chunk-size", &create.chunk_size)?,
     };
     new.validate()?;
     let location = context.location()?;
     let backend = open_or_create(&location).await?;
-    let id = backend.pool.create(&name, new).await?;
+    let id = backend.pool.create_from(&name, new, source).await?;
     if !create.attach {
         let document = json!({ "name": name, "id": id, "size": new.size });
         return context.show(&document, || name.to_string());
@@ -45,6 +53,25 @@ pub(super) fn block_size(text: &str) -> Result<BlockSize> {
     block_size.ok_or_else(|| {
         Error::usage(format!("--block-size {text:?} is no block size")).hint("use 512 or 4096")
     })
+}
+
+/// The image at `url`, as it is now.
+async fn source_at(url: &ImageUrl) -> Result<SourceObject> {
+    let refused = |e| Error::failed(format!("{url} cannot be a source")).because(e);
+    let image = Outside.open(&url.to_string()).await.map_err(refused)?;
+    if image.size() == 0 {
+        return Err(Error::usage(format!("{url} is empty, and no source")));
+    }
+    Ok(SourceObject::new(url.to_string(), image.size(), image.identity().to_owned()))
+}
+
+/// What was asked for, or the whole source.
+fn size_of(create: &args::Create, source: Option<&SourceObject>, block: BlockSize) -> Result<u64> {
+    match (&create.size, source) {
+        (Some(text), _) => size::parse("--size", text),
+        (None, Some(source)) => Ok(source.size.next_multiple_of(u64::from(block.bytes()))),
+        (None, None) => Err(Error::usage("a volume needs a --size")),
+    }
 }
 
 /// The pool, made on the way to its first volume, which is said.
@@ -165,7 +192,9 @@ async fn open_as(
     owner: EpochObject,
     takeover: bool,
 ) -> Result<Volume> {
-    let options = VolumeOptions { mode: Mode::ReadWrite { takeover }, ..VolumeOptions::default() };
+    let images: Option<Arc<dyn Images>> = Some(Arc::new(Outside));
+    let mode = Mode::ReadWrite { takeover };
+    let options = VolumeOptions { mode, images, ..VolumeOptions::default() };
     Volume::open(environment(), backend.stores.clone(), id, owner, options).await
 }
 

@@ -8,7 +8,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::snapshot::SnapshotEntry;
 use crate::format::{SnapshotId, VolumeId};
 use crate::pool::VolumeSpec;
-use crate::volume::{Collected, DiskCacheStatus, Flattened, JournalStatus, MapStatus, SpaceStatus};
+use crate::volume::{
+    Collected, DiskCacheStatus, Flattened, JournalStatus, MapStatus, SourceStatus, SpaceStatus,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
@@ -201,6 +203,9 @@ pub struct VolumeReport {
     /// What its log holds, and what was collected.
     #[serde(default)]
     pub space: SpaceStatus,
+    /// What it lacks of its source, if it lacks anything.
+    #[serde(default)]
+    pub source: Option<SourceStatus>,
     /// Counters of its frontend.
     pub frontend: serde_json::Value,
 }

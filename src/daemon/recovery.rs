@@ -19,6 +19,7 @@ use crate::device::Checked;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::host::Host;
+use crate::image::Outside;
 use crate::journal::mirror::{self, Recorded};
 use crate::pool::backend::Backend;
 use crate::volume::{Mode, Volume, VolumeOptions};
@@ -167,6 +168,8 @@ async fn open(
         }),
         io_timeout: spec.io_timeout,
         watch_every: spec.heartbeat,
+        images: Some(Arc::new(Outside)),
+        hydrate: !spec.lazy,
         ..VolumeOptions::default()
     };
     let owner = Host::local().map_err(Refused::ForGood)?.owner();

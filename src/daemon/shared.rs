@@ -168,6 +168,7 @@ impl Shared {
                 disk_cache: now.disk_cache,
                 map: now.map,
                 space: now.space,
+                source: now.source,
                 frontend: door.as_ref().map(|d| d.counters(&attached.name)).unwrap_or_default(),
             }
         };

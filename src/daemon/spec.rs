@@ -42,6 +42,9 @@ pub struct TargetSpec {
     /// How often an idle volume looks whether it was taken over.
     #[serde(default = "default_heartbeat")]
     pub heartbeat: Option<Duration>,
+    /// Of the sources of volumes only that is fetched which somebody asks for.
+    #[serde(default)]
+    pub lazy: bool,
 }
 
 /// That of a volume nobody said otherwise for.

@@ -15,6 +15,7 @@ use crate::device::Checked;
 use crate::error::{Error, Result};
 use crate::format::VolumeId;
 use crate::host::Host;
+use crate::image::Outside;
 use crate::pool::backend::Backend;
 use crate::pool::{Standing, VolumeSpec, standing};
 use crate::volume::{Env, Mode, Ownership, Volume, VolumeOptions, list_snapshots, ownership};
@@ -252,6 +253,7 @@ async fn serve(
             let mirror = recovery.then(|| run_dir.mirror(*id));
             let volume = open(spec, backend, (*id, name), mirror, cache.clone()).await?;
             opened.push(volume.clone());
+            volume.check_source().await.map_err(|e| e.context(format!("cannot open {name}")))?;
             served.push((name.clone(), Arc::new(Checked::new(volume))));
         }
         let door = Door::open(&spec.door, &served, (token, recovery)).await?;
@@ -312,6 +314,8 @@ async fn open(
             disk_cache,
             io_timeout: spec.io_timeout,
             watch_every: spec.heartbeat,
+            images: Some(Arc::new(Outside)),
+            hydrate: !spec.lazy,
             ..VolumeOptions::default()
         };
         let owner = match &journal {
@@ -344,6 +348,7 @@ async fn open_snapshot(
         map_bytes: spec.map_bytes,
         disk_cache,
         io_timeout: spec.io_timeout,
+        images: Some(Arc::new(Outside)),
         ..VolumeOptions::default()
     };
     let (owner, stores) = (Host::local()?.owner(), backend.stores.clone());

@@ -29,8 +29,12 @@ impl Features {
     /// Incompat bit: the volume is a clone, whose map names objects of other volumes.
     pub const CLONE: u64 = 1;
 
+    /// Incompat bit: the volume began as an image outside the pool, and may lack parts of it.
+    pub const SOURCE: u64 = 2;
+
     /// The features this objblk knows.
-    pub const KNOWN: Features = Features { compat: 0, ro_compat: 0, incompat: Features::CLONE };
+    pub const KNOWN: Features =
+        Features { compat: 0, ro_compat: 0, incompat: Features::CLONE | Features::SOURCE };
 
     /// What may be done with an object that has these features.
     pub fn access(&self) -> Access {
@@ -54,6 +58,6 @@ mod tests {
         assert_eq!(none.access(), Access::Full);
         assert_eq!(Features { compat: 1, ..none }.access(), Access::Full);
         assert_eq!(Features { ro_compat: 1, ..none }.access(), Access::ReadOnly);
-        assert_eq!(Features { ro_compat: 1, incompat: 2, ..none }.access(), Access::None);
+        assert_eq!(Features { ro_compat: 1, incompat: 1 << 63, ..none }.access(), Access::None);
     }
 }

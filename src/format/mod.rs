@@ -9,6 +9,7 @@
 //! | checkpoint | binary | [`checkpoint`] |
 //! | snapshot: a checkpoint that is kept | binary | [`snapshot`] |
 //! | ancestors of a clone, and what is whose | JSON, in the volume | [`lineage`] |
+//! | source: an image that a volume begins as, and what it has of that | JSON, in the volume; bits, in its map | [`source`] |
 //! | profile: what to fetch ahead | binary | [`profile`] |
 //! | what a snapshot is a copy of | JSON | [`received`] |
 //! | stream of changes, in no store | binary | [`stream`] |
@@ -79,6 +80,7 @@ pub mod received;
 pub mod record;
 pub mod snapshot;
 pub mod stream;
+pub mod source;
 pub mod volume;
 
 pub use codec::{FormatError, FormatResult};

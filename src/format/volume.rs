@@ -15,6 +15,7 @@ use super::codec::{FormatError, FormatResult, Problem};
 use super::features::Features;
 use super::lineage::{Ancestor, Lineage};
 use super::pool::parse_json;
+use super::source::SourceObject;
 use crate::units::{BlockSize, SECTOR_SIZE, SectorCount};
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,9 @@ pub struct VolumeObject {
     /// Where a clone comes from: the oldest first, its origin last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ancestors: Vec<Ancestor>,
+    /// The image that it began as, unless it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceObject>,
 }
 
 impl VolumeObject {
@@ -70,6 +74,11 @@ impl VolumeObject {
             let count = volume.ancestors.len();
             return Err(error("ancestors", Problem::Value(format!("{count}, or out of order"))));
         }
+        let has_source = volume.features.incompat & Features::SOURCE != 0;
+        if has_source != volume.source.is_some() {
+            return Err(error("source", Problem::Value("not as the features say".into())));
+        }
+        volume.source.as_ref().map(SourceObject::check).transpose()?;
         Ok(volume)
     }
 

@@ -150,8 +150,7 @@ impl Overlay {
             move |(&at, entry)| {
                 let whole = SectorRange::between(Sector(at), Sector(entry.end));
                 let cut = whole.intersect(range);
-                let target = entry.target.advance(cut.start().0.saturating_sub(at));
-                (!cut.is_empty()).then_some((cut, target))
+                (!cut.is_empty()).then(|| (cut, entry.target.advance(cut.start().0 - at)))
             },
         )
     }
@@ -192,6 +191,15 @@ mod tests {
         o.insert(range(8, 8), Target::Zero);
         assert_eq!(o.len(), 3);
         assert_eq!(o.covering(range(4, 8)), None);
+    }
+
+    #[test]
+    fn a_change_far_away_is_none_of_a_range() {
+        let mut o = Overlay::default();
+        o.insert(range(0, 8), data(1, 8));
+        o.insert(range(1 << 41, 8), data(1, 16));
+        let changes: Vec<_> = o.changes(range(1 << 41, 1 << 17)).collect();
+        assert_eq!(changes, [(range(1 << 41, 8), data(1, 16))]);
     }
 
     proptest! {

@@ -8,6 +8,7 @@ use crate::format::VolumeId;
 use crate::format::features::{Access, Features};
 use crate::format::keys;
 use crate::format::pool::{NameObject, TombstoneObject, encode_json, parse_json};
+use crate::format::source::SourceObject;
 use crate::format::volume::{self, VOLUME_SIZE_MAX, VOLUME_VERSION, VolumeObject};
 use crate::store::{Store, StoreErrorKind, list_all};
 use crate::units::BlockSize;
@@ -95,7 +96,23 @@ impl Pool {
     ///
     /// Errors: usage for impossible sizes; exists, and then nothing is left behind.
     pub async fn create(&self, name: &VolumeName, new: NewVolume) -> Result<VolumeId> {
+        self.create_from(name, new, None).await
+    }
+
+    /// As [`Pool::create`], of a volume that begins as an image.
+    ///
+    /// Errors: those; usage, where the image is larger than the volume.
+    pub async fn create_from(
+        &self,
+        name: &VolumeName,
+        new: NewVolume,
+        source: Option<SourceObject>,
+    ) -> Result<VolumeId> {
         new.validate()?;
+        if let Some(source) = source.as_ref().filter(|source| source.size > new.size) {
+            let text = format!("the source has {} bytes, more than the volume", source.size);
+            return Err(Error::usage(text).hint("make the volume larger, or leave out its size"));
+        }
         if get(&*self.store, &name.key()).await?.is_some() {
             return Err(name_taken(name));
         }
@@ -106,9 +123,13 @@ impl Pool {
             size: new.size,
             block_size: new.block_size.bytes(),
             chunk_size: new.chunk_size,
-            features: Features::default(),
+            features: match source {
+                Some(_) => Features { incompat: Features::SOURCE, ..Features::default() },
+                None => Features::default(),
+            },
             created_at_ms: SystemClock.now_ms(),
             ancestors: Vec::new(),
+            source,
         };
         put_description(&*self.store, &volume).await?;
         let named = self.put_name(name, id).await;

@@ -268,5 +268,6 @@ fn clone_of(origin: &VolumeObject, found: &SnapshotObject) -> VolumeObject {
         },
         created_at_ms: SystemClock.now_ms(),
         ancestors,
+        source: origin.source.clone(),
     }
 }

@@ -1,16 +1,37 @@
 //! The engine as a block device.
 
 use super::Volume;
+use super::hydrate::{self, Hydration};
 use crate::device::{
     BlockDevice, BlockState, DeviceResult, Geometry, StatusExtent, WriteFlags, ZeroFlags,
 };
 use crate::format::record::Record;
 use crate::map::Source;
 use crate::units::{Sector, SectorRange};
+use std::sync::Arc;
 
 /// What requests wait for.
 const ANSWER: &str = "the store to answer";
 const ROOM: &str = "the store to make room";
+const SOURCE: &str = "the source of the volume";
+
+impl Volume {
+    /// Where `range` has something that the volume still lacks of its source.
+    fn lacking(&self, range: SectorRange) -> Option<&Arc<Hydration>> {
+        self.shared.hydration().filter(|hydration| !hydration.has(range))
+    }
+
+    async fn clear(&self, what: &str, range: SectorRange, record: Record) -> DeviceResult<()> {
+        let (shared, clear) = (&self.shared, self.shared.clear(range, record));
+        match self.lacking(range) {
+            None => shared.patiently(what, ROOM, clear).await,
+            Some(hydration) => {
+                let change = Box::pin(hydration.change(shared, range, clear));
+                shared.patiently(what, SOURCE, change).await
+            }
+        }
+    }
+}
 
 impl BlockDevice for Volume {
     fn geometry(&self) -> Geometry {
@@ -23,13 +44,26 @@ impl BlockDevice for Volume {
     }
 
     async fn read(&self, start: Sector, buf: &mut [u8]) -> DeviceResult<()> {
+        let range = hydrate::range_of(start, buf.len());
+        if let Some(hydration) = self.lacking(range) {
+            let read = Box::pin(hydration.read(&self.shared, start, buf));
+            return self.shared.patiently("a read", SOURCE, read).await;
+        }
         let read = self.shared.read(start, buf);
         self.shared.patiently("a read", ANSWER, read).await
     }
 
     async fn write(&self, start: Sector, data: &[u8], flags: WriteFlags) -> DeviceResult<()> {
         let shared = &self.shared;
-        shared.patiently("a write", ROOM, shared.write(start, data)).await?;
+        let write = shared.write(start, data);
+        match self.lacking(hydrate::range_of(start, data.len())) {
+            None => shared.patiently("a write", ROOM, write).await?,
+            Some(hydration) => {
+                let range = hydrate::range_of(start, data.len());
+                let change = Box::pin(hydration.change(shared, range, write));
+                shared.patiently("a write", SOURCE, change).await?;
+            }
+        }
         if flags.fua { self.flush().await } else { Ok(()) }
     }
 
@@ -38,13 +72,11 @@ impl BlockDevice for Volume {
     }
 
     async fn discard(&self, range: SectorRange) -> DeviceResult<()> {
-        let discard = self.shared.clear(range, Record::Trim(range));
-        self.shared.patiently("a discard", ROOM, discard).await
+        self.clear("a discard", range, Record::Trim(range)).await
     }
 
     async fn write_zeroes(&self, range: SectorRange, flags: ZeroFlags) -> DeviceResult<()> {
-        let zero = self.shared.clear(range, Record::Zero(range));
-        self.shared.patiently("a write of zeros", ROOM, zero).await?;
+        self.clear("a write of zeros", range, Record::Zero(range)).await?;
         if flags.fua { self.flush().await } else { Ok(()) }
     }
 
@@ -53,6 +85,14 @@ impl BlockDevice for Volume {
         range: SectorRange,
         max_extents: usize,
     ) -> DeviceResult<Vec<StatusExtent>> {
+        let mut range = range;
+        if let Some(hydration) = self.lacking(range) {
+            let (is_absent, run) = hydration.first_run(range);
+            if is_absent {
+                return Ok(vec![StatusExtent { len: run.len(), state: BlockState::Data }]);
+            }
+            range = run;
+        }
         let lookup = self.shared.lookup(range, max_extents.max(1) * 4);
         let pieces = self.shared.patiently("a status request", ANSWER, lookup).await?;
         let mut extents: Vec<StatusExtent> = Vec::new();

@@ -41,6 +41,7 @@ impl Volume {
     pub async fn flatten(&self, progress: &mut (dyn FnMut(u64) + Send)) -> Result<Flattened> {
         let shared = &self.shared;
         shared.check_owner()?;
+        self.hydrate(progress).await?;
         let moved = || shared.state().traffic.moved * SECTOR_SIZE;
         let before = moved();
         let mut left = None;

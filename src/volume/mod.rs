@@ -32,6 +32,7 @@
 //! | `diff` | what changed between two states |
 //! | `received` | which snapshots are copies, and of what |
 //! | `flatten` | a clone does without its origin |
+//! | `hydrate` | what a volume lacks of the image that it began as |
 //! | `collect`, `victims` | moves what is left of mostly dead chunks |
 //!
 //! The hot path takes the state lock once, for a short time, and never waits under it. Whatever
@@ -45,6 +46,7 @@ mod device;
 mod diff;
 mod flatten;
 mod gather;
+mod hydrate;
 mod items;
 mod kept;
 mod local;
@@ -70,6 +72,7 @@ mod write;
 pub use collect::Collected;
 pub use diff::{Changed, Changes};
 pub use flatten::Flattened;
+pub use hydrate::SourceStatus;
 pub use look::{Ownership, ownership};
 pub use open::{find_snapshot, list_snapshots};
 pub use options::{
@@ -80,7 +83,7 @@ pub use profile::{ProfileUse, RECORD_FOR};
 pub use received::{as_receiver, original, unfinished_receipt};
 pub use snapshots::SNAPSHOTS_MAX;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::SnapshotId;
 use crate::format::snapshot::SnapshotEntry;
 use crate::units::SectorCount;
@@ -108,11 +111,20 @@ impl Volume {
     /// is dropped.
     ///
     /// # Errors
-    /// Usage: not a size this volume may have. Fenced, Failed: it cannot be made durable.
+    /// Usage: not a size this volume may have. Busy: it would cut off what the volume lacks of its source. Fenced, Failed: it cannot be made durable.
     pub async fn resize(&self, size: SectorCount) -> Result<()> {
         let block = self.shared.description.block();
         if !crate::format::volume::is_valid_size(size.bytes(), block) {
             return Err(Error::usage(format!("{} bytes is no size for a volume", size.bytes())));
+        }
+        // What was cut off would be there again once the volume grows.
+        if let Some(source) = self.shared.hydration().filter(|source| !source.is_complete())
+            && size < source.extent()
+        {
+            let text = "a volume cannot be smaller than its source while it needs that";
+            return Err(
+                Error::new(ErrorKind::Busy, text).hint("fetch it all with `objblk flatten`")
+            );
         }
         self.shared.state().resize(size)?;
         self.shared.flush().await.map_err(|e| Error::failed("resize").because(e))

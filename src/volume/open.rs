@@ -13,6 +13,7 @@
 use super::Volume;
 use super::checkpoint::Checkpointer;
 use super::collect;
+use super::hydrate;
 use super::items::Items;
 use super::look::{
     Beginning, LOOKUPS, Ownership, check_beginning, is_newest, newest_checkpoint, ownership,
@@ -33,7 +34,7 @@ use crate::format::page::Location;
 use crate::format::record::Record;
 use crate::format::snapshot::{SnapshotEntry, SnapshotObject};
 use crate::format::volume::{EpochObject, VolumeObject};
-use crate::format::{SnapshotId, VolumeId, keys, pool};
+use crate::format::{SnapshotId, VolumeId, keys, pool, source};
 use crate::journal::mirror::{Header, Mirror};
 use crate::log::replay::{LogEnd, Replay, superseded};
 use crate::log::upload::Uploader;
@@ -73,7 +74,9 @@ impl Volume {
         if let Some(name) = options.snapshot.take() {
             let loaded = Loaded::snapshot(find_snapshot(store, id, &name).await?);
             options.mode = Mode::ReadOnly;
-            return start(env, stores, options, description, None, (loaded, None));
+            let volume = start(env, stores, options, description, None, (loaded, None))?;
+            hydrate::start(&volume.shared).await?;
+            return Ok(volume);
         }
         let mut ownership = ownership(store, id).await?;
         let mut claims = vec![(ownership.epoch, ownership.owner.clone())];
@@ -121,7 +124,11 @@ impl Volume {
                 owner.iter().for_each(|owner| disk.claimed(id, *epoch, owner));
             }
         }
-        match recover::finish(&volume.shared, redo, is_alone).await {
+        let finished = async {
+            recover::finish(&volume.shared, redo, is_alone).await?;
+            hydrate::start(&volume.shared).await
+        };
+        match finished.await {
             Ok(()) => {
                 collect::start(&volume.shared);
                 profile::start(&volume.shared);
@@ -433,7 +440,7 @@ fn apply(seq: Seq, records: &[Record], map: &mut Map, size: &mut SectorCount) ->
 }
 
 fn check_inside(slot: Seq, range: SectorRange, size: SectorCount) -> Result<()> {
-    if range.end().0 <= size.0 {
+    if range.end().0 <= size.0 || source::is_of_marks(range) {
         return Ok(());
     }
     Err(Error::corrupt(format!("log slot {slot} writes {range} of a volume of {size} sectors")))

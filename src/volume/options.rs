@@ -1,9 +1,11 @@
 //! What a volume is opened with, and what it tells of itself.
 
+use super::hydrate::SourceStatus;
 use super::profile::ProfileUse;
 use crate::cache::disk::DiskCache;
 use crate::clock::Clock;
 use crate::gc::Limits;
+use crate::image::Images;
 use crate::journal::disk::Disk;
 use crate::store::Store;
 use serde::{Deserialize, Serialize};
@@ -113,6 +115,10 @@ pub struct VolumeOptions {
     /// the store takes. The device itself goes on: what was written is stored whenever that is
     /// possible again, a write that timed out perhaps included.
     pub io_timeout: Option<Duration>,
+    /// Where images are found that volumes began as; without, what a volume lacks of its own is EIO.
+    pub images: Option<Arc<dyn Images>>,
+    /// What nobody asks for is fetched from the volume's source too, little by little.
+    pub hydrate: bool,
 }
 
 impl Default for VolumeOptions {
@@ -135,6 +141,8 @@ impl Default for VolumeOptions {
             snapshot: None,
             collection: Some(Limits::default()),
             io_timeout: None,
+            images: None,
+            hydrate: false,
         }
     }
 }
@@ -219,6 +227,8 @@ pub struct VolumeStatus {
     pub map: MapStatus,
     /// What the log holds, and what the collector has done.
     pub space: SpaceStatus,
+    /// What the volume lacks of its source, if it lacks anything.
+    pub source: Option<SourceStatus>,
 }
 
 /// The map of a volume, in memory and as it is stored.

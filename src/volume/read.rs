@@ -11,6 +11,7 @@ use crate::flight::{Lead, Turn};
 use crate::format::chunk::{FRAME_SECTORS, FRAME_SIZE};
 use crate::format::keys::ChunkId;
 use crate::format::page::Location;
+use crate::format::source::is_of_marks;
 use crate::log::fetch::{FetchError, FetchResult};
 use crate::map::{Missing, Piece, Source};
 use crate::store::Store;
@@ -51,7 +52,7 @@ impl Shared {
         let len = buf.len() as u64 / SECTOR_SIZE;
         let range = SectorRange::between(start, Sector(start.0 + len));
         // A hint: where others are looking at it, this read is left out.
-        if let Some(recorder) = &self.recorder {
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| !is_of_marks(range)) {
             recorder.note(range);
         }
         let step =

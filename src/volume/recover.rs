@@ -17,6 +17,7 @@
 //! if the log has not, nothing is changed. Once it was decided so, the mirror says it: two
 //! successors must not choose differently.
 
+use super::hydrate::range_of;
 use super::look::Ownership;
 use super::open;
 use super::options::{Mode, VolumeOptions};
@@ -24,6 +25,7 @@ use super::shared::Shared;
 use super::takeover::{self, Left, Prepared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
+use crate::format::source::is_of_marks;
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::format::{VolumeId, keys};
 use crate::journal::mirror::{self, Change, Recorded};
@@ -261,6 +263,9 @@ async fn redo(shared: &Shared, recorded: &Recorded, first: Seq) -> Result<()> {
         // What lies beyond the end was cut off by a later change of size, which the log has.
         let all = SectorRange::between(Sector(0), Sector(shared.state().size.0));
         let done = match change {
+            Change::Data { start, data, .. } if is_of_marks(range_of(start, data.len())) => {
+                shared.write(start, data).await
+            }
             Change::Data { start, data, .. } => {
                 let end = Sector(start.0 + SectorCount(data.len() as u64 / 512).0);
                 let inside = SectorRange::between(start, end).intersect(all);

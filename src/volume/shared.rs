@@ -2,6 +2,7 @@
 
 use super::checkpoint::{self, Checkpointer};
 use super::collect::Collection;
+use super::hydrate::Hydration;
 use super::items::Items;
 use super::local;
 use super::options::{Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus};
@@ -28,7 +29,7 @@ use crate::sync::{Mutex, MutexGuard, Notified, Notify};
 use crate::units::{Epoch, SECTOR_SIZE, Seq};
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::task::AbortHandle;
 
@@ -67,6 +68,8 @@ pub(super) struct Shared {
     pub checkpointer: tokio::sync::Mutex<Checkpointer>,
     pub collection: Collection,
     snapshots: Mutex<Snapshots>,
+    /// What the volume lacks of its source, if it lacks anything.
+    hydration: OnceLock<Arc<Hydration>>,
     /// Held while files of the mirror are removed.
     shortening: Mutex<()>,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -113,6 +116,7 @@ impl Shared {
             checkpointer: tokio::sync::Mutex::new(parts.checkpointer),
             collection,
             snapshots: Mutex::new(parts.snapshots),
+            hydration: OnceLock::new(),
             shortening: Mutex::new(()),
             tasks: Mutex::new(Vec::new()),
         }
@@ -121,6 +125,17 @@ impl Shared {
     /// The state, locked.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics while it changes the volume's state")
+    }
+
+    /// What the volume lacks of its source, if it lacks anything.
+    pub fn hydration(&self) -> Option<&Arc<Hydration>> {
+        self.hydration.get()
+    }
+
+    /// The volume lacks something of its source.
+    pub fn hydrates(&self, hydration: Hydration) {
+        // It is told once, when the volume is opened.
+        let _ = self.hydration.set(Arc::new(hydration));
     }
 
     /// The snapshots, locked: for a moment, and last where the state is locked as well.
@@ -259,6 +274,7 @@ impl Shared {
             disk_cache: self.disk.as_ref().map(Tier::status),
             map: self.items.status(state.map.changes()),
             space: self.collection.status(&state),
+            source: self.hydration().map(|hydration| hydration.status()),
         }
     }
 

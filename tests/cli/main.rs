@@ -25,5 +25,6 @@ mod snapshots;
 mod transfer;
 #[path = "../support/sums.rs"]
 mod sums;
+mod source;
 mod verbs;
 mod web;

@@ -66,6 +66,7 @@ impl Rig {
             features: Features::default(),
             created_at_ms: 0,
             ancestors: Vec::new(),
+            source: None,
         };
         let body = Bytes::from(pool::encode_json(&description));
         memory.put_if_absent(&keys::volume(id), body).await.unwrap();

@@ -242,6 +242,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         features,
         created_at_ms,
         ancestors: Vec::new(),
+        source: None,
     };
     let ancestor = |n: u8| Ancestor {
         volume: VolumeId::from_bytes([n; 16]),

@@ -149,6 +149,7 @@ impl World {
             features: Features::default(),
             created_at_ms: 0,
             ancestors: Vec::new(),
+            source: None,
         };
         let (sender, sealed) = unbounded_channel();
         let open = OpenChunk::first_of_term(Seq(FIRST), CHUNK);

@@ -129,6 +129,7 @@ impl Director {
             features: Features::default(),
             created_at_ms: 0,
             ancestors: Vec::new(),
+            source: None,
         };
         let body = Bytes::from(pool::encode_json(&description));
         let stored = world.memory.put_if_absent(&keys::volume(world.id), body).await;

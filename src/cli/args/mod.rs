@@ -166,9 +166,13 @@ pub(in crate::cli) enum Verb {
 pub(in crate::cli) struct Create {
     /// Its name; one is generated if none is given
     pub(in crate::cli) name: Option<String>,
-    /// Its size
-    #[arg(long, value_name = "S", allow_hyphen_values = true)]
-    pub(in crate::cli) size: String,
+    /// Its size [default: that of the source]
+    #[arg(long, value_name = "S", allow_hyphen_values = true, required_unless_present = "source")]
+    pub(in crate::cli) size: Option<String>,
+    /// What it begins as: a raw image in a file, at http(s)://..., or an NBD server's, nbd://HOST/EXPORT or
+    /// nbd+unix:///EXPORT?socket=PATH. It is fetched when it is needed, and may go once all of it is there
+    #[arg(long, value_name = "IMAGE")]
+    pub(in crate::cli) source: Option<String>,
     /// Logical block size in bytes: 512 or 4096
     #[arg(long, value_name = "BYTES", default_value = "512")]
     pub(in crate::cli) block_size: String,

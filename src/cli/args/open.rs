@@ -58,6 +58,10 @@ pub(in crate::cli) struct Open {
     /// the store takes. The device goes on, and a write that failed so may still happen
     #[arg(long, value_name = "T")]
     pub(in crate::cli) io_timeout: Option<String>,
+    /// Of the source that a volume was made with fetch only what is asked for, and not the rest in the
+    /// background
+    #[arg(long)]
+    pub(in crate::cli) lazy: bool,
     /// Time between two looks whether somebody took the volume over, the only requests of an idle
     /// volume; 0 or off: none, the next write finds out
     #[arg(long, value_name = "T", default_value = "10s")]

@@ -38,6 +38,7 @@ impl Engine {
                 features: Features::default(),
                 created_at_ms: 0,
                 ancestors: Vec::new(),
+                source: None,
             };
             let body = Bytes::from(pool::encode_json(&description));
             store.put_if_absent(&keys::volume(id), body).await.unwrap();
