@@ -46,5 +46,9 @@ mod ring;
 mod scale;
 #[path = "engine/snapshots.rs"]
 mod snapshots;
+#[path = "engine/trash.rs"]
+mod trash;
+#[path = "engine/trash_races.rs"]
+mod trash_races;
 #[path = "engine/turns.rs"]
 mod turns;

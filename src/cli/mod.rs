@@ -9,6 +9,7 @@ mod bench;
 mod catalogue;
 mod clone;
 mod confirm;
+mod delete;
 pub mod duration;
 mod gc;
 mod journal;
@@ -20,13 +21,14 @@ mod serve;
 pub mod size;
 mod snapshot;
 mod status;
+mod trash;
 mod volume;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::VolumeSpec;
 use crate::pool::backend::Backend;
 use crate::settings::{Location, Named};
-use args::{Cli, Global, Journal, Pool, Serve, Snapshot, Verb};
+use args::{Cli, Global, Journal, Pool, Serve, Snapshot, Trash, Verb};
 use clap::{CommandFactory, Parser};
 use logging::Logging;
 use std::ffi::OsString;
@@ -118,9 +120,12 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
             volume::resize(context, &name.parse()?, &size, shrink).await
         }
         Verb::Rename { name, new } => volume::rename(context, &name, &new).await,
-        Verb::Delete { name, force, yes } => {
-            volume::delete(context, &name.parse()?, force, yes).await
+        Verb::Delete(delete) => delete::delete(context, delete).await,
+        Verb::Trash(Trash::List { orphans }) => trash::list(context, orphans).await,
+        Verb::Trash(Trash::Restore { what, new }) => {
+            trash::restore(context, &what, new.as_deref()).await
         }
+        Verb::Trash(Trash::Empty(empty)) => trash::empty(context, empty).await,
         Verb::Pool(Pool::Init { create_bucket, unsafe_no_fencing }) => {
             pool::init(context, create_bucket, unsafe_no_fencing).await
         }

@@ -1,12 +1,12 @@
-//! Verbs that make, change and remove volumes.
+//! Verbs that make and change volumes.
 
-use super::{Context, args, attach, confirm, size};
+use super::{Context, args, attach, size};
 use crate::daemon::{RunDir, environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::host::Host;
 use crate::pool::backend::Backend;
-use crate::pool::{Executioner, NewVolume, VolumeName, standing};
+use crate::pool::{NewVolume, VolumeName, standing};
 use crate::settings::Location;
 use crate::store::url::StoreUrl;
 use crate::units::{BlockSize, SectorCount};
@@ -58,44 +58,6 @@ pub(super) async fn rename(context: &Context, from: &str, to: &str) -> Result<()
     let (from, to) = (from.parse()?, to.parse()?);
     context.open().await?.pool.rename(&from, &to).await?;
     context.show(&json!({ "name": to, "renamed_from": from }), || to.to_string())
-}
-
-pub(super) async fn delete(
-    context: &Context,
-    name: &VolumeName,
-    force: bool,
-    yes: bool,
-) -> Result<()> {
-    let backend = context.open().await?;
-    let id = match backend.pool.lookup(name).await {
-        Ok((id, _)) => Some(id),
-        // What is half deleted or damaged can still be deleted.
-        Err(e) if e.kind() == ErrorKind::Store => return Err(e),
-        Err(e) if e.kind() == ErrorKind::NotFound && !backend.pool.has_left_over(name).await? => {
-            return Err(e);
-        }
-        Err(_) => None,
-    };
-    confirm::confirm(&format!("deleting volume {name} with all its data"), yes)?;
-    let held = match id.map(|id| RunDir::open()?.take(&[(id, name.clone().into())])).transpose() {
-        Err(e) if !force || e.kind() != ErrorKind::Busy => return Err(e),
-        held => held.ok().flatten(),
-    };
-    let by = Executioner {
-        env: environment(),
-        stores: backend.stores.clone(),
-        host: Host::local()?,
-        force,
-    };
-    let deleted = backend.pool.delete(name, by).await;
-    if let Some(held) = held {
-        held.release();
-    }
-    let deleted = deleted?;
-    let document = json!({ "name": name, "objects": deleted.objects, "bytes": deleted.bytes });
-    context.show(&document, || {
-        format!("{name}: {} objects, {} removed", deleted.objects, size::show(deleted.bytes))
-    })
 }
 
 pub(super) async fn resize(

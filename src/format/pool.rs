@@ -1,4 +1,4 @@
-//! Objects of the pool: its description, names and tombstones. JSON.
+//! Objects of the pool: its description, names, the trash and tombstones. JSON.
 
 use super::VolumeId;
 use super::codec::{FormatError, FormatResult, Problem};
@@ -51,6 +51,41 @@ pub struct TombstoneObject {
     pub name: String,
     /// When it was deleted, in milliseconds since 1970.
     pub deleted_at_ms: u64,
+}
+
+/// The version of [`TrashEntry`].
+pub const TRASH_VERSION: u32 = 1;
+
+/// `trash/<id>-<number>`: one step of a volume's way through the trash. The one with the highest number
+/// counts; a step is decided by who creates the next number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrashEntry {
+    /// Version of this object.
+    pub version: u32,
+    /// How far it is.
+    pub step: TrashStep,
+    /// The name the volume had; what never had one has none.
+    pub name: Option<String>,
+    /// When it was deleted, in milliseconds since 1970.
+    pub deleted_at_ms: u64,
+    /// Until when it was to be kept, in milliseconds since 1970.
+    pub expires_at_ms: u64,
+    /// An owner that may have been alive was cut off, and may not have noticed yet.
+    pub cut_off: bool,
+}
+
+/// How far a volume in the trash is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrashStep {
+    /// It was deleted. Where it has a name all the same, it is in use, and this means nothing.
+    Deleted,
+    /// Somebody wants to remove it, and looks whether anything needs it. No name is given to it and no
+    /// clone made of it from now on.
+    Purging,
+    /// Its objects are being removed; nothing brings it back.
+    Removing,
 }
 
 /// Longest JSON object that is parsed, in bytes.
@@ -114,6 +149,18 @@ pub fn end_json(mut body: Vec<u8>) -> Vec<u8> {
     let crc = crc32c::crc32c_append(crc32c::crc32c(&body), OPEN_END.as_bytes());
     body.extend_from_slice(format!("{CRC_FIELD}{crc:08x}{CRC_END}").as_bytes());
     body
+}
+
+impl TrashEntry {
+    /// Parses an entry of the trash and checks its version.
+    pub fn parse(bytes: &[u8]) -> FormatResult<TrashEntry> {
+        let entry: TrashEntry = parse_json("trash entry", bytes)?;
+        if entry.version != TRASH_VERSION {
+            let problem = Problem::Unsupported(entry.version.to_string());
+            return Err(FormatError { object: "trash entry", field: "version", offset: 0, problem });
+        }
+        Ok(entry)
+    }
 }
 
 impl PoolObject {

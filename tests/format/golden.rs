@@ -10,7 +10,9 @@ use objblk::format::fence::Fence;
 use objblk::format::keys::MapObjectId;
 use objblk::format::map_object::{ItemKind, parse_directory};
 use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
-use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, end_json, parse_json};
+use objblk::format::pool::{
+    NameObject, PoolObject, TombstoneObject, TrashEntry, TrashStep, end_json, parse_json,
+};
 use objblk::format::profile::Profile;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::volume::{EpochObject, VolumeObject};
@@ -103,6 +105,8 @@ fn golden_json_reads_back() {
     assert_eq!(EpochObject::parse(&read("epoch.json")).unwrap().owner(), "process 42 on host thor");
     let tombstone: TombstoneObject = parse_json("tombstone", &read("tombstone.json")).unwrap();
     assert_eq!(tombstone.name, "data");
+    let entry = TrashEntry::parse(&read("trash-entry.json")).unwrap();
+    assert_eq!((entry.step, entry.name.as_deref()), (TrashStep::Deleted, Some("data")));
 }
 
 #[test]
@@ -143,6 +147,7 @@ fn every_flipped_bit_of_a_description_is_noticed() {
                 "volume.json" | "clone.json" => VolumeObject::parse(&damaged).map(drop),
                 "epoch.json" => EpochObject::parse(&damaged).map(drop),
                 "name.json" => parse_json::<NameObject>("name", &damaged).map(drop),
+                "trash-entry.json" => TrashEntry::parse(&damaged).map(drop),
                 _ => parse_json::<TombstoneObject>("tombstone", &damaged).map(drop),
             };
             // The digits of the checksum may be capital letters.

@@ -13,7 +13,9 @@ use objblk::format::map_object::{ItemKind, MapObjectBuilder};
 use objblk::format::page::{
     ChunkPage, ChunkUse, Extent, ItemRef, Location, encode_chunk_page, encode_leaf, encode_map_page,
 };
-use objblk::format::pool::{NameObject, PoolKind, PoolObject, TombstoneObject, encode_json};
+use objblk::format::pool::{
+    NameObject, PoolKind, PoolObject, TRASH_VERSION, TombstoneObject, TrashEntry, TrashStep, encode_json,
+};
 use objblk::format::profile::Profile;
 use objblk::format::record::Record;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
@@ -211,6 +213,14 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         journal: None,
     };
     let tombstone = TombstoneObject { name: "data".into(), deleted_at_ms: created_at_ms };
+    let entry = TrashEntry {
+        version: TRASH_VERSION,
+        step: TrashStep::Deleted,
+        name: Some("data".into()),
+        deleted_at_ms: created_at_ms,
+        expires_at_ms: created_at_ms + 7 * 86_400_000,
+        cut_off: false,
+    };
     vec![
         ("pool.json", encode_json(&pool)),
         ("volume.json", encode_json(&description)),
@@ -218,6 +228,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("name.json", encode_json(&NameObject { volume: volume() })),
         ("epoch.json", encode_json(&epoch)),
         ("tombstone.json", encode_json(&tombstone)),
+        ("trash-entry.json", encode_json(&entry)),
     ]
 }
 

@@ -1,8 +1,10 @@
 //! What was typed. What it means is for the verbs' own files.
 
 mod open;
+mod trash;
 
 pub(super) use open::Open;
+pub(super) use trash::{Delete, Empty, Trash};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -123,16 +125,11 @@ pub(in crate::cli) enum Verb {
     },
     /// Give a volume another name
     Rename { name: String, new: String },
-    /// Delete a volume with all its data
-    Delete {
-        name: String,
-        /// Also when somebody owns it (who is fenced), when it has snapshots or is damaged
-        #[arg(long)]
-        force: bool,
-        /// Do not ask
-        #[arg(long, short)]
-        yes: bool,
-    },
+    /// Delete a volume: into the trash, from where it can be restored
+    Delete(Delete),
+    /// List, restore and remove deleted volumes
+    #[command(subcommand)]
+    Trash(Trash),
     /// Make or show a pool
     #[command(subcommand)]
     Pool(Pool),

@@ -17,7 +17,7 @@ use objblk::format::page::{
     parse_map_page,
 };
 use objblk::format::pool::{
-    NameObject, PoolObject, TombstoneObject, encode_json, end_json, parse_json,
+    NameObject, PoolObject, TombstoneObject, TrashEntry, encode_json, end_json, parse_json,
 };
 use objblk::format::profile::Profile;
 use objblk::format::record::Record;
@@ -241,6 +241,7 @@ fn json_as_it_is(data: &[u8]) {
     check_json(data, EpochObject::parse, encode_json);
     check_json(data, |bytes| parse_json::<NameObject>("name", bytes), encode_json);
     check_json(data, |bytes| parse_json::<TombstoneObject>("tombstone", bytes), encode_json);
+    check_json(data, TrashEntry::parse, encode_json);
 }
 
 fn check_json<T: Debug + PartialEq>(
