@@ -37,7 +37,7 @@
 //! | [`volume`] | the engine |
 //! | [`frontend`] | ublk and NBD |
 //! | [`host`], [`settings`] | which process this is; what the configuration file says |
-//! | [`pool`] | the volumes of a store: names, creation, deletion |
+//! | [`pool`] | the volumes of a store: names, creation, deletion, the trash |
 //! | [`daemon`] | one process an attachment, and how others talk to it |
 //! | [`cli`] | the command line |
 //!

@@ -152,9 +152,7 @@ pub(super) async fn empty(context: &Context, empty: args::Empty) -> Result<()> {
             "objects": deleted.objects, "bytes": deleted.bytes,
         })
     };
-    let kept_line = |(trashed, e): &(Trashed, Error)| {
-        json!({ "name": trashed.name, "id": trashed.id, "why": e.to_string() })
-    };
+    let kept_line = |(trashed, e): &(Trashed, Error)| json!({ "name": trashed.name, "id": trashed.id, "why": e.to_string() });
     let document = json!({
         "removed": gone.iter().map(removed_line).collect::<Vec<_>>(),
         "kept": kept.iter().map(kept_line).collect::<Vec<_>>(),
@@ -174,11 +172,7 @@ pub(super) async fn empty(context: &Context, empty: args::Empty) -> Result<()> {
 }
 
 /// What the arguments mean.
-async fn choose(
-    pool: &Pool,
-    empty: &args::Empty,
-    older: Option<Duration>,
-) -> Result<Vec<Trashed>> {
+async fn choose(pool: &Pool, empty: &args::Empty, older: Option<Duration>) -> Result<Vec<Trashed>> {
     if !empty.what.is_empty() {
         let mut chosen: Vec<Trashed> = Vec::new();
         for what in &empty.what {

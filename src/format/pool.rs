@@ -157,7 +157,12 @@ impl TrashEntry {
         let entry: TrashEntry = parse_json("trash entry", bytes)?;
         if entry.version != TRASH_VERSION {
             let problem = Problem::Unsupported(entry.version.to_string());
-            return Err(FormatError { object: "trash entry", field: "version", offset: 0, problem });
+            return Err(FormatError {
+                object: "trash entry",
+                field: "version",
+                offset: 0,
+                problem,
+            });
         }
         Ok(entry)
     }

@@ -164,6 +164,16 @@ fn deletion_by_force_fences_the_owner() {
     let server = home.serve(&["data"]);
     assert!(qemu_io(&server.uri, &["write -P 1 0 1M", "flush"]));
     far.run(&["delete", "data", "--yes", "--force"]).ok();
+    assert!(!qemu_io(&server.uri, &["write -P 2 0 1M", "flush"]), "a fenced owner acknowledges");
+    home.run(&["detach", "data"]).ok();
+    server.ended();
+    // What its owner had flushed can be had back.
+    home.run(&["trash", "restore", "data"]).ok();
+    let server = home.serve(&["data"]);
+    assert!(qemu_io(&server.uri, &["read -P 1 0 1M"]));
+
+    // At once: the owner has noticed before its fence goes with the rest.
+    far.run(&["delete", "data", "--yes", "--now", "--force"]).ok();
     let status = home.run(&["status", "data", "--json"]).json();
     assert_eq!(status["state"], "failed", "the owner has not noticed: {status}");
     assert!(!qemu_io(&server.uri, &["write -P 1 0 1M", "flush"]));

@@ -18,4 +18,5 @@ mod program;
 mod s3;
 mod s3_pool;
 mod snapshots;
+mod trash;
 mod verbs;

@@ -1,8 +1,7 @@
 //! The trash: deleting, restoring and removing, cut off at every request that they make.
 
 use crate::rig::{CHUNK, Rig, owner, pattern, read, write};
-use objblk::clock::SystemClock;
-use objblk::device::BlockDevice;
+use objblk::clock::{Clock, SystemClock};
 use objblk::error::{ErrorKind, Result};
 use objblk::format::keys;
 use objblk::format::pool::{TombstoneObject, encode_json};
@@ -46,10 +45,8 @@ impl World {
     }
 
     pub async fn open(&self, id: VolumeId) -> Result<Volume> {
-        let options = VolumeOptions {
-            mode: Mode::ReadWrite { takeover: true },
-            ..self.rig.options.clone()
-        };
+        let options =
+            VolumeOptions { mode: Mode::ReadWrite { takeover: true }, ..self.rig.options.clone() };
         let by = self.by();
         Volume::open(by.env, by.stores, id, owner(1), options).await
     }
@@ -80,8 +77,7 @@ impl World {
         assert!(read(&volume, 0, SECTORS).await.unwrap() == pattern(0, SECTORS, stamp));
         volume.close().await.unwrap();
         find_snapshot(&*self.rig.store, self.id, "old").await.unwrap();
-        let options =
-            VolumeOptions { snapshot: Some("old".into()), ..self.rig.options.clone() };
+        let options = VolumeOptions { snapshot: Some("old".into()), ..self.rig.options.clone() };
         let by = self.by();
         let old = Volume::open(by.env, by.stores, self.id, owner(2), options).await.unwrap();
         assert!(read(&old, 0, SECTORS).await.unwrap() == pattern(0, SECTORS, 1));
@@ -192,7 +188,7 @@ async fn a_restoration_that_is_cut_off_is_done_or_not() {
             }
             world.is_whole(world.id, 2).await;
             // Deleted anew, it is new in the trash.
-            let before = SystemClockMs::now();
+            let before = SystemClock.now_ms();
             world.delete("data").await.unwrap();
             assert!(world.trashed().await.unwrap().deleted_at_ms.unwrap() >= before);
             world.wind_up().await;
@@ -201,14 +197,6 @@ async fn a_restoration_that_is_cut_off_is_done_or_not() {
             }
         }
         assert!(outcomes.iter().all(|count| *count > 0), "{outcomes:?}");
-    }
-}
-
-struct SystemClockMs;
-
-impl SystemClockMs {
-    fn now() -> u64 {
-        objblk::clock::Clock::now_ms(&SystemClock)
     }
 }
 
@@ -245,7 +233,10 @@ async fn a_removal_that_is_cut_off_has_not_begun_or_is_finished() {
                 }
                 Err(e) if e.kind() == ErrorKind::Corrupt => {
                     // The description is gone; its tombstone was the last to go.
-                    assert!(world.left().await.iter().all(|key| !key.starts_with("volumes/")), "{e}");
+                    assert!(
+                        world.left().await.iter().all(|key| !key.starts_with("volumes/")),
+                        "{e}"
+                    );
                     outcomes[1] += 1;
                     world.wind_up().await;
                 }

@@ -3,6 +3,7 @@
 use crate::rig::{owner, pattern, read};
 use crate::trash::{World, name, size};
 use objblk::error::{ErrorKind, Result};
+use objblk::mutant::{self, Mutant};
 use objblk::pool::{KEEP, TrashState};
 use objblk::store::fault::{Fault, Moment, Rule};
 use objblk::volume::{Mode, Volume, VolumeOptions};
@@ -10,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// What somebody wants.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +55,27 @@ async fn grant(world: Arc<World>, wish: Wish, number: u64) -> Result<()> {
     }
 }
 
+/// What came of a wish.
+#[derive(Clone, Copy, Debug)]
+struct Outcome {
+    wish: Wish,
+    begun: Instant,
+    ended: Instant,
+    /// `None`: whoever had it died.
+    ok: Option<bool>,
+}
+
+/// Somebody was told that the volume has a name, and nobody deleted it since.
+fn must_be_there(outcomes: &[Outcome]) -> bool {
+    let deletions = outcomes.iter().filter(|o| matches!(o.wish, Wish::Delete | Wish::DeleteNow));
+    let gone_by = deletions.map(|o| o.ok.map(|_| o.ended)).collect::<Option<Vec<Instant>>>();
+    let Some(gone_by) = gone_by else { return false };
+    let named = |o: &&Outcome| {
+        matches!(o.wish, Wish::Restore | Wish::Rename | Wish::Clone) && o.ok == Some(true)
+    };
+    outcomes.iter().filter(named).any(|o| gone_by.iter().all(|ended| *ended <= o.begun))
+}
+
 /// After the dust has settled, whatever has a name is whole, and so is what can be restored.
 async fn judge(world: &World, what: &str) -> bool {
     let mut names = world.pool.names().await.unwrap();
@@ -66,11 +89,13 @@ async fn judge(world: &World, what: &str) -> bool {
     for (called, id) in &names {
         let found = world.pool.lookup(&name(called)).await;
         // What is being removed says so; a name that came late for what is gone does, too.
-        let Ok((_, description)) = found else {
-            let kind = found.unwrap_err().kind();
-            assert!(matches!(kind, ErrorKind::Busy | ErrorKind::Corrupt), "{what}: {called}");
-            assert!(world.pool.left_over(&name(called)).await.unwrap().is_some() || kind == ErrorKind::Corrupt);
-            continue;
+        let description = match found {
+            Ok((_, description)) => description,
+            Err(e) => {
+                let is_known = matches!(e.kind(), ErrorKind::Busy | ErrorKind::Corrupt);
+                assert!(*id == world.id && is_known, "{what}: {called}: {e}");
+                continue;
+            }
         };
         if *id == world.id {
             is_there = true;
@@ -90,7 +115,7 @@ async fn judge(world: &World, what: &str) -> bool {
     is_there
 }
 
-async fn race(seed: u64) -> (Vec<Wish>, bool) {
+async fn race(seed: u64) -> bool {
     let world = Arc::new(World::new(seed).await);
     let mut rng = StdRng::seed_from_u64(seed);
     if rng.random_bool(0.7) {
@@ -100,7 +125,6 @@ async fn race(seed: u64) -> (Vec<Wish>, bool) {
     for at in [Moment::Before, Moment::After] {
         world.rig.faults.add(Rule::new(Fault::Delay { at, from, to }).with_probability(0.5));
     }
-    let mut wishes = Vec::new();
     let mut tasks = Vec::new();
     for number in 0..rng.random_range(2..6) {
         let wish = WISHES[rng.random_range(0..WISHES.len())];
@@ -110,20 +134,41 @@ async fn race(seed: u64) -> (Vec<Wish>, bool) {
             true => Duration::from_millis(rng.random_range(0..4000)),
             false => Duration::from_secs(600),
         };
-        wishes.push(wish);
         let world = world.clone();
         tasks.push(tokio::spawn(async move {
             tokio::time::sleep(later).await;
-            drop(tokio::time::timeout(patience, grant(world, wish, number)).await);
+            let begun = Instant::now();
+            let done = tokio::time::timeout(patience, grant(world, wish, number)).await;
+            let ok = done.ok().map(|done| done.is_ok());
+            Outcome { wish, begun, ended: Instant::now(), ok }
         }));
     }
+    let mut outcomes = Vec::new();
     for task in tasks {
-        task.await.unwrap();
+        outcomes.push(task.await.unwrap());
     }
     world.rig.faults.clear();
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let is_there = judge(&world, &format!("seed {seed}, {wishes:?}")).await;
-    (wishes, is_there)
+    let is_there = judge(&world, &format!("seed {seed}, {outcomes:?}")).await;
+    assert!(is_there || !must_be_there(&outcomes), "seed {seed}: it is gone; {outcomes:?}");
+    is_there
+}
+
+fn run(seed: u64) -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(race(seed))
+}
+
+#[test]
+fn mistakes_in_the_trash_are_noticed() {
+    for mistake in [Mutant::NameUnchecked, Mutant::NeedUnchecked, Mutant::TrashStepShared] {
+        let is_noticed =
+            |seed| mutant::with(Some(mistake), || std::panic::catch_unwind(|| run(seed)).is_err());
+        let noticed = (0..4000).find(|seed| is_noticed(*seed));
+        let seed = noticed.unwrap_or_else(|| panic!("{mistake:?} was not noticed"));
+        eprintln!("{mistake:?} was noticed by seed {seed}");
+    }
 }
 
 #[test]
@@ -133,10 +178,7 @@ fn whatever_has_a_name_or_can_be_restored_is_whole() {
     let mut outcomes = [0, 0];
     for seed in first.map_or(0..count, |first| first..first + 1) {
         eprintln!("replay: OBJBLK_SEED={seed} cargo test --test engine whatever_has_a_name");
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_all().start_paused(true).build().unwrap();
-        let (_, is_there) = runtime.block_on(race(seed));
-        outcomes[usize::from(is_there)] += 1;
+        outcomes[usize::from(run(seed))] += 1;
     }
     assert!(first.is_some() || outcomes.iter().all(|count| *count > 30), "{outcomes:?}");
 }
