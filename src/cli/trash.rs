@@ -41,7 +41,7 @@ fn state(trashed: &Trashed) -> (&'static str, String) {
         TrashState::Kept if trashed.is_expired() => ("expired", "ok"),
         TrashState::Kept => ("kept", "ok"),
         TrashState::Removing => ("removing", "its removal was begun"),
-        TrashState::Lost => ("lost", "it was in use and has lost its name"),
+        TrashState::Lost => ("lost", "it was in use, not deleted, and has lost its name"),
         TrashState::Unfinished => ("unfinished", "its making was cut off"),
         TrashState::Remains => ("remains", "objects of a volume that is gone"),
         TrashState::Damaged(e) => return ("damaged", e.to_string()),
@@ -197,6 +197,7 @@ async fn choose(pool: &Pool, empty: &args::Empty, older: Option<Duration>) -> Re
     // What was begun is finished in any case.
     chosen.retain(|trashed| match trashed.state {
         TrashState::Removing => true,
+        TrashState::Lost => false,
         _ if empty.expired => trashed.is_expired(),
         _ => older.is_none_or(|than| is_older(trashed, than)),
     });

@@ -1,7 +1,7 @@
 //! Verbs that make and change volumes.
 
 use super::{Context, args, attach, size};
-use crate::daemon::{RunDir, environment};
+use crate::daemon::{KnownTarget, RunDir, client, environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::host::Host;
@@ -71,17 +71,33 @@ pub(super) async fn resize(
     let (id, volume) = backend.pool.lookup(name).await?;
     let (block_size, chunk_size) = (volume.block(), volume.chunk_size);
     NewVolume { size, block_size, chunk_size }.validate()?;
-    let held = RunDir::open()?.take(&[(id, name.clone().into())]).map_err(detach_first)?;
-    let resized = resize_held(&backend, id, name, size, shrink).await;
-    held.release();
-    let old = resized?;
+    let run_dir = RunDir::open()?;
+    let serves = |target: &KnownTarget| {
+        target.alive && target.state.volumes.iter().any(|v| v.id == id && !v.read_only)
+    };
+    let old = match run_dir.targets()?.into_iter().find(serves) {
+        Some(target) => {
+            let old = client::grow(&target, id, size).await;
+            let old = old.map_err(|e| e.context(format!("cannot resize {name}")))?;
+            if size > old {
+                eprintln!("objblk: clients of {name} see its new size when they connect again");
+            }
+            old
+        }
+        None => {
+            let held = run_dir.take(&[(id, name.clone().into())]).map_err(detach_first)?;
+            let resized = resize_held(&backend, id, name, size, shrink).await;
+            held.release();
+            resized?
+        }
+    };
     let document = json!({ "name": name, "size": size, "old_size": old });
     context.show(&document, || format!("{name}: {} -> {}", size::show(old), size::show(size)))
 }
 
 fn detach_first(e: Error) -> Error {
     match e.kind() {
-        ErrorKind::Busy => e.context("a volume can be resized only while it is detached"),
+        ErrorKind::Busy => e.context("a volume is resized by its owner"),
         _ => e,
     }
 }

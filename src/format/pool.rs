@@ -81,6 +81,8 @@ pub struct TrashEntry {
 pub enum TrashStep {
     /// It was deleted. Where it has a name all the same, it is in use, and this means nothing.
     Deleted,
+    /// It was given a name again. Where it has none all the same, it has lost it.
+    Restored,
     /// Somebody wants to remove it, and looks whether anything needs it. No name is given to it and no
     /// clone made of it from now on.
     Purging,

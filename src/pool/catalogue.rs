@@ -115,7 +115,7 @@ impl Pool {
         {
             tracing::warn!("{} stays behind: {e}", keys::volume(id));
         }
-        named.map(|()| id)
+        named.map(|_| id)
     }
 
     /// The volume called `name`. Errors: not found; busy while it is being deleted; corrupt and

@@ -85,7 +85,7 @@ impl Pool {
         {
             tracing::warn!("volume {id} stays behind, without a name: {e}");
         }
-        named.map(|()| id)
+        named.map(|_| id)
     }
 
     /// Looks, once the child is there, whether it was in time.
@@ -237,22 +237,28 @@ impl Pool {
         Ok(shown.collect())
     }
 
-    /// Every name and what it stands for.
+    /// Every name and what it stands for, those left out that cannot be read.
     ///
     /// Errors: the store's.
     pub async fn names(&self) -> Result<Vec<(String, VolumeId)>> {
+        let found = self.read_names().await?;
+        Ok(found.into_iter().filter_map(|(name, id)| Some((name, id.ok()?))).collect())
+    }
+
+    /// Every name and what it stands for. Errors: the store's; that of one is in its place.
+    pub(super) async fn read_names(&self) -> Result<Vec<(String, Result<VolumeId>)>> {
         let names = list_all(&*self.store, keys::NAMES).await?;
         let names = names.iter().filter_map(|o| o.key.as_str().strip_prefix(keys::NAMES));
         let names: Vec<VolumeName> = names.filter_map(|name| name.parse().ok()).collect();
         let look = |name: VolumeName| async move {
             let id = match self.resolve(&name).await {
                 Err(e) if e.kind() == ErrorKind::Store => return Err(e),
-                found => found.ok().flatten(),
+                found => found.transpose(),
             };
             Ok::<_, Error>(id.map(|id| (name.to_string(), id)))
         };
         let found = stream::iter(names).map(look).buffered(PARALLEL);
-        let found: Vec<Option<(String, VolumeId)>> = found.try_collect().await?;
+        let found: Vec<Option<(String, Result<VolumeId>)>> = found.try_collect().await?;
         Ok(found.into_iter().flatten().collect())
     }
 }

@@ -50,13 +50,13 @@ impl Pool {
             self.bury(entry, id).await?;
             return self.remove(id, entry.name.as_deref()).await;
         }
-        self.refuse_needed(&label, id).await?;
+        self.refuse_needed(&label, id, by.force).await?;
         // What has no description cannot be opened by anybody.
         let claimed = match get(&*self.store, &keys::volume(id)).await? {
             Some(_) => self.claim(&label, id, by).await?,
             None => Claimed::nothing(),
         };
-        let decided = self.decide(id, &label, known).await;
+        let decided = self.decide(id, &label, known, by.force).await;
         let cut_off = claimed.cut_off;
         claimed.release().await;
         let entry = decided?;
@@ -89,6 +89,7 @@ impl Pool {
         id: VolumeId,
         label: &str,
         known: Option<(u32, TrashEntry)>,
+        force: bool,
     ) -> Result<TrashEntry> {
         let fresh = || trash::entry(TrashStep::Purging, None, trash::KEEP);
         let entry = known.as_ref().map_or_else(fresh, |(_, entry)| entry.clone());
@@ -107,11 +108,15 @@ impl Pool {
         let next = number.saturating_add(1);
         let unneeded = match mutant::on(Mutant::NeedUnchecked) {
             true => Ok(()),
-            false => self.refuse_needed(label, id).await,
+            false => self.refuse_needed(label, id, force).await,
         };
         if let Err(e) = unneeded {
-            if e.kind() == ErrorKind::Busy {
-                self.step(id, next, &at(TrashStep::Deleted)).await?;
+            if e.kind() != ErrorKind::Store {
+                let before = match entry.step {
+                    TrashStep::Restored => TrashStep::Restored,
+                    _ => TrashStep::Deleted,
+                };
+                self.step(id, next, &at(before)).await?;
             }
             return Err(e);
         }
@@ -121,12 +126,22 @@ impl Pool {
         }
     }
 
-    /// Refuses what has a name or clones. Errors: busy; the store's.
-    async fn refuse_needed(&self, label: &str, id: VolumeId) -> Result<()> {
-        if let Some((name, _)) = self.names().await?.into_iter().find(|(_, named)| *named == id) {
-            let text = format!("volume {name} is in use, not in the trash");
-            return Err(Error::new(ErrorKind::Busy, text)
-                .hint(format!("delete it with `objblk delete {name}`")));
+    /// Refuses what has a name or clones. Errors: busy; corrupt, where a name cannot be read, which may be
+    /// its name (unless forced); the store's.
+    async fn refuse_needed(&self, label: &str, id: VolumeId, force: bool) -> Result<()> {
+        for (name, named) in self.read_names().await? {
+            match named {
+                Ok(named) if named == id => {
+                    let text = format!("volume {name} is in use, not in the trash");
+                    return Err(Error::new(ErrorKind::Busy, text)
+                        .hint(format!("delete it with `objblk delete {name}`")));
+                }
+                Err(e) if !force => {
+                    let e = e.context(format!("{label} may be the volume called {name}"));
+                    return Err(e.hint("remove it all the same with --force"));
+                }
+                _ => {}
+            }
         }
         self.refuse_origin(label, id).await
     }

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! trash/<id>-<number>    deleted -> purging -> removing        the highest number counts
-//!                           ^          |
-//!                           +----------+  something needs it after all
+//!                         ^   |        |
+//!                         |   v        |
+//!                        restored <----+  or deleted: something needs it after all
 //! trash/<id>             the tombstone: its objects are being removed
 //! ```
 //!
@@ -84,6 +85,9 @@ impl Trashed {
     fn of(id: VolumeId, entry: &TrashEntry) -> Trashed {
         let state = match entry.step {
             TrashStep::Deleted => TrashState::Kept,
+            TrashStep::Restored => {
+                return Trashed { name: entry.name.clone(), ..bare(id, TrashState::Lost) };
+            }
             TrashStep::Purging | TrashStep::Removing => TrashState::Removing,
         };
         Trashed {
@@ -170,23 +174,37 @@ impl Pool {
             let text = format!("volume {id} is not in the trash: it is called {name}");
             return Err(Error::new(ErrorKind::Exists, text));
         }
-        if self.is_doomed(id).await? {
-            return Err(being_removed(to));
+        match self.steps(id).await? {
+            (Some((_, Err(e))), _) => return Err(e),
+            (newest, buried) if is_doomed(newest.as_ref(), buried) => {
+                return Err(being_removed(to));
+            }
+            _ => {}
         }
         self.volume_object(to.as_str(), id).await?;
-        self.give_name(to, id).await
+        let Some((number, Ok(entry))) = self.give_name(to, id).await? else { return Ok(()) };
+        // It counts as deleted no more, should it lose its name. Whoever deletes it first knows better.
+        let (step, name) = (TrashStep::Restored, Some(to.to_string()));
+        let restored = TrashEntry { step, name, ..entry };
+        self.step(id, number.saturating_add(1), &restored).await.map(drop)
     }
 
-    /// Gives a volume a name, unless it is being removed: then there is no such name in the end.
+    /// Gives a volume a name, unless it is being removed: then there is no such name in the end. Returns its
+    /// newest step in the trash.
     ///
     /// Errors: exists; busy; the store's, after which the name may be there.
-    pub(super) async fn give_name(&self, name: &VolumeName, id: VolumeId) -> Result<()> {
+    pub(super) async fn give_name(
+        &self,
+        name: &VolumeName,
+        id: VolumeId,
+    ) -> Result<Option<Newest>> {
         self.put_name(name, id).await?;
-        if !mutant::on(Mutant::NameUnchecked) && self.is_doomed(id).await? {
+        let (newest, buried) = self.steps(id).await?;
+        if is_doomed(newest.as_ref(), buried) && !mutant::on(Mutant::NameUnchecked) {
             self.drop_name(name, id).await?;
             return Err(being_removed(name));
         }
-        Ok(())
+        Ok(newest)
     }
 
     /// Takes the name away, where it still is this volume's.
@@ -201,8 +219,7 @@ impl Pool {
     /// late.
     pub(super) async fn is_doomed(&self, id: VolumeId) -> Result<bool> {
         let (newest, buried) = self.steps(id).await?;
-        let is_kept = |entry: TrashEntry| entry.step == TrashStep::Deleted;
-        Ok(buried || newest.map(|(_, entry)| entry.map(is_kept)).transpose()? == Some(false))
+        Ok(is_doomed(newest.as_ref(), buried))
     }
 
     /// True where the volume's objects go, or may go at any moment.
@@ -247,6 +264,15 @@ impl Pool {
 
 pub(super) fn bare(id: VolumeId, state: TrashState) -> Trashed {
     Trashed { id, name: None, deleted_at_ms: None, expires_at_ms: None, state }
+}
+
+/// What cannot be read may say so.
+fn is_doomed(newest: Option<&Newest>, buried: bool) -> bool {
+    let is_kept = |(_, entry): &Newest| {
+        let step = entry.as_ref().map(|entry| entry.step);
+        step.is_ok_and(|step| matches!(step, TrashStep::Deleted | TrashStep::Restored))
+    };
+    buried || !newest.is_none_or(is_kept)
 }
 
 fn being_removed(name: impl std::fmt::Display) -> Error {

@@ -9,7 +9,7 @@ use objblk::format::{SnapshotId, VolumeId};
 use objblk::host::Host;
 use objblk::pool::{Executioner, KEEP, NewVolume, Pool, TrashState, Trashed, VolumeName};
 use objblk::store::fault::{Fault, Moment, Rule};
-use objblk::store::{Store, list_all};
+use objblk::store::{GetRange, Store, list_all};
 use objblk::units::BlockSize;
 use objblk::volume::{Env, Mode, Stores, Volume, VolumeOptions, find_snapshot};
 use std::sync::Arc;
@@ -312,6 +312,31 @@ async fn orphans_are_told_apart() {
     }
     world.pool.restore(world.id, &name("found")).await.unwrap();
     assert!(world.pool.orphans().await.unwrap().is_empty());
+    world.is_whole(world.id, 2).await;
+    world.wind_up().await;
+}
+
+/// What was brought back is not in the trash if it loses its name, and a name that cannot be read may be its.
+#[tokio::test(start_paused = true)]
+async fn what_was_restored_is_not_swept() {
+    let world = World::new(0).await;
+    let key = keys::name("data").unwrap();
+    world.pool.delete(&name("data"), Duration::ZERO, &world.by()).await.unwrap();
+    assert!(world.trashed().await.unwrap().is_expired());
+    world.pool.restore(world.id, &name("data")).await.unwrap();
+    assert!(world.pool.trash().await.unwrap().is_empty());
+    let body = world.rig.memory.get(&key, GetRange::All).await.unwrap();
+    world.rig.memory.delete(&[key.clone()]).await.unwrap();
+    let lost = world.trashed().await.unwrap();
+    assert!(matches!(lost.state, TrashState::Lost) && !lost.is_expired(), "{lost:?}");
+    assert_eq!(lost.name.as_deref(), Some("data"));
+
+    world.rig.memory.put(&key, body.slice(1..)).await.unwrap();
+    let by = Executioner { force: false, ..world.by() };
+    let refused = world.pool.purge(&lost, &by).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+    assert!(refused.to_string().contains("may be the volume called data"), "{refused}");
+    world.rig.memory.put(&key, body).await.unwrap();
     world.is_whole(world.id, 2).await;
     world.wind_up().await;
 }

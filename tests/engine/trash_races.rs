@@ -4,7 +4,7 @@ use crate::rig::{owner, pattern, read};
 use crate::trash::{World, name, size};
 use objblk::error::{ErrorKind, Result};
 use objblk::mutant::{self, Mutant};
-use objblk::pool::{KEEP, TrashState};
+use objblk::pool::{KEEP, TrashState, Trashed};
 use objblk::store::fault::{Fault, Moment, Rule};
 use objblk::volume::{Mode, Volume, VolumeOptions};
 use rand::rngs::StdRng;
@@ -80,7 +80,9 @@ fn must_be_there(outcomes: &[Outcome]) -> bool {
 async fn judge(world: &World, what: &str) -> bool {
     let mut names = world.pool.names().await.unwrap();
     let trash = world.pool.trash().await.unwrap();
-    for trashed in trash.iter().filter(|trashed| matches!(trashed.state, TrashState::Kept)) {
+    let can_be_restored =
+        |trashed: &&Trashed| matches!(trashed.state, TrashState::Kept | TrashState::Lost);
+    for trashed in trash.iter().filter(can_be_restored) {
         let to = format!("restored-{}", trashed.id);
         world.pool.restore(trashed.id, &name(&to)).await.unwrap();
         names.push((to, trashed.id));

@@ -74,6 +74,7 @@ fn texts() -> Vec<Seed> {
     let control = [
         r#"{"version":1,"message":"ping"}"#.to_owned(),
         r#"{"version":1,"message":{"detach":{"force":true}}}"#.to_owned(),
+        format!(r#"{{"version":1,"message":{{"grow":{{"volume":"{ID}","size":4096}}}}}}"#),
         r#"{"version":1,"message":{"progress":{"phase":"flushing","dirty_bytes":4096}}}"#.to_owned(),
         r#"{"version":1,"message":{"refused":{"kind":"busy","message":"no"}}}"#.to_owned(),
         format!(

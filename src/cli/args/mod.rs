@@ -113,13 +113,13 @@ pub(in crate::cli) enum Verb {
     },
     /// Have a clone do without its origin: copies what it shares, and can be interrupted
     Flatten { name: String },
-    /// Change the size of a volume that is not attached
+    /// Change the size of a volume that is not attached, or let one grow that is served over NBD
     Resize {
         name: String,
         /// The new size
         #[arg(long, value_name = "S", allow_hyphen_values = true)]
         size: String,
-        /// Allow a smaller size: what lies beyond it is lost
+        /// Allow a smaller size, while it is not attached: what lies beyond it is lost
         #[arg(long)]
         shrink: bool,
     },
