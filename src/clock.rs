@@ -1,4 +1,4 @@
-//! Wall clock, for timestamps that people read; never for decisions.
+//! Wall clock, for timestamps that people read and times that they state; safety never rests on it.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -41,6 +41,7 @@
 //! | [`host`], [`settings`] | which process this is; what the configuration file says |
 //! | [`pool`] | the volumes of a store: names, creation, deletion |
 //! | [`transfer`] | images into volumes and out of them; streams of what changed |
+//! | [`pool`] | the volumes of a store: names, creation, deletion, the trash |
 //! | [`daemon`] | one process an attachment, and how others talk to it |
 //! | [`cli`] | the command line |
 //!

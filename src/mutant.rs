@@ -1,5 +1,5 @@
-//! Deliberate mistakes, for the simulator's control arm: each stands for a way to write this
-//! engine wrong, and the simulator has to notice every one of them (`tests/sim/mutants.rs`).
+//! Deliberate mistakes, for the control arms of tests: each stands for a way to write this
+//! engine wrong, and a test has to notice every one of them (`tests/sim/mutants.rs`).
 //!
 //! Contract: nothing but a test calls [`with`]; without it, and in builds without debug
 //! assertions always, [`on`] is false. A mistake is made by one thread only, so simulated worlds
@@ -116,10 +116,16 @@ pub enum Mutant {
     RollbackNotReplayed,
     /// A snapshot is deleted although clones need it.
     ChildrenIgnored,
+    /// Who gives a volume a name does not look whether it is being purged.
+    NameUnchecked,
+    /// Who purges a volume does not look, once that is known, whether it has a name or clones.
+    NeedUnchecked,
+    /// A step in the trash that somebody else took counts as one's own.
+    TrashStepShared,
 }
 
 impl Mutant {
-    /// Every mistake.
+    /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`.
     pub const ALL: [Mutant; 54] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,

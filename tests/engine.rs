@@ -58,5 +58,9 @@ mod snapshots;
 mod sums;
 #[path = "engine/source.rs"]
 mod source;
+#[path = "engine/trash.rs"]
+mod trash;
+#[path = "engine/trash_races.rs"]
+mod trash_races;
 #[path = "engine/turns.rs"]
 mod turns;

@@ -31,10 +31,17 @@ pub(super) async fn children(context: &Context, of: &VolumeSpec) -> Result<()> {
     let parent = |child: &Child| format!("{}@{}", of.volume(), child.snapshot);
     let documents: Vec<_> = children
         .iter()
-        .map(|child| json!({ "name": child.name, "id": child.id, "parent": parent(child) }))
+        .map(|child| {
+            let trashed = child.trashed.is_some();
+            let (name, parent) = (&child.name, parent(child));
+            json!({ "name": name, "id": child.id, "parent": parent, "trash": trashed })
+        })
         .collect();
     context.show(&documents, || {
-        let name = |child: &Child| child.name.clone().unwrap_or_else(|| "-".into());
+        let name = |child: &Child| match (&child.name, &child.trashed) {
+            (None, None) => "-".into(),
+            _ => child.label(),
+        };
         let rows = children.iter().map(|c| vec![parent(c), name(c), c.id.to_string()]).collect();
         render::table(&["SNAPSHOT", "CLONE", "ID"], &[], rows)
     })

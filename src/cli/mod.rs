@@ -10,6 +10,7 @@ mod catalogue;
 mod clone;
 mod confirm;
 mod copy;
+mod delete;
 mod diff;
 pub mod duration;
 mod export;
@@ -26,6 +27,7 @@ mod render;
 mod serve;
 mod snapshot;
 mod status;
+mod trash;
 mod view;
 mod volume;
 
@@ -35,7 +37,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pool::VolumeSpec;
 use crate::pool::backend::Backend;
 use crate::settings::{Location, Named};
-use args::{Cli, Global, Journal, Pool, Serve, Snapshot, Verb};
+use args::{Cli, Global, Journal, Pool, Serve, Snapshot, Trash, Verb};
 use clap::{CommandFactory, Parser};
 use logging::Logging;
 use std::ffi::OsString;
@@ -133,9 +135,12 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
             volume::resize(context, &name.parse()?, &size, shrink).await
         }
         Verb::Rename { name, new } => volume::rename(context, &name, &new).await,
-        Verb::Delete { name, force, yes } => {
-            volume::delete(context, &name.parse()?, force, yes).await
+        Verb::Delete(delete) => delete::delete(context, delete).await,
+        Verb::Trash(Trash::List { orphans }) => trash::list(context, orphans).await,
+        Verb::Trash(Trash::Restore { what, new }) => {
+            trash::restore(context, &what, new.as_deref()).await
         }
+        Verb::Trash(Trash::Empty(empty)) => trash::empty(context, empty).await,
         Verb::Pool(Pool::Init { create_bucket, unsafe_no_fencing }) => {
             pool::init(context, create_bucket, unsafe_no_fencing).await
         }

@@ -24,7 +24,8 @@ pub(super) async fn init(context: &Context, bucket: bool, unsafe_no_fencing: boo
 pub(super) async fn status(context: &Context) -> Result<()> {
     let backend = context.open().await?;
     let (pool, url) = (backend.pool.object(), backend.pool.store().url());
-    let entries = backend.pool.list().await?;
+    let (entries, trash) = (backend.pool.list().await?, backend.pool.trash().await?);
+    let expired = trash.iter().filter(|trashed| trashed.is_expired()).count();
     let good = entries.iter().filter_map(|entry| match &entry.health {
         Health::Good(info) => Some(&info.ownership),
         _ => None,
@@ -40,6 +41,7 @@ pub(super) async fn status(context: &Context) -> Result<()> {
         "store": url, "id": pool.id, "version": pool.version, "fencing": pool.fencing,
         "features": pool.features, "created_at_ms": pool.created_at_ms,
         "volumes": volumes, "damaged_or_deleting": others, "size": size, "used": used,
+        "trash": trash.len(), "trash_expired": expired,
     });
     context.show(&document, || {
         render::fields(&[
@@ -51,6 +53,7 @@ pub(super) async fn status(context: &Context) -> Result<()> {
             ("damaged or deleting", others.to_string()),
             ("size of all", size::show(size)),
             ("used", size::show(used)),
+            ("in the trash", format!("{}, {expired} of them expired", trash.len())),
         ])
     })
 }

@@ -1,8 +1,8 @@
-//! Verbs that make, change and remove volumes.
+//! Verbs that make and change volumes.
 
-use super::{Context, args, attach, confirm, size};
+use super::{Context, args, attach, size};
 use crate::daemon::journals::refuse_journaled;
-use crate::daemon::{RunDir, environment};
+use crate::daemon::{KnownTarget, RunDir, client, environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::volume::EpochObject;
@@ -10,7 +10,7 @@ use crate::format::source::SourceObject;
 use crate::host::Host;
 use crate::image::{ImageUrl, Images, Outside};
 use crate::pool::backend::Backend;
-use crate::pool::{Executioner, NewVolume, VolumeName, standing};
+use crate::pool::{NewVolume, VolumeName, standing};
 use crate::settings::Location;
 use crate::store::url::StoreUrl;
 use crate::units::{BlockSize, SectorCount};
@@ -91,44 +91,6 @@ pub(super) async fn rename(context: &Context, from: &str, to: &str) -> Result<()
     context.show(&json!({ "name": to, "renamed_from": from }), || to.to_string())
 }
 
-pub(super) async fn delete(
-    context: &Context,
-    name: &VolumeName,
-    force: bool,
-    yes: bool,
-) -> Result<()> {
-    let backend = context.open().await?;
-    let id = match backend.pool.lookup(name).await {
-        Ok((id, _)) => Some(id),
-        // What is half deleted or damaged can still be deleted.
-        Err(e) if e.kind() == ErrorKind::Store => return Err(e),
-        Err(e) if e.kind() == ErrorKind::NotFound && !backend.pool.has_left_over(name).await? => {
-            return Err(e);
-        }
-        Err(_) => None,
-    };
-    confirm::confirm(&format!("deleting volume {name} with all its data"), yes)?;
-    let held = match id.map(|id| RunDir::open()?.take(&[(id, name.clone().into())])).transpose() {
-        Err(e) if !force || e.kind() != ErrorKind::Busy => return Err(e),
-        held => held.ok().flatten(),
-    };
-    let by = Executioner {
-        env: environment(),
-        stores: backend.stores.clone(),
-        host: Host::local()?,
-        force,
-    };
-    let deleted = backend.pool.delete(name, by).await;
-    if let Some(held) = held {
-        held.release();
-    }
-    let deleted = deleted?;
-    let document = json!({ "name": name, "objects": deleted.objects, "bytes": deleted.bytes });
-    context.show(&document, || {
-        format!("{name}: {} objects, {} removed", deleted.objects, size::show(deleted.bytes))
-    })
-}
-
 pub(super) async fn resize(
     context: &Context,
     name: &VolumeName,
@@ -140,17 +102,33 @@ pub(super) async fn resize(
     let (id, volume) = backend.pool.lookup(name).await?;
     let (block_size, chunk_size) = (volume.block(), volume.chunk_size);
     NewVolume { size, block_size, chunk_size }.validate()?;
-    let held = RunDir::open()?.take(&[(id, name.clone().into())]).map_err(detach_first)?;
-    let resized = resize_held(&backend, id, name, size, shrink).await;
-    held.release();
-    let old = resized?;
+    let run_dir = RunDir::open()?;
+    let serves = |target: &KnownTarget| {
+        target.alive && target.state.volumes.iter().any(|v| v.id == id && !v.read_only)
+    };
+    let old = match run_dir.targets()?.into_iter().find(serves) {
+        Some(target) => {
+            let old = client::grow(&target, id, size).await;
+            let old = old.map_err(|e| e.context(format!("cannot resize {name}")))?;
+            if size > old {
+                eprintln!("objblk: clients of {name} see its new size when they connect again");
+            }
+            old
+        }
+        None => {
+            let held = run_dir.take(&[(id, name.clone().into())]).map_err(detach_first)?;
+            let resized = resize_held(&backend, id, name, size, shrink).await;
+            held.release();
+            resized?
+        }
+    };
     let document = json!({ "name": name, "size": size, "old_size": old });
     context.show(&document, || format!("{name}: {} -> {}", size::show(old), size::show(size)))
 }
 
 fn detach_first(e: Error) -> Error {
     match e.kind() {
-        ErrorKind::Busy => e.context("a volume can be resized only while it is detached"),
+        ErrorKind::Busy => e.context("a volume is resized by its owner"),
         _ => e,
     }
 }

@@ -145,6 +145,19 @@ pub async fn snapshots(
     }
 }
 
+/// Has a target let a volume grow to `size` bytes, which is durable on return. Returns its size before.
+///
+/// Errors: usage, where it is larger already; busy, where its frontend cannot do that while it runs, or the
+/// target does not answer; those of the volume. After these it has its size still, except that after one of
+/// the volume it may have the new one.
+pub async fn grow(target: &Target, volume: VolumeId, size: u64) -> Result<u64> {
+    let request = Request::Grow { volume, size };
+    match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
+        Reply::Grown { old_size } => Ok(old_size),
+        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
+    }
+}
+
 /// Ends a target and waits until it is done, however long that takes (with `force`, it is
 /// bounded). `progress` hears what is being done and how many bytes the store lacks. Dropping the future while the data is being stored leaves everything as it was.
 ///

@@ -48,6 +48,13 @@ pub enum Request {
         /// Which.
         action: SnapshotAction,
     },
+    /// Let a volume grow, its users going on.
+    Grow {
+        /// The volume.
+        volume: VolumeId,
+        /// Its new size, in bytes.
+        size: u64,
+    },
     /// End in order.
     Detach {
         /// Give up what the store does not take within seconds; end also when in use.
@@ -106,6 +113,11 @@ pub enum Reply {
     Flattened(Flattened),
     /// To a request about snapshots: those that it was about.
     Snapshots(Vec<SnapshotReport>),
+    /// To a request to grow: it has.
+    Grown {
+        /// The size before, in bytes.
+        old_size: u64,
+    },
     /// To a detach, again and again while it goes on.
     Progress {
         /// What is being done.

@@ -69,6 +69,13 @@ async fn converse(stream: UnixStream, shared: Arc<Shared>, orders: UnboundedSend
             };
             say(&mut write, &reply).await
         }
+        Request::Grow { volume, size } => {
+            let reply = match shared.grow(volume, size).await {
+                Ok(old_size) => Reply::Grown { old_size },
+                Err(e) => Reply::Refused(e.into()),
+            };
+            say(&mut write, &reply).await
+        }
         Request::Detach { force } => detach(read, &mut write, &orders, force).await,
     };
     if let Err(e) = answered {

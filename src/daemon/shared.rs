@@ -1,10 +1,11 @@
 use super::control::{Phase, SnapshotAction, SnapshotReport, TargetStatus, VolumeReport};
 use super::door::Door;
 use super::spec::TargetSpec;
-use super::state::{Attached, Serving};
-use crate::error::{Error, Result};
+use super::state::{Attached, FrontendKind, Serving};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{SnapshotId, VolumeId};
 use crate::pool::backend::Backend;
+use crate::units::{SECTOR_SIZE, SectorCount};
 use crate::volume::{Collected, Durability, Flattened, Volume};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -136,10 +137,44 @@ impl Shared {
         act(self.volume(id)?, action).await
     }
 
+    /// Lets a volume grow; those who are connected know nothing of it. Returns its size before, in bytes.
+    ///
+    /// Errors: not found; usage, where it is larger already or that is no size; busy, where the frontend
+    /// cannot; those of the volume.
+    pub(super) async fn grow(&self, id: VolumeId, size: u64) -> Result<u64> {
+        let (attached, volume) = self.served(id)?;
+        let door = self.door.read().await;
+        let text = format!("volume {} is attached", attached.name);
+        match door.as_ref().map(Door::kind) {
+            Some(FrontendKind::Nbd) => {}
+            Some(FrontendKind::Ublk) => {
+                let text = format!("{text} by process {} as a block device", std::process::id());
+                return Err(Error::new(ErrorKind::Busy, text)
+                    .hint("detach it, resize it, and attach it again"));
+            }
+            None => return Err(Error::new(ErrorKind::Busy, format!("{text}, and being detached"))),
+        }
+        let old = volume.status().size;
+        if size < old {
+            let text = format!("{text} and has {old} bytes, more than that");
+            return Err(Error::usage(text).hint("a volume shrinks only while it is detached"));
+        }
+        if !size.is_multiple_of(SECTOR_SIZE) {
+            return Err(Error::usage(format!("{size} bytes are not whole sectors")));
+        }
+        if size != old {
+            volume.resize(SectorCount(size / SECTOR_SIZE)).await?;
+        }
+        Ok(old)
+    }
+
     fn volume(&self, id: VolumeId) -> Result<&Volume> {
-        let volume = self.volumes.iter().find(|(attached, _)| attached.id == id);
-        let volume = volume.map(|(_, volume)| volume);
-        volume.ok_or_else(|| Error::not_found(format!("volume {id} is not served here")))
+        self.served(id).map(|(_, volume)| volume)
+    }
+
+    fn served(&self, id: VolumeId) -> Result<&(Attached, Volume)> {
+        let served = self.volumes.iter().find(|(attached, _)| attached.id == id);
+        served.ok_or_else(|| Error::not_found(format!("volume {id} is not served here")))
     }
 
     /// What `status` says.

@@ -4,6 +4,7 @@
 //! objblk.json                                 the pool
 //! names/<name>                                name -> volume id
 //! imports/<name>                              an import that is not finished
+//! trash/<id>-<number>                         a step of a volume's way through the trash
 //! trash/<id>                                  a volume whose objects are being removed
 //! bench/<run>/<number>                        a load on the bare store, for as long as it runs
 //! volumes/<id>/volume.json                    the volume, immutable
@@ -18,7 +19,7 @@
 //! volumes/<id>/children/<snapshot>/closed-<epoch>-<n>  none can be made any more
 //! ```
 //!
-//! Numbers are lower-case hexadecimal of fixed width (16 digits; numbers of map objects and `<n>` 8), so
+//! Numbers are lower-case hexadecimal of fixed width (16 digits; numbers of map objects, of the trash and `<n>` 8), so
 //! byte order is numeric order; ids are UUIDs as hyphenated text. `<hh>` is the low byte of the sequence number: neighbours of the log spread over
 //! 256 prefixes. `<~seq>` is `u64::MAX - seq`.
 
@@ -69,8 +70,14 @@ pub const NAMES: &str = "names/";
 /// Prefix of all imports that are not finished.
 pub const IMPORTS: &str = "imports/";
 
-/// Prefix of all volumes that are being removed.
+/// Prefix of all volumes that are in the trash or being removed.
 pub const TRASH: &str = "trash/";
+
+/// Prefix of everything that belongs to a volume.
+pub const VOLUMES: &str = "volumes/";
+
+/// Length of an id as text.
+const UUID_LEN: usize = 36;
 
 /// Longest name of a volume or a snapshot, in bytes.
 pub const NAME_MAX: usize = 128;
@@ -96,6 +103,43 @@ pub fn import(name: &str) -> Option<Key> {
 /// The tombstone of a volume.
 pub fn trash(id: VolumeId) -> Key {
     key(format!("{TRASH}{id}"))
+}
+
+/// Prefix of the volume's tombstone and of its steps through the trash.
+pub fn trash_of(id: VolumeId) -> String {
+    format!("{TRASH}{id}")
+}
+
+/// Step `number` of the volume's way through the trash.
+pub fn trash_step(id: VolumeId, number: u32) -> Key {
+    key(format!("{TRASH}{id}-{number:08x}"))
+}
+
+/// The volume and the number that a key made by [`trash_step`] names.
+pub fn parse_trash_step(key: &Key) -> Option<(VolumeId, u32)> {
+    let (id, number) = key.as_str().strip_prefix(TRASH)?.rsplit_once('-')?;
+    let is_one = id.len() == UUID_LEN && number.len() == 8 && is_hex(number);
+    if !is_one {
+        return None;
+    }
+    Some((id.parse().ok()?, u32::from_str_radix(number, 16).ok()?))
+}
+
+/// The volume that a key made by [`trash`] names.
+pub fn parse_trash(key: &Key) -> Option<VolumeId> {
+    let id = key.as_str().strip_prefix(TRASH)?;
+    if id.len() == UUID_LEN { id.parse().ok() } else { None }
+}
+
+/// The volume that an object belongs to.
+pub fn parse_volume(key: &Key) -> Option<VolumeId> {
+    key.as_str().strip_prefix(VOLUMES)?.split_once('/')?.0.parse().ok()
+}
+
+/// Behind all objects of the volume in a listing, and before those of the next one.
+pub fn behind_volume(id: VolumeId) -> Key {
+    // '0' is the character behind '/'.
+    key(format!("{VOLUMES}{id}0"))
 }
 
 /// Object `number` of a load on the bare store, which ends with it.
@@ -232,13 +276,33 @@ pub fn parse_child(id: VolumeId, key: &Key) -> Option<(SnapshotId, VolumeId)> {
 }
 
 fn hex16(text: &str) -> Option<u64> {
-    let plain = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if plain { u64::from_str_radix(text, 16).ok() } else { None }
+    if text.len() == 16 && is_hex(text) { u64::from_str_radix(text, 16).ok() } else { None }
+}
+
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_trash() {
+        let id = VolumeId::from_bytes([7; 16]);
+        for number in [0, 1, u32::MAX] {
+            let step = trash_step(id, number);
+            assert_eq!(parse_trash_step(&step), Some((id, number)));
+            assert_eq!(parse_trash(&step), None);
+            assert!(step.as_str().starts_with(&trash_of(id)));
+        }
+        assert_eq!(parse_trash(&trash(id)), Some(id));
+        assert_eq!(parse_trash_step(&trash(id)), None);
+        assert!(trash_step(id, 9) < trash_step(id, 16));
+        assert_eq!(parse_volume(&volume(id)), Some(id));
+        let next = VolumeId::from_bytes([8; 16]);
+        assert!(slot(id, Seq(1), Epoch(1)) < behind_volume(id) && behind_volume(id) < volume(next));
+    }
 
     #[test]
     fn round_trips() {

@@ -1,10 +1,12 @@
-//! Objects of the pool: its description, names, imports under way and tombstones. JSON.
+//! Objects of the pool: its description, names, imports under way, the trash and tombstones. JSON.
 //!
 //! ```text
 //! objblk.json   kind ("objblk-pool"), version (1), id, features {compat, ro_compat, incompat: bits, as
 //!               numbers}, fencing (true or false), created_at_ms
 //! names/<name>  volume: the id
 //! imports/<name>  volume: the id, source, fingerprint (may be missing), begun_at_ms
+//! trash/<id>-<number>  version (1), step (deleted, restored, purging, removing), name (or null),
+//!               deleted_at_ms, expires_at_ms, cut_off
 //! trash/<id>    name: the one it had, deleted_at_ms
 //! ```
 //!
@@ -81,6 +83,43 @@ pub struct ImportObject {
     pub begun_at_ms: u64,
 }
 
+/// The version of [`TrashEntry`].
+pub const TRASH_VERSION: u32 = 1;
+
+/// `trash/<id>-<number>`: one step of a volume's way through the trash. The one with the highest number
+/// counts; a step is decided by who creates the next number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrashEntry {
+    /// Version of this object.
+    pub version: u32,
+    /// How far it is.
+    pub step: TrashStep,
+    /// The name the volume had; what never had one has none.
+    pub name: Option<String>,
+    /// When it was deleted, in milliseconds since 1970.
+    pub deleted_at_ms: u64,
+    /// Until when it was to be kept, in milliseconds since 1970.
+    pub expires_at_ms: u64,
+    /// An owner that may have been alive was cut off, and may not have noticed yet.
+    pub cut_off: bool,
+}
+
+/// How far a volume in the trash is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrashStep {
+    /// It was deleted. Where it has a name all the same, it is in use, and this means nothing.
+    Deleted,
+    /// It was given a name again. Where it has none all the same, it has lost it.
+    Restored,
+    /// Somebody wants to remove it, and looks whether anything needs it. No name is given to it and no
+    /// clone made of it from now on.
+    Purging,
+    /// Its objects are being removed; nothing brings it back.
+    Removing,
+}
+
 /// Longest JSON object that is parsed, in bytes.
 pub const JSON_MAX: usize = 64 << 10;
 
@@ -142,6 +181,23 @@ pub fn end_json(mut body: Vec<u8>) -> Vec<u8> {
     let crc = crc32c::crc32c_append(crc32c::crc32c(&body), OPEN_END.as_bytes());
     body.extend_from_slice(format!("{CRC_FIELD}{crc:08x}{CRC_END}").as_bytes());
     body
+}
+
+impl TrashEntry {
+    /// Parses an entry of the trash and checks its version.
+    pub fn parse(bytes: &[u8]) -> FormatResult<TrashEntry> {
+        let entry: TrashEntry = parse_json("trash entry", bytes)?;
+        if entry.version != TRASH_VERSION {
+            let problem = Problem::Unsupported(entry.version.to_string());
+            return Err(FormatError {
+                object: "trash entry",
+                field: "version",
+                offset: 0,
+                problem,
+            });
+        }
+        Ok(entry)
+    }
 }
 
 impl PoolObject {

@@ -132,14 +132,14 @@ impl Pool {
             source,
         };
         put_description(&*self.store, &volume).await?;
-        let named = self.put_name(name, id).await;
+        let named = self.give_name(name, id).await;
         // After any other error the name may be there, or may come yet: it needs its volume.
         if named.as_ref().is_err_and(|e| e.kind() == ErrorKind::Exists)
             && let Err(e) = self.store.delete(&[keys::volume(id)]).await
         {
             tracing::warn!("{} stays behind: {e}", keys::volume(id));
         }
-        named.map(|()| id)
+        named.map(|_| id)
     }
 
     /// The volume called `name`. Errors: not found; busy while it is being deleted; corrupt and
@@ -150,12 +150,10 @@ impl Pool {
                 let e = Error::not_found(format!("there is no volume called {name} yet"));
                 return Err(e.because(under_way(name, &import)));
             }
-            return Err(no_volume(self, name));
+            return Err(self.no_volume(name).await);
         };
-        if get(&*self.store, &keys::trash(id)).await?.is_some() {
-            let message = format!("the deletion of volume {name} was begun and not finished");
-            return Err(Error::new(ErrorKind::Busy, message)
-                .hint(format!("finish it with `objblk delete {name}`")));
+        if self.removal_is_decided(id).await? {
+            return Err(deletion_begun(name));
         }
         Ok((id, self.volume_object(name.as_str(), id).await?))
     }
@@ -211,26 +209,30 @@ impl Pool {
         if deleting(id) {
             return Ok(found(id, Health::Deleting));
         }
-        let info = async {
-            let volume = self.volume_object(name.as_str(), id).await?;
-            let ownership = ownership(&*self.store, id).await?;
-            Ok::<Info, Error>(Info { volume, ownership })
-        };
-        match info.await {
+        match self.look(name.as_str(), id).await {
             Ok(info) => Ok(found(id, Health::Good(Box::new(info)))),
             Err(e) if e.kind() == ErrorKind::Store => Err(e),
             Err(e) => Ok(found(id, Health::Damaged(e))),
         }
     }
 
-    /// Gives the volume called `from` the name `to`. Errors: not found; exists.
+    /// Description and state of a volume with or without a name; `label` is what errors call it. Errors:
+    /// corrupt and unsupported by its description; the store's.
+    pub async fn look(&self, label: &str, id: VolumeId) -> Result<Info> {
+        let volume = self.volume_object(label, id).await?;
+        let ownership = ownership(&*self.store, id).await?;
+        Ok(Info { volume, ownership })
+    }
+
+    /// Gives the volume called `from` the name `to`. Errors: not found; exists; busy, where it is deleted and
+    /// removed meanwhile.
     pub async fn rename(&self, from: &VolumeName, to: &VolumeName) -> Result<()> {
         let (id, _) = self.lookup(from).await?;
         if from == to {
             return Err(name_taken(to));
         }
-        self.put_name(to, id).await?;
-        Ok(self.store.delete(&[from.key()]).await?)
+        self.give_name(to, id).await?;
+        self.drop_name(from, id).await
     }
 
     /// Gives a volume a name. Errors: exists, where a volume has it, or an import of another one is to get it.
@@ -254,7 +256,7 @@ impl Pool {
         Ok(Some(object.volume))
     }
 
-    async fn volume_object(&self, name: &str, id: VolumeId) -> Result<VolumeObject> {
+    pub(super) async fn volume_object(&self, name: &str, id: VolumeId) -> Result<VolumeObject> {
         let key = keys::volume(id);
         let Some(bytes) = get(&*self.store, &key).await? else {
             let address = crate::store::address(&self.store.url(), key.as_str());
@@ -271,6 +273,18 @@ impl Pool {
             return Err(Error::new(ErrorKind::Unsupported, message).hint("upgrade objblk"));
         }
         Ok(object)
+    }
+
+    /// There is no such volume; where one of that name is in the trash, it says so.
+    pub(super) async fn no_volume(&self, name: &VolumeName) -> Error {
+        let text = format!("there is no volume called {name} in {}", self.store.url());
+        let hint = match self.trash().await {
+            Ok(trash) if trash.iter().any(|t| t.name.as_deref() == Some(name.as_str())) => {
+                format!("one is in the trash: `objblk trash restore {name}` brings it back")
+            }
+            _ => "`objblk list` shows what there is".into(),
+        };
+        Error::not_found(text).hint(hint)
     }
 
     /// Volumes whose removal was begun and not finished.
@@ -299,7 +313,7 @@ pub(super) fn name_taken(name: &VolumeName) -> Error {
         .hint("choose another name, or delete or rename that one")
 }
 
-pub(super) fn no_volume(pool: &Pool, name: &VolumeName) -> Error {
-    Error::not_found(format!("there is no volume called {name} in {}", pool.store.url()))
-        .hint("`objblk list` shows what there is")
+pub(super) fn deletion_begun(name: &VolumeName) -> Error {
+    let message = format!("the deletion of volume {name} was begun and not finished");
+    Error::new(ErrorKind::Busy, message).hint(format!("finish it with `objblk delete {name}`"))
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! clone     volume.json under a new id, then children/<snapshot>/<id> of the origin, then a look whether
 //!           the snapshot still is there, then names/<name>     <- the name is the commit point
-//! delete    ... the objects go, then children/<snapshot>/<id> of the origin, then volume.json
+//! purge     ... the objects go, then children/<snapshot>/<id> of the origin, then volume.json
 //! ```
 //!
 //! No data is copied, and nothing of the origin's size is written. Who deletes the snapshot closes it to
@@ -24,6 +24,7 @@ use crate::store::{StoreErrorKind, list_all};
 use crate::volume::{find_snapshot, list_snapshots};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 /// A clone of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -32,13 +33,20 @@ pub struct Child {
     pub snapshot: String,
     /// The clone.
     pub id: VolumeId,
-    /// Its name; a clone that was begun and not finished has none.
+    /// Its name; a clone that was begun and not finished, or is in the trash, has none.
     pub name: Option<String>,
+    /// The name it had before it was put into the trash.
+    pub trashed: Option<String>,
 }
 
 impl Child {
-    fn show(&self) -> String {
-        self.name.clone().unwrap_or_else(|| self.id.to_string())
+    /// Its name, with where it is, or its id.
+    pub fn label(&self) -> String {
+        match (&self.name, &self.trashed) {
+            (Some(name), _) => name.clone(),
+            (None, Some(name)) => format!("{name} in the trash"),
+            (None, None) => self.id.to_string(),
+        }
     }
 }
 
@@ -68,20 +76,16 @@ impl Pool {
         put_description(&*self.store, &volume).await?;
         self.store.put_if_absent(&child, bytes::Bytes::new()).await?;
         let named = match self.is_open_to_clones(origin, of, &found).await {
-            Ok(()) => self.put_name(name, id).await,
+            Ok(()) => self.give_name(name, id).await,
             Err(e) => Err(e),
         };
-        if named.is_ok() && get(&*self.store, &keys::trash(id)).await?.is_some() {
-            self.store.delete(&[name.key()]).await?;
-            return Err(Error::new(ErrorKind::Busy, format!("{name} was deleted meanwhile")));
-        }
         // After an error of the store the name may be there, or may come yet: it needs its volume.
         if named.as_ref().is_err_and(|e| e.kind() != ErrorKind::Store)
             && let Err(e) = self.discard_clone(&child, id).await
         {
             tracing::warn!("volume {id} stays behind, without a name: {e}");
         }
-        named.map(|()| id)
+        named.map(|_| id)
     }
 
     /// Looks, once the child is there, whether it was in time.
@@ -99,7 +103,7 @@ impl Pool {
             let hint = format!("finish that with `objblk snapshot delete {of}@{}`", entry.name);
             return Err(going().hint(hint));
         }
-        if get(&*self.store, &keys::trash(origin)).await?.is_some() {
+        if self.is_doomed(origin).await? {
             return Err(going());
         }
         let there = list_snapshots(&*self.store, origin).await?;
@@ -123,7 +127,7 @@ impl Pool {
             return Ok(Vec::new());
         }
         let snapshots = list_snapshots(&*self.store, of).await?;
-        let names = self.names().await?;
+        let (names, trash) = (self.names().await?, self.trash().await?);
         let name_of = |snapshot: SnapshotId| {
             let entry = snapshots.iter().find(|entry| entry.id == snapshot);
             entry.map_or_else(|| snapshot.to_string(), |entry| entry.name.clone())
@@ -132,6 +136,7 @@ impl Pool {
             snapshot: name_of(snapshot),
             id,
             name: names.iter().find(|(_, volume)| *volume == id).map(|(name, _)| name.clone()),
+            trashed: trash.iter().find(|t| t.id == id).and_then(|trashed| trashed.name.clone()),
         };
         let mut children: Vec<Child> = found.into_iter().map(child).collect();
         children.sort_by(|a, b| (&a.snapshot, &a.name, a.id).cmp(&(&b.snapshot, &b.name, b.id)));
@@ -157,7 +162,7 @@ impl Pool {
     /// Refuses to go on where clones need snapshots of the volume.
     ///
     /// Errors: busy; as [`Pool::children`].
-    pub(super) async fn refuse_origin(&self, name: &VolumeName, id: VolumeId) -> Result<()> {
+    pub(super) async fn refuse_origin(&self, name: impl fmt::Display, id: VolumeId) -> Result<()> {
         let children = match self.children(id).await {
             Ok(children) => children,
             // Its snapshots cannot be listed; that there are clones can be told all the same.
@@ -166,6 +171,7 @@ impl Pool {
                     snapshot: snapshot.to_string(),
                     id,
                     name: None,
+                    trashed: None,
                 };
                 self.child_ids(id).await?.into_iter().map(plain).collect()
             }
@@ -174,9 +180,13 @@ impl Pool {
         if children.is_empty() {
             return Ok(());
         }
-        let clones: Vec<String> = children.iter().map(Child::show).collect();
+        let clones: Vec<String> = children.iter().map(Child::label).collect();
         let text = format!("clones need volume {name}: {}", clones.join(", "));
-        Err(Error::new(ErrorKind::Busy, text).hint("delete or flatten them first"))
+        let hint = match children.iter().any(|child| child.trashed.is_some()) {
+            true => "delete or flatten them first, and empty the trash of them",
+            false => "delete or flatten them first",
+        };
+        Err(Error::new(ErrorKind::Busy, text).hint(hint))
     }
 
     /// The volume needs its origin no more: it is none of its children any longer. Nothing happens where it
@@ -227,22 +237,28 @@ impl Pool {
         Ok(shown.collect())
     }
 
-    /// Every name and what it stands for.
+    /// Every name and what it stands for, those left out that cannot be read.
     ///
     /// Errors: the store's.
     pub async fn names(&self) -> Result<Vec<(String, VolumeId)>> {
+        let found = self.read_names().await?;
+        Ok(found.into_iter().filter_map(|(name, id)| Some((name, id.ok()?))).collect())
+    }
+
+    /// Every name and what it stands for. Errors: the store's; that of one is in its place.
+    pub(super) async fn read_names(&self) -> Result<Vec<(String, Result<VolumeId>)>> {
         let names = list_all(&*self.store, keys::NAMES).await?;
         let names = names.iter().filter_map(|o| o.key.as_str().strip_prefix(keys::NAMES));
         let names: Vec<VolumeName> = names.filter_map(|name| name.parse().ok()).collect();
         let look = |name: VolumeName| async move {
             let id = match self.resolve(&name).await {
                 Err(e) if e.kind() == ErrorKind::Store => return Err(e),
-                found => found.ok().flatten(),
+                found => found.transpose(),
             };
             Ok::<_, Error>(id.map(|id| (name.to_string(), id)))
         };
         let found = stream::iter(names).map(look).buffered(PARALLEL);
-        let found: Vec<Option<(String, VolumeId)>> = found.try_collect().await?;
+        let found: Vec<Option<(String, Result<VolumeId>)>> = found.try_collect().await?;
         Ok(found.into_iter().flatten().collect())
     }
 }

@@ -4,14 +4,17 @@
 //! begin     imports/<name>, which says the id, then volume.json under that id
 //! finish    names/<name>                                       <- the name is the commit point
 //!           then imports/<name> goes
-//! delete    claim, trash/<id>, imports/<name> goes, names/<name> if it is this volume's, the objects go
+//! delete    the volume is purged, as what is in the trash is; then imports/<name> goes
 //! ```
 //!
-//! Whoever finishes looks, after the name is there, for a tombstone and whether the import still is; whoever
-//! deletes looks for the name after the tombstone is there: one of the two notices the other. What a crash leaves of an import is found by its
+//! Whoever finishes looks, after the name is there, whether the volume is being purged or gone; whoever
+//! purges looks for names after saying so: one of the two notices the other. What a crash leaves of an import is found by its
 //! name: another one goes on with it, or `delete` removes it.
 
 use super::catalogue::{name_taken, put_description};
+use super::delete::Executioner;
+use super::purge::Deleted;
+use super::trash::{TrashState, bare};
 use super::{NewVolume, PARALLEL, Pool, VolumeName, damaged, get};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
@@ -124,6 +127,7 @@ impl Pool {
             features: Features::default(),
             created_at_ms: SystemClock.now_ms(),
             ancestors: Vec::new(),
+            source: None,
         };
         put_description(&*self.store, &volume).await?;
         Ok(volume)
@@ -135,20 +139,48 @@ impl Pool {
     /// Errors: exists, where another volume has got the name; busy, where it was deleted meanwhile; the
     /// store's.
     pub async fn finish_import(&self, name: &VolumeName, id: VolumeId) -> Result<()> {
-        match self.put_name(name, id).await {
+        match self.give_name(name, id).await {
             Err(e) if e.kind() == ErrorKind::Exists => {
                 if self.resolve(name).await? != Some(id) {
                     return Err(e);
                 }
             }
-            done => done?,
+            done => drop(done?),
         }
-        let buried = get(&*self.store, &keys::trash(id)).await?.is_some();
-        if buried || self.import_of(name).await?.is_none_or(|import| import.volume != id) {
-            self.store.delete(&[name.key()]).await?;
+        // Whoever removed it wholly has left no step in the trash that says so.
+        let gone = get(&*self.store, &keys::volume(id)).await?.is_none();
+        if gone || self.import_of(name).await?.is_none_or(|import| import.volume != id) {
+            self.drop_name(name, id).await?;
             return Err(Error::new(ErrorKind::Busy, format!("{name} was deleted meanwhile")));
         }
         Ok(self.store.delete(&[name.import_key()]).await?)
+    }
+
+    /// The import that `delete` of this name removes. One that is complete, or whose name another volume has
+    /// got, is forgotten: nobody will go on with it.
+    ///
+    /// Errors: corrupt; the store's.
+    pub async fn import_to_delete(&self, name: &VolumeName) -> Result<Option<ImportObject>> {
+        let Some(import) = self.import_of(name).await? else { return Ok(None) };
+        if self.resolve(name).await?.is_none() {
+            return Ok(Some(import));
+        }
+        self.forget_import(name).await?;
+        Ok(None)
+    }
+
+    /// Removes an import that is not finished, with what it has stored.
+    ///
+    /// Errors: as [`Pool::purge`].
+    pub async fn delete_import(
+        &self,
+        name: &VolumeName,
+        import: &ImportObject,
+        by: &Executioner,
+    ) -> Result<Deleted> {
+        let deleted = self.purge(&bare(import.volume, TrashState::Unfinished), by).await?;
+        self.forget_import(name).await?;
+        Ok(deleted)
     }
 
     /// Forgets an import that left nothing but its own object, or whose volume has a name by now. Errors:

@@ -3,14 +3,21 @@
 //! ```text
 //! create    volume.json under a new id, then names/<name>      <- the name is the commit point
 //! rename    names/<new>, then names/<old> goes
-//! delete    claim, trash/<id>, names/<name> goes, the objects go, trash/<id> goes
-//! import    imports/<name>, volume.json, the data, then names/<name>  <- the name is the commit point
+//! import    imports/<name>, volume.json, the data, then names/<name>  <- the same
+//! delete    claim, deleted in the trash, names/<name> goes     <- the same
+//! restore   names/<name>, then a look whether it is purged     <- the same
+//! purge     claim, purging, a look for names and clones, removing, trash/<id>, the objects go,
+//!           the steps go, trash/<id> goes
 //! ```
 //!
 //! Everything rests on the store's create-if-absent: of two that create one name, one wins and the
 //! other leaves nothing behind. Whatever step a crash cuts off, the pool stays usable: a volume
-//! without a name is garbage, a volume with two names is one volume, a tombstone is finished by
-//! the next `delete` of its name.
+//! without a name is in the trash, or was never used, a volume with two names is one volume, a removal is
+//! finished by the next one of that volume.
+//!
+//! What has no number can be hit by a request that comes late: a name. A late removal of one leaves a volume
+//! without a name, which [`Pool::orphans`] finds and [`Pool::restore`] brings back; a late creation gives a
+//! volume a second name, or one to a volume that is gone, which is then shown as damaged.
 //!
 //! A pool is made by [`Pool::init`], which first shows with racing writers that the store honours
 //! create-if-absent. `fencing: false` in its object says that somebody overrode that; such a pool
@@ -23,12 +30,17 @@ mod clones;
 mod delete;
 mod imports;
 mod name;
+mod orphans;
+mod purge;
+mod trash;
 
 pub use catalogue::{Entry, Health, Info, NewVolume};
 pub use claim::{Standing, standing};
 pub use clones::Child;
-pub use delete::{Deleted, Executioner};
+pub use delete::{Discarded, Executioner};
 pub use name::{VolumeName, VolumeSpec};
+pub use purge::Deleted;
+pub use trash::{KEEP, TrashState, Trashed};
 
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};

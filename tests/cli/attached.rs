@@ -1,6 +1,6 @@
 //! Volumes that are being served: status, detach, takeover, and what killed servers leave.
 
-use crate::program::{BUSY, Home, NOT_FOUND, attempt, noise, qemu_io, tool, until};
+use crate::program::{BUSY, Home, NOT_FOUND, Server, USAGE, attempt, noise, qemu_io, tool, until};
 use serde_json::json;
 use std::fs;
 use std::io::{Read, Write};
@@ -32,12 +32,7 @@ fn what_is_written_is_there_when_served_again() {
     let info = home.run(&["info", "data", "--json"]).json();
     assert_eq!((&info["state"], &info["owner"]["pid"]), (&json!("in-use"), &json!(server.pid())));
     assert_eq!(info["device"], server.uri.as_str());
-    for verb in [
-        &["serve", "nbd", "data"][..],
-        &["resize", "data", "--size", "1G"],
-        &["delete", "data", "--yes"],
-        &["attach", "data"],
-    ] {
+    for verb in [&["serve", "nbd", "data"][..], &["delete", "data", "--yes"], &["attach", "data"]] {
         let refused = home.run(verb);
         // Without a ublk driver that is what attach stumbles over first.
         if verb[0] != "attach" || refused.code == BUSY {
@@ -157,6 +152,43 @@ fn collection_frees_what_was_overwritten() {
     server.ended();
 }
 
+/// Who is connected goes on with the old size; whoever connects later has the new one, and so has the next
+/// server, however this one ends.
+#[test]
+fn a_volume_grows_while_it_is_served() {
+    let home = home_with(&["data"]);
+    let server = home.serve(&["data"]);
+    let size = |server: &Server| tool("nbdinfo", &["--size", &server.uri]).trim().to_owned();
+    assert_eq!(size(&server), (64 << 20).to_string());
+    let grown = home.run(&["resize", "data", "--size", "96M", "--json"]);
+    assert!(grown.err.contains("see its new size when they connect again"), "{grown:?}");
+    let grown = grown.json();
+    assert_eq!((&grown["size"], &grown["old_size"]), (&json!(96 << 20), &json!(64 << 20)));
+    assert_eq!(size(&server), (96 << 20).to_string());
+    assert_eq!(home.run(&["status", "data", "--json"]).json()["size"], 96 << 20);
+    assert!(qemu_io(&server.uri, &["write -P 5 63M 33M", "flush"]));
+    for (args, words) in [
+        (&["resize", "data", "--size", "32M"][..], "shrinks only while it is detached"),
+        (&["resize", "data", "--size", "32M", "--shrink"], "shrinks only while it is detached"),
+        (&["resize", "data", "--size", "7"], "not whole blocks"),
+    ] {
+        home.run(args).refuses(USAGE, words);
+    }
+    assert_eq!(home.run(&["resize", "data", "--size", "96M"]).err, "");
+    // Acknowledged is acknowledged.
+    home.run(&["resize", "data", "--size", "128M"]).ok();
+    server.kill();
+    let server = home.serve(&["data"]);
+    assert_eq!(size(&server), (128 << 20).to_string());
+    assert!(qemu_io(&server.uri, &["read -P 5 63M 33M", "read -P 0 96M 32M"]));
+    home.run(&["detach", "data"]).ok();
+    server.ended();
+    let server = home.serve(&["data", "--read-only"]);
+    home.run(&["resize", "data", "--size", "1G"]).refuses(BUSY, "is attached by");
+    home.run(&["detach", "data"]).ok();
+    server.ended();
+}
+
 #[test]
 fn deletion_by_force_fences_the_owner() {
     let home = home_with(&["data"]);
@@ -164,6 +196,16 @@ fn deletion_by_force_fences_the_owner() {
     let server = home.serve(&["data"]);
     assert!(qemu_io(&server.uri, &["write -P 1 0 1M", "flush"]));
     far.run(&["delete", "data", "--yes", "--force"]).ok();
+    assert!(!qemu_io(&server.uri, &["write -P 2 0 1M", "flush"]), "a fenced owner acknowledges");
+    home.run(&["detach", "data"]).ok();
+    server.ended();
+    // What its owner had flushed can be had back.
+    home.run(&["trash", "restore", "data"]).ok();
+    let server = home.serve(&["data"]);
+    assert!(qemu_io(&server.uri, &["read -P 1 0 1M"]));
+
+    // At once: the owner has noticed before its fence goes with the rest.
+    far.run(&["delete", "data", "--yes", "--now", "--force"]).ok();
     let status = home.run(&["status", "data", "--json"]).json();
     assert_eq!(status["state"], "failed", "the owner has not noticed: {status}");
     assert!(!qemu_io(&server.uri, &["write -P 1 0 1M", "flush"]));

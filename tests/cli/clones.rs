@@ -51,7 +51,7 @@ fn a_clone_shares_until_it_is_flattened() {
     assert!(home.run(&["children", "vm1@a"]).ok().contains("vm1@a     vm3"));
     let refused = ["snapshot", "delete", "data@golden", "--yes"];
     home.run(&refused).refuses(BUSY, "clones need the snapshot golden");
-    let refused = ["delete", "data", "--yes", "--force"];
+    let refused = ["delete", "data", "--now", "--yes", "--force"];
     home.run(&refused).refuses(BUSY, "clones need volume data: vm1, vm2; delete or flatten");
     with(&home, "data", &["read -P 9 0 8M"]);
 
@@ -67,6 +67,11 @@ fn a_clone_shares_until_it_is_flattened() {
     home.run(&["snapshot", "delete", "vm1@a", "--yes"]).ok();
     assert!(home.run(&["flatten", "vm1"]).ok().contains("needs its origin no more"));
     home.run(&["delete", "vm2", "--yes"]).ok();
+    let children = home.run(&["children", "data", "--json"]).json();
+    assert_eq!((&children[0]["name"], &children[0]["trash"]), (&json!(null), &json!(true)));
+    assert!(home.run(&["children", "data"]).ok().contains("vm2 in the trash"));
+    home.run(&["snapshot", "delete", "data@golden", "--yes"]).refuses(BUSY, "clones need");
+    home.run(&["trash", "empty", "vm2", "--yes"]).ok();
     home.run(&["snapshot", "delete", "data@golden", "--yes"]).ok();
     home.run(&["delete", "data", "--yes"]).ok();
     for name in ["vm1", "vm3"] {

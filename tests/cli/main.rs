@@ -26,5 +26,6 @@ mod transfer;
 #[path = "../support/sums.rs"]
 mod sums;
 mod source;
+mod trash;
 mod verbs;
 mod web;

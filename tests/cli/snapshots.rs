@@ -102,7 +102,7 @@ fn what_cannot_be_is_refused() {
         (&["snapshot", "list", "data@a"], USAGE, "names a snapshot, and a volume is wanted"),
         (&["serve", "nbd", "data@b"], NOT_FOUND, "there is no snapshot data@b"),
         (&["resize", "data@a", "--size", "1G"], USAGE, "a volume is wanted"),
-        (&["delete", "data", "--yes"], BUSY, "has snapshots (1); delete them first"),
+        (&["delete", "data", "--now", "--yes"], BUSY, "has snapshots (1); delete them first"),
     ] {
         home.run(args).refuses(code, words);
     }
@@ -111,6 +111,6 @@ fn what_cannot_be_is_refused() {
     far.run(&["snapshot", "create", "data@b"]).refuses(BUSY, "the owner of a volume makes");
     home.run(&["detach", "data"]).ok();
     server.ended();
-    home.run(&["delete", "data", "--yes", "--force"]).ok();
+    home.run(&["delete", "data", "--now", "--yes", "--force"]).ok();
     assert!(home.objects().keys().all(|key| !key.display().to_string().contains("volumes")));
 }

@@ -43,8 +43,9 @@ fn the_life_of_a_volume() {
     let pool = home.run(&["pool", "status", "--json"]).json();
     assert_eq!((&pool["volumes"], &pool["fencing"]), (&json!(2), &json!(true)));
     home.run(&["delete", "db"]).refuses(USAGE, "add --yes");
-    assert_eq!(home.run(&["delete", "db", "--yes", "--json"]).json()["name"], "db");
-    home.run(&["delete", &generated_name, "--yes"]).ok();
+    let deleted = home.run(&["delete", "db", "--now", "--yes", "--json"]).json();
+    assert_eq!((&deleted["name"], &deleted["trash"]), (&json!("db"), &json!(false)));
+    home.run(&["delete", &generated_name, "--now", "--yes"]).ok();
     let left = home.objects();
     assert_eq!(left.len(), 1, "only objblk.json stays: {left:?}");
     assert_eq!(home.run(&["list", "--json"]).json(), json!([]));
@@ -134,6 +135,8 @@ fn damage_is_said_with_its_exit_code() {
     assert_eq!((&list[0]["state"], &list[1]["state"]), (&json!("damaged"), &json!("free")));
     home.run(&["delete", "bad", "--yes"]).fails(CORRUPT, "remove it all the same with --force");
     home.run(&["delete", "bad", "--yes", "--force"]).ok();
+    home.run(&["trash", "restore", "bad"]).refuses(CORRUPT, "volume.json is missing");
+    home.run(&["trash", "empty", "--yes"]).ok();
     assert_eq!(home.objects().len(), 3, "{:?}", home.objects());
 }
 

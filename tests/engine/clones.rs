@@ -174,7 +174,7 @@ impl Family {
         let needed = !self.pool.children(id).await.unwrap().is_empty();
         let (env, stores) = self.stores();
         let by = Executioner { env, stores, host: Host::local().unwrap(), force: true };
-        match self.pool.delete(&name(of), by).await {
+        match self.pool.delete_now(&name(of), &by).await {
             Ok(_) => {
                 assert!(!needed, "{of} has clones");
                 self.members.remove(of);
@@ -463,11 +463,12 @@ async fn a_clone_without_a_name_is_deleted_by_its_id() {
         Executioner { env, stores, host: Host::local().unwrap(), force: false }
     };
     let id = name(&children[0].id.to_string());
-    assert!(family.pool.has_left_over(&id).await.unwrap());
-    family.pool.delete(&id, by()).await.unwrap();
+    let left = family.pool.left_over(&id).await.unwrap().unwrap();
+    family.pool.purge(&left, &by()).await.unwrap();
     // A volume that has a name is not meant by its id.
     let named = name(&member.id.to_string());
-    let error = family.pool.delete(&named, by()).await.unwrap_err();
+    assert!(family.pool.left_over(&named).await.unwrap().is_none());
+    let error = family.pool.find_in_trash(named.as_str()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     family.delete_snapshot("v0").await;
     wind_up(family).await;

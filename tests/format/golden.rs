@@ -11,7 +11,7 @@ use objblk::format::keys::MapObjectId;
 use objblk::format::map_object::{ItemKind, parse_directory};
 use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
 use objblk::format::pool::{
-    ImportObject, NameObject, PoolObject, TombstoneObject, end_json, parse_json,
+    ImportObject, NameObject, PoolObject, TombstoneObject, TrashEntry, TrashStep, end_json, parse_json,
 };
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
@@ -110,6 +110,8 @@ fn golden_json_reads_back() {
     let import: ImportObject = parse_json("import", &read("import.json")).unwrap();
     assert_eq!((import.volume, import.source), (samples::volume(), "/images/debian.raw".into()));
     assert_eq!(ReceivedObject::parse(&read("received.json")).unwrap(), samples::received());
+    let entry = TrashEntry::parse(&read("trash-entry.json")).unwrap();
+    assert_eq!((entry.step, entry.name.as_deref()), (TrashStep::Deleted, Some("data")));
 }
 
 #[test]
@@ -151,6 +153,7 @@ fn every_flipped_bit_of_a_description_is_noticed() {
                 "epoch.json" => EpochObject::parse(&damaged).map(drop),
                 "received.json" => ReceivedObject::parse(&damaged).map(drop),
                 "name.json" => parse_json::<NameObject>("name", &damaged).map(drop),
+                "trash-entry.json" => TrashEntry::parse(&damaged).map(drop),
                 _ => parse_json::<TombstoneObject>("tombstone", &damaged).map(drop),
             };
             // The digits of the checksum may be capital letters.

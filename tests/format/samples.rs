@@ -14,7 +14,8 @@ use objblk::format::page::{
     ChunkPage, ChunkUse, Extent, ItemRef, Location, encode_chunk_page, encode_leaf, encode_map_page,
 };
 use objblk::format::pool::{
-    ImportObject, NameObject, PoolKind, PoolObject, TombstoneObject, encode_json,
+    ImportObject, NameObject, PoolKind, PoolObject, TRASH_VERSION, TombstoneObject, TrashEntry, TrashStep,
+    encode_json,
 };
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
@@ -271,6 +272,14 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         begun_at_ms: created_at_ms,
     };
     let tombstone = TombstoneObject { name: "data".into(), deleted_at_ms: created_at_ms };
+    let entry = TrashEntry {
+        version: TRASH_VERSION,
+        step: TrashStep::Deleted,
+        name: Some("data".into()),
+        deleted_at_ms: created_at_ms,
+        expires_at_ms: created_at_ms + 7 * 86_400_000,
+        cut_off: false,
+    };
     vec![
         ("pool.json", encode_json(&pool)),
         ("volume.json", encode_json(&description)),
@@ -280,6 +289,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("tombstone.json", encode_json(&tombstone)),
         ("import.json", encode_json(&import)),
         ("received.json", encode_json(&received())),
+        ("trash-entry.json", encode_json(&entry)),
     ]
 }
 

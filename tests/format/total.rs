@@ -12,7 +12,7 @@ use objblk::format::map_object::parse_directory;
 use objblk::format::page::{
     encode_chunk_page, encode_leaf, encode_map_page, parse_chunk_page, parse_leaf, parse_map_page,
 };
-use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, parse_json};
+use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, TrashEntry, parse_json};
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::snapshot::SnapshotObject;
@@ -54,6 +54,7 @@ fn parse_all(bytes: &[u8]) {
     let _ = ReceivedObject::parse(bytes);
     let _ = parse_json::<NameObject>("name", bytes);
     let _ = parse_json::<TombstoneObject>("tombstone", bytes);
+    let _ = TrashEntry::parse(bytes);
 }
 
 /// Where the checksum of a sample lies, and where what it covers begins.

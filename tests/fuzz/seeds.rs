@@ -64,7 +64,7 @@ fn objects() -> Vec<Seed> {
         ("cache", "entry", golden("cache-entry-v1.hex")),
         ("stream", "golden", golden("stream-v1.hex")),
     ]);
-    for name in ["pool", "volume", "epoch", "name", "tombstone", "import", "received"] {
+    for name in ["pool", "volume", "epoch", "name", "tombstone", "import", "received", "trash-entry"] {
         seeds.push(("json", name, golden(&format!("{name}.json"))));
     }
     seeds.into_iter().map(|(target, name, bytes)| (target, name.to_owned(), bytes)).collect()
@@ -75,6 +75,7 @@ fn texts() -> Vec<Seed> {
     let control = [
         r#"{"version":1,"message":"ping"}"#.to_owned(),
         r#"{"version":1,"message":{"detach":{"force":true}}}"#.to_owned(),
+        format!(r#"{{"version":1,"message":{{"grow":{{"volume":"{ID}","size":4096}}}}}}"#),
         r#"{"version":1,"message":{"progress":{"phase":"flushing","dirty_bytes":4096}}}"#.to_owned(),
         r#"{"version":1,"message":{"refused":{"kind":"busy","message":"no"}}}"#.to_owned(),
         format!(

@@ -48,7 +48,7 @@ fn s3_discarded_and_deleted_volumes_free_the_bucket() {
     }
     drop(client);
     server.stop();
-    world.run(&["delete", "disk", "--yes"]);
+    world.run(&["delete", "disk", "--now", "--yes"]);
     assert_eq!(world.objects(&prefix), []);
     let rest = world.objects("");
     let rest: Vec<&str> = rest.iter().map(|object| object.key.as_str()).collect();

@@ -3,10 +3,12 @@
 mod diff;
 mod open;
 mod transfer;
+mod trash;
 
 pub(super) use diff::{Copy, Diff, ExportDiff, ImportDiff};
 pub(super) use open::Open;
 pub(super) use transfer::{Export, Import};
+pub(super) use trash::{Delete, Empty, Trash};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -128,27 +130,23 @@ pub(in crate::cli) enum Verb {
     /// Copy a snapshot into another pool: what changed since the newest that is there already
     Copy(Copy),
     /// Change the size of a volume that is not attached
+    /// Change the size of a volume that is not attached, or let one grow that is served over NBD
     Resize {
         name: String,
         /// The new size
         #[arg(long, value_name = "S", allow_hyphen_values = true)]
         size: String,
-        /// Allow a smaller size: what lies beyond it is lost
+        /// Allow a smaller size, while it is not attached: what lies beyond it is lost
         #[arg(long)]
         shrink: bool,
     },
     /// Give a volume another name
     Rename { name: String, new: String },
-    /// Delete a volume with all its data
-    Delete {
-        name: String,
-        /// Also when somebody owns it (who is fenced), when it has snapshots or is damaged
-        #[arg(long)]
-        force: bool,
-        /// Do not ask
-        #[arg(long, short)]
-        yes: bool,
-    },
+    /// Delete a volume: into the trash, from where it can be restored
+    Delete(Delete),
+    /// List, restore and remove deleted volumes
+    #[command(subcommand)]
+    Trash(Trash),
     /// Make or show a pool
     #[command(subcommand)]
     Pool(Pool),

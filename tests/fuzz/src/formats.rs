@@ -17,7 +17,7 @@ use objblk::format::page::{
     parse_map_page,
 };
 use objblk::format::pool::{
-    ImportObject, NameObject, PoolObject, TombstoneObject, encode_json, end_json, parse_json,
+    ImportObject, NameObject, PoolObject, TombstoneObject, TrashEntry, encode_json, end_json, parse_json,
 };
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
@@ -244,6 +244,7 @@ fn json_as_it_is(data: &[u8]) {
     check_json(data, |bytes| parse_json::<NameObject>("name", bytes), encode_json);
     check_json(data, |bytes| parse_json::<ImportObject>("import", bytes), encode_json);
     check_json(data, |bytes| parse_json::<TombstoneObject>("tombstone", bytes), encode_json);
+    check_json(data, TrashEntry::parse, encode_json);
 }
 
 fn check_json<T: Debug + PartialEq>(
