@@ -4,6 +4,8 @@ use super::{Context, render, size};
 use crate::daemon::client;
 use crate::daemon::{Attached, KnownTarget, RunDir, TargetStatus, VolumeReport};
 use crate::error::Result;
+use crate::store::paths::PathsReport;
+use crate::store::paths::state::Condition;
 use crate::volume::{DiskCacheStatus, JournalStatus, MapStatus, SpaceStatus};
 use serde::Serialize;
 
@@ -34,6 +36,8 @@ struct Line {
     space: Option<SpaceStatus>,
     requests: serde_json::Value,
     store_requests: serde_json::Value,
+    /// The paths to the store, where it has some.
+    paths: Option<PathsReport>,
 }
 
 /// What would be lost if this host vanished now, and the most that it was.
@@ -137,6 +141,10 @@ fn line(target: &KnownTarget, volume: &Attached, told: &Result<Option<TargetStat
             Ok(Some(status)) => status.store.clone(),
             _ => serde_json::Value::Null,
         },
+        paths: match told {
+            Ok(Some(status)) => status.paths.clone(),
+            _ => None,
+        },
     }
 }
 
@@ -162,6 +170,15 @@ fn disk_cache(cache: &DiskCacheStatus) -> String {
         Some(why) => format!("off ({why})"),
         None => format!("{}, {}, {hits} of {all} frames", cache.path, size::show(cache.size)),
     }
+}
+
+/// How many there are, and those that are not used.
+fn paths(report: &PathsReport) -> String {
+    let used = report.paths.iter().filter(|path| path.state == Condition::Active).count();
+    let others = report.paths.iter().filter(|path| path.state != Condition::Active);
+    let others: String =
+        others.map(|path| format!("; {} is {}", path.name, path.state.name())).collect();
+    format!("{used} of {} work, {}{others}", report.paths.len(), report.selector)
 }
 
 fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
@@ -250,6 +267,9 @@ fn details(line: &Line) -> String {
     }
     if let Some(cache) = &line.disk_cache {
         fields.push(("disk cache", disk_cache(cache)));
+    }
+    if let Some(report) = &line.paths {
+        fields.push(("paths", paths(report)));
     }
     if let Some(failure) = &line.failure {
         fields.push(("failure", failure.clone()));

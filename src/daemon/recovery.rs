@@ -166,6 +166,7 @@ async fn open(
             }
         }),
         io_timeout: spec.io_timeout,
+        hopeless: backend.hopeless(),
         watch_every: spec.heartbeat,
         ..VolumeOptions::default()
     };

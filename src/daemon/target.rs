@@ -311,6 +311,7 @@ async fn open(
             profile: spec.profile,
             disk_cache,
             io_timeout: spec.io_timeout,
+            hopeless: backend.hopeless(),
             watch_every: spec.heartbeat,
             ..VolumeOptions::default()
         };
@@ -344,6 +345,7 @@ async fn open_snapshot(
         map_bytes: spec.map_bytes,
         disk_cache,
         io_timeout: spec.io_timeout,
+        hopeless: backend.hopeless(),
         ..VolumeOptions::default()
     };
     let (owner, stores) = (Host::local()?.owner(), backend.stores.clone());

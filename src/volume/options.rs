@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// What the engine takes from outside.
 #[derive(Clone, Debug)]
@@ -113,6 +114,9 @@ pub struct VolumeOptions {
     /// the store takes. The device itself goes on: what was written is stored whenever that is
     /// possible again, a write that timed out perhaps included.
     pub io_timeout: Option<Duration>,
+    /// While this is true no path to the store works, and requests that wait for it fail; as with
+    /// `io_timeout`, the device goes on.
+    pub hopeless: Option<watch::Receiver<bool>>,
 }
 
 impl Default for VolumeOptions {
@@ -135,6 +139,7 @@ impl Default for VolumeOptions {
             snapshot: None,
             collection: Some(Limits::default()),
             io_timeout: None,
+            hopeless: None,
         }
     }
 }
