@@ -101,15 +101,6 @@ impl Fixture {
         Fixture { store: Arc::new(store), bucket: None, _directory: None }
     }
 
-    /// A bucket by two paths.
-    async fn s3_two_paths() -> Fixture {
-        let bucket = S3Lab::get().bucket().await;
-        let second = format!("{},interface=lo", S3Lab::get().endpoint);
-        let options = s3_paths::options(&[S3Lab::get().endpoint.clone(), second]);
-        let paths = s3_paths::paths(&bucket.name, &options).await;
-        Fixture { store: Arc::new(paths.store().clone()), bucket: Some(bucket), _directory: None }
-    }
-
     async fn finish(self) {
         if let Some(bucket) = self.bucket {
             bucket.empty().await;
@@ -136,5 +127,5 @@ macro_rules! conforms {
 }
 
 mod conforms {
-    conforms!(memory, dir, paths, s3, s3_layered, s3_two_paths);
+    conforms!(memory, dir, paths, s3, s3_layered);
 }

@@ -13,6 +13,7 @@ mod gate;
 mod journal;
 mod mistakes;
 mod outage;
+mod paths;
 mod program;
 #[path = "../support/s3.rs"]
 mod s3;

@@ -166,11 +166,9 @@ async fn s3_load_is_shared_as_the_selector_says() {
     for selector in Selector::ALL {
         let world = world(&[&SLOW, &FLAKY, &GOOD, &GOOD]).await;
         world.paths.store().set_selector(selector);
-        let store: Arc<dyn Store> = Arc::new(world.paths.store().clone());
         let begun = Instant::now();
-        // Not retried by anybody else: what a path fails, another one does.
-        let load = Load::start(store, "load", 16, 32 << 10);
-        sleep(3 * SECOND).await;
+        let load = Load::start(world.retried(), "load", 16, 32 << 10);
+        sleep(2 * SECOND).await;
         let figures = load.end().await;
         let rate = figures.requests.load(Relaxed) as f64 / begun.elapsed().as_secs_f64();
         let paths = world.report().paths;
@@ -195,9 +193,8 @@ async fn s3_throughput_is_that_of_all_paths_together() {
     let mut rates = Vec::new();
     for count in [1, 4] {
         let world = world(&[&GOOD; 4][..count]).await;
-        let store: Arc<dyn Store> = Arc::new(world.paths.store().clone());
         let begun = Instant::now();
-        let load = Load::start(store, "load", 6 * count, 256 << 10);
+        let load = Load::start(world.retried(), "load", 6 * count, 256 << 10);
         sleep(3 * SECOND).await;
         let figures = load.end().await;
         let rate = figures.bytes.load(Relaxed) as f64 / begun.elapsed().as_secs_f64();
@@ -214,8 +211,7 @@ async fn s3_throughput_is_that_of_all_paths_together() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3_a_path_that_is_cut_under_load_is_left_and_comes_back() {
     let world = world(&[&GOOD; 4]).await;
-    let store: Arc<dyn Store> = Arc::new(world.paths.store().clone());
-    let load = Load::start(store, "load", 16, 64 << 10);
+    let load = Load::start(world.retried(), "load", 16, 64 << 10);
     sleep(SECOND).await;
     let before = load.longest();
     let begun = Instant::now();
@@ -255,7 +251,7 @@ async fn s3_all_paths_are_cut_and_come_back() {
             }
         };
         cut(true);
-        sleep(3 * SECOND).await;
+        sleep(2 * SECOND).await;
         let before = load.figures.requests.load(Relaxed);
         sleep(SECOND / 2).await;
         assert_eq!(load.figures.requests.load(Relaxed), before, "nothing can be done");
@@ -283,12 +279,11 @@ async fn s3_late_requests_of_a_dead_path_change_nothing() {
         chunks.spawn(async move { store.put_if_absent(&slot(i), pattern(50_000, i as u64)).await });
     }
     chunks.join_all().await.into_iter().for_each(|done| done.unwrap());
-    assert_eq!(world.states()[0], Condition::Failed);
+    let why = world.report().paths[0].last_error.clone().unwrap_or_default();
+    assert!(why.contains("no answer"), "the path has not stalled: {why:?}");
     let kept = world.proxies[0].kept();
     assert!(kept > 0, "the path was not used");
     // An owner that dies while its chunk is under way; the next one puts a fence into the slot.
-    let dead = world.paths.store().clone();
-    dead.enable(dead.find("1").unwrap(), true).unwrap();
     let only = options(&[world.proxies[0].endpoint()]);
     let old = paths(&world.bucket.name, &only).await.store().clone();
     let last = tokio::spawn(async move { old.put_if_absent(&slot(16), pattern(9, 9)).await });

@@ -33,7 +33,7 @@ async fn run(store: Weak<Inner>) {
         for (id, way) in due {
             tokio::spawn(check(Weak::clone(&store), id, way));
         }
-        let next = inner.state().switch.next_due();
+        let next = inner.state().switch.next_due(now);
         let rest = next.map_or(LONGEST_SLEEP, |next| next.saturating_sub(inner.now()));
         let rest = rest.clamp(Duration::from_millis(1), LONGEST_SLEEP);
         // Not kept alive by whoever waits for it.

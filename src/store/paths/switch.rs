@@ -290,7 +290,7 @@ impl Switch {
     }
 
     /// When something is to be done without a request: a check, failback, or giving up hope.
-    pub fn next_due(&self) -> Option<Duration> {
+    pub fn next_due(&self, now: Duration) -> Option<Duration> {
         let checks = self.members.values().filter(|member| !member.checking);
         let checks =
             checks.filter_map(|member| member.health.check_due(&self.policy, member.answered));
@@ -299,7 +299,8 @@ impl Switch {
             (Failback::After(time), Some(since)) => Some(since + time),
             _ => None,
         };
-        [checks, failback, self.hopeless_at()].into_iter().flatten().min()
+        let hopeless = self.hopeless_at().filter(|at| *at > now);
+        [checks, failback, hopeless].into_iter().flatten().min()
     }
 
     /// A check has ended.

@@ -131,6 +131,7 @@ fn hope_ends_as_the_policy_says() {
         fail(&mut switch, 1, S);
         assert!(!switch.is_hopeless(1000 * S));
         fail(&mut switch, 2, S);
+        assert!(switch.next_due(2000 * S).is_none_or(|due| due <= S), "nothing is due for ever");
         let hopeless = switch.is_hopeless(S + seconds * S);
         readmit(&mut switch, 2, 1000 * S);
         assert!(!switch.is_hopeless(2000 * S));
@@ -146,7 +147,7 @@ fn hope_ends_as_the_policy_says() {
 fn checks_are_made_one_at_a_time_and_never_of_a_single_path() {
     let mut switch = switch(PathPolicy::default(), &[1, 1]);
     fail(&mut switch, 1, S);
-    assert_eq!(switch.next_due(), Some(S));
+    assert_eq!(switch.next_due(S), Some(S));
     assert_eq!(switch.begin_checks(S), [PathId(1)]);
     assert!(switch.begin_checks(2 * S).is_empty());
     switch.checked(PathId(1), Err("refused".into()), 3 * S);
@@ -157,7 +158,7 @@ fn checks_are_made_one_at_a_time_and_never_of_a_single_path() {
     switch.checked(PathId(1), Ok(()), 21 * S);
     switch.remove(PathId(2), 21 * S);
     assert!(switch.begin_checks(1000 * S).is_empty());
-    assert_eq!(switch.next_due(), None);
+    assert_eq!(switch.next_due(S), None);
 }
 
 #[test]
