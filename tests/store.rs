@@ -38,6 +38,8 @@ mod s3_lab;
 mod s3_paths;
 #[path = "store/storm.rs"]
 mod storm;
+#[path = "store/switch.rs"]
+mod switch;
 
 use objblk::store::Store;
 use objblk::store::dir::DirStore;

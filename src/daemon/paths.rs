@@ -53,8 +53,34 @@ async fn apply(paths: &S3Paths, change: PathChange) -> Result<()> {
 }
 
 fn follow(location: &mut Location, paths: &S3Paths) {
-    location.endpoint_url = Endpoints(
-        paths.specs().iter().map(ToString::to_string).filter(|s| !s.is_empty()).collect(),
-    );
+    // One without an endpoint has none here either, and is a path all the same.
+    location.endpoint_url = Endpoints(paths.specs().iter().map(ToString::to_string).collect());
     location.paths.selector = paths.store().report().selector;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::keys;
+    use crate::store::paths::selector::Selector;
+    use crate::store::url::StoreUrl;
+
+    #[tokio::test]
+    async fn a_successor_finds_the_paths_as_they_are() {
+        let text = r#"{"url":"s3://bucket/a","endpoint_url":["http://127.0.0.1:1",
+            "http://127.0.0.1:2,weight=3","http://127.0.0.1:3"],"region":"r"}"#;
+        let mut location: Location = serde_json::from_str(text).unwrap();
+        let (url, options) = location.parts().unwrap();
+        let StoreUrl::S3(bucket) = url else { panic!("it is a bucket") };
+        let paths = S3Paths::open(bucket, &options, keys::pool()).await.unwrap();
+        apply(&paths, PathChange::Remove("1".into())).await.unwrap();
+        apply(&paths, PathChange::Select(Selector::QueueLength)).await.unwrap();
+        follow(&mut location, &paths);
+        let written = serde_json::to_string(&location).unwrap();
+        let next: Location = serde_json::from_str(&written).unwrap();
+        let (_, options) = next.parts().unwrap();
+        assert_eq!(options.paths.policy.selector, Selector::QueueLength);
+        assert_eq!(options.paths.specs, paths.specs());
+        assert_eq!(paths.specs().len(), 2);
+    }
 }

@@ -66,7 +66,7 @@ impl fmt::Display for Key {
 }
 
 /// Which bytes of an object to get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GetRange {
     /// The whole object.
     All,

@@ -4,6 +4,7 @@ use crate::conformance::key;
 use bytes::Bytes;
 use objblk::error::ErrorKind;
 use objblk::store::fault::{Fault, FaultHandle, FaultStore, Moment, Rule};
+use objblk::store::hedge::HedgeStore;
 use objblk::store::memory::MemoryStore;
 use objblk::store::paths::policy::{NoPathRetry, PathPolicy};
 use objblk::store::paths::selector::Selector;
@@ -351,6 +352,29 @@ async fn a_path_that_is_led_astray_fails_its_check() {
     assert_eq!(path.state, Condition::Failed);
     assert!(path.last_error.unwrap().contains("another store"));
     assert_eq!(world.state("a"), Condition::Active);
+}
+
+/// The second request for what is late goes by another path, whatever the selector thinks.
+#[tokio::test(start_paused = true)]
+async fn what_is_late_is_asked_for_by_another_path() {
+    let memory: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    memory.put_if_absent(&key("x"), BODY).await.unwrap();
+    let faulty = FaultStore::new(memory.clone(), 1);
+    let faults = faulty.handle();
+    let mut paths = vec![by("a", Arc::new(faulty)), by("b", memory)];
+    paths[0].spec.weight = 1000;
+    let policy = PathPolicy { selector: Selector::RoundRobin, ..PathPolicy::default() };
+    let store = MultipathStore::new("mem://".into(), paths, policy, key("objblk.json"));
+    let hedged = HedgeStore::new(Arc::new(store.clone()));
+    for _ in 0..20 {
+        hedged.get(&key("x"), GetRange::All).await.unwrap();
+    }
+    let late = faults.add(Rule::new(Fault::Hold(Moment::Before)).times(1));
+    let begun = Instant::now();
+    hedged.get(&key("x"), GetRange::All).await.unwrap();
+    assert!(begun.elapsed() < SECOND / 2, "{:?}", begun.elapsed());
+    assert_eq!((late.hits(), hedged.hedged_and_won().1), (1, 1));
+    assert_eq!(store.report().paths[1].requests, 1, "the hedge and nothing else");
 }
 
 #[tokio::test(start_paused = true)]

@@ -100,10 +100,16 @@ pub(super) async fn verify(inner: &Arc<Inner>) -> Result<()> {
         return Ok(());
     }
     let now = inner.now();
-    for ((id, _), sight) in ways.iter().zip(sights) {
+    for ((id, way), sight) in ways.iter().zip(sights) {
         if let Sight::Dark(why) = sight {
-            inner.change(|state| state.switch.fail(*id, &why, now));
+            let mut state = inner.state();
+            state.switch.fail(*id, &why, now);
+            // No failure of what has worked: not worth a warning by every command.
+            state.switch.take_changes();
+            tracing::info!("path {} is not used yet: {why}", way.spec.name());
         }
     }
+    inner.change(|_| ());
+    inner.wake.notify_one();
     Ok(())
 }

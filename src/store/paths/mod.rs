@@ -17,6 +17,8 @@
 //!   what 19 of 20 requests of its size take, is sent by another path as well, provided that its own
 //!   path has answered nothing at all meanwhile; the first answer counts. The path that was overtaken
 //!   has stalled, and has failed: what else is under way by it is sent by others at once.
+//! * **Hedges.** A read that somebody asks for while the same is under way, as the `hedge` layer does with
+//!   what is late, goes by another path than that.
 //! * **Late requests.** A request that was given up may still take effect, as it may without
 //!   paths: creates are refused by what is there, and names are never used twice. Deletes
 //!   and overwrites are not sent twice for being late, only when their path says that it failed.
@@ -55,7 +57,9 @@ use policy::{NoPathRetry, PathPolicy};
 use selector::{Selector, Size};
 use spec::PathSpec;
 use state::Condition;
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use switch::{PathId, Switch};
@@ -94,6 +98,7 @@ struct Inner {
     begun: Instant,
     state: Mutex<State>,
     beacon: Beacon,
+    hasher: RandomState,
     /// A path is not what it was: who waits for one may think again.
     changed: watch::Sender<u64>,
     /// The checker has something to do.
@@ -105,6 +110,8 @@ struct Inner {
 struct State {
     switch: Switch,
     ways: BTreeMap<PathId, Arc<Way>>,
+    /// Reads under way, by what they ask for, and their paths.
+    asked: HashMap<u64, Vec<PathId>>,
     /// How long requests take: small ones, and large ones.
     tails: [Tail; 2],
 }
@@ -124,6 +131,8 @@ struct Errand {
     size: Size,
     /// It may be sent again while it is under way.
     may_race: bool,
+    /// Of a read: what tells it from others.
+    question: Option<u64>,
 }
 
 impl MultipathStore {
@@ -138,6 +147,7 @@ impl MultipathStore {
         let state = State {
             switch: Switch::new(policy),
             ways: BTreeMap::new(),
+            asked: HashMap::new(),
             tails: [Tail::NEW, Tail::NEW],
         };
         let inner = Arc::new(Inner {
@@ -145,6 +155,7 @@ impl MultipathStore {
             begun: Instant::now(),
             state: Mutex::new(state),
             beacon: Beacon::new(beacon),
+            hasher: RandomState::new(),
             changed: watch::Sender::new(0),
             wake: Notify::new(),
             hopeless: watch::Sender::new(false),
@@ -254,6 +265,26 @@ impl MultipathStore {
 }
 
 impl State {
+    /// A read is under way by a path.
+    fn asks(&mut self, question: Option<u64>, path: PathId) {
+        if let Some(question) = question {
+            self.asked.entry(question).or_default().push(path);
+        }
+    }
+
+    /// It is no more.
+    fn is_told(&mut self, question: Option<u64>, path: PathId) {
+        let Some(Entry::Occupied(mut paths)) = question.map(|q| self.asked.entry(q)) else {
+            return;
+        };
+        if let Some(at) = paths.get().iter().position(|one| *one == path) {
+            paths.get_mut().swap_remove(at);
+        }
+        if paths.get().is_empty() {
+            paths.remove();
+        }
+    }
+
     /// A request of this size took so long.
     fn learn(&mut self, size: Size, took: Duration) {
         self.tails[size.class()].answered(took);
@@ -340,7 +371,8 @@ impl Store for MultipathStore {
 
     async fn get(&self, key: &Key, range: GetRange) -> StoreResult<Bytes> {
         let size = range.max_len().map_or(UNKNOWN, Size);
-        let errand = Errand { op: Op::Get, size, may_race: true };
+        let question = Some(self.inner.hasher.hash_one((key, range)));
+        let errand = Errand { op: Op::Get, size, may_race: true, question };
         let wanted = key.clone();
         self.go(errand, key.as_str(), move |store| {
             let key = wanted.clone();
@@ -350,7 +382,8 @@ impl Store for MultipathStore {
     }
 
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> StoreResult<()> {
-        let errand = Errand { op: Op::Put, size: Size(body.len() as u64), may_race: true };
+        let errand =
+            Errand { op: Op::Put, size: Size(body.len() as u64), may_race: true, question: None };
         let wanted = key.clone();
         self.go(errand, key.as_str(), move |store| {
             let (key, body) = (wanted.clone(), body.clone());
@@ -360,7 +393,8 @@ impl Store for MultipathStore {
     }
 
     async fn put(&self, key: &Key, body: Bytes) -> StoreResult<()> {
-        let errand = Errand { op: Op::Put, size: Size(body.len() as u64), may_race: false };
+        let errand =
+            Errand { op: Op::Put, size: Size(body.len() as u64), may_race: false, question: None };
         let wanted = key.clone();
         self.go(errand, key.as_str(), move |store| {
             let (key, body) = (wanted.clone(), body.clone());
@@ -370,7 +404,7 @@ impl Store for MultipathStore {
     }
 
     async fn delete(&self, keys: &[Key]) -> StoreResult<()> {
-        let errand = Errand { op: Op::Delete, size: Size(0), may_race: false };
+        let errand = Errand { op: Op::Delete, size: Size(0), may_race: false, question: None };
         let (name, keys) = (keys.first().map_or("", Key::as_str), Arc::<[Key]>::from(keys));
         self.go(errand, name, move |store| {
             let keys = Arc::clone(&keys);
@@ -380,7 +414,7 @@ impl Store for MultipathStore {
     }
 
     async fn head(&self, key: &Key) -> StoreResult<ObjectInfo> {
-        let errand = Errand { op: Op::Head, size: Size(0), may_race: true };
+        let errand = Errand { op: Op::Head, size: Size(0), may_race: true, question: None };
         let wanted = key.clone();
         self.go(errand, key.as_str(), move |store| {
             let key = wanted.clone();
@@ -390,7 +424,7 @@ impl Store for MultipathStore {
     }
 
     async fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> StoreResult<ListPage> {
-        let errand = Errand { op: Op::List, size: UNKNOWN, may_race: true };
+        let errand = Errand { op: Op::List, size: UNKNOWN, may_race: true, question: None };
         let (wanted, after) = (prefix.to_owned(), after.cloned());
         self.go(errand, prefix, move |store| {
             let (prefix, after) = (wanted.clone(), after.clone());

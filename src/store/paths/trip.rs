@@ -18,6 +18,7 @@ const THROTTLED_MAX: u32 = 2;
 struct OnTheWay {
     inner: Arc<Inner>,
     leg: Leg,
+    question: Option<u64>,
     begun: Instant,
     patience: Duration,
     ended: bool,
@@ -103,18 +104,20 @@ impl<'a, T: Send + 'static> Trip<'a, T> {
     /// Sends the request by a path that it has not gone by yet, if one will do.
     fn send(&mut self, race: bool, request: impl Fn(&Way) -> BoxFuture<'static, StoreResult<T>>) {
         let inner = self.inner;
-        let wish =
-            Wish { tried: &self.tried, size: self.errand.size, patience: self.patience, race };
-        let now = inner.now();
+        let Errand { size, question, .. } = self.errand;
+        let (tried, patience, now) = (&self.tried, self.patience, inner.now());
         let found = inner.change(|state| {
-            let leg = state.switch.send(wish, now)?;
+            let asked = question.and_then(|question| state.asked.get(&question));
+            let asked = asked.map_or(&[][..], Vec::as_slice);
+            let leg = state.switch.send(Wish { tried, asked, size, patience, race }, now)?;
+            state.asks(question, leg.path);
             Some((leg, Arc::clone(state.ways.get(&leg.path)?)))
         });
         let Some((leg, way)) = found else { return };
         self.tried.push(leg.path);
         self.last = Some(leg);
-        let (inner, patience) = (Arc::clone(inner), self.patience);
-        let on_the_way = OnTheWay { inner, leg, begun: Instant::now(), patience, ended: false };
+        let (inner, begun) = (Arc::clone(inner), Instant::now());
+        let on_the_way = OnTheWay { inner, leg, question, begun, patience, ended: false };
         let answer = request(&way);
         self.under_way.push(Box::pin(async move {
             let answer = answer.await;
@@ -169,6 +172,7 @@ impl OnTheWay {
             if outcome == Outcome::Answered {
                 state.learn(self.leg.size, took);
             }
+            state.is_told(self.question, self.leg.path);
             state.switch.ended(self.leg, &outcome, now);
         });
     }
@@ -185,6 +189,7 @@ impl Drop for OnTheWay {
             if took >= self.patience {
                 state.learn(self.leg.size, took);
             }
+            state.is_told(self.question, self.leg.path);
             state.switch.abandoned(self.leg, self.patience, now);
         });
     }
