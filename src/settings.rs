@@ -2,13 +2,17 @@
 //!
 //! The first of these that names a store decides: `--store`; `--bucket` (with `--prefix`);
 //! `$OBJBLK_STORE`; the configuration file; a directory below the user's state directory. The
-//! S3 endpoint and region come, each by itself, from the flag, `$OBJBLK_ENDPOINT_URL` and
-//! `$OBJBLK_REGION`, or the configuration file. Credentials come from the AWS chain only.
+//! S3 endpoints (one for each path, separated by spaces in the environment) and region come, each by
+//! itself, from the flag, `$OBJBLK_ENDPOINT_URL` and `$OBJBLK_REGION`, or the configuration file; how
+//! paths are used, from the flag or the configuration file. Credentials come from the AWS chain only.
 //!
 //! The configuration file is TOML; a key that is not known is refused. It is the file given with
 //! `--config`, else `~/.config/objblk/config.toml`, else `/etc/objblk/config.toml`.
 
 use crate::error::{Error, Result};
+use crate::store::paths::policy::PathPolicy;
+use crate::store::paths::s3::PathOptions;
+use crate::store::paths::selector::Selector;
 use crate::store::s3::{S3Location, S3Options};
 use crate::store::url::StoreUrl;
 use serde::{Deserialize, Serialize};
@@ -30,10 +34,83 @@ pub struct Named {
     pub bucket: Option<String>,
     /// Prefix in the bucket.
     pub prefix: Option<String>,
-    /// S3 endpoint.
-    pub endpoint_url: Option<String>,
+    /// S3 endpoints, each a path.
+    #[serde(default)]
+    pub endpoint_url: Endpoints,
     /// S3 region.
     pub region: Option<String>,
+    /// How one of several paths is selected.
+    pub path_selector: Option<Selector>,
+    /// What becomes of requests while no path works.
+    #[serde(default, deserialize_with = "one_text")]
+    pub no_path_retry: Option<String>,
+    /// When a group of paths of higher priority takes over.
+    #[serde(default, deserialize_with = "one_text")]
+    pub path_failback: Option<String>,
+}
+
+/// Endpoints as they were written: one, several, or none. What they mean is a
+/// [`PathSpec`](crate::store::paths::spec::PathSpec)'s.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Option<OneOrMany>", into = "Option<OneOrMany>")]
+pub struct Endpoints(pub Vec<String>);
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(untagged, expecting = "it is a URL or a list of URLs")]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl From<Option<OneOrMany>> for Endpoints {
+    fn from(written: Option<OneOrMany>) -> Endpoints {
+        Endpoints(match written {
+            None => Vec::new(),
+            Some(OneOrMany::One(one)) => vec![one],
+            Some(OneOrMany::Many(many)) => many,
+        })
+    }
+}
+
+impl From<Endpoints> for Option<OneOrMany> {
+    fn from(Endpoints(mut all): Endpoints) -> Option<OneOrMany> {
+        match all.len() {
+            0 => None,
+            1 => all.pop().map(OneOrMany::One),
+            _ => Some(OneOrMany::Many(all)),
+        }
+    }
+}
+
+impl Endpoints {
+    /// Those of a text, separated by spaces. One that is wrong is one, as a whole.
+    fn listed(text: &str) -> Endpoints {
+        let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+        match words.iter().all(|word| word.contains("://")) {
+            true => Endpoints(words),
+            false => Endpoints(vec![text.to_owned()]),
+        }
+    }
+
+    fn or(self, other: Endpoints) -> Endpoints {
+        if self.0.is_empty() { other } else { self }
+    }
+}
+
+/// A text, or a number as it would be written.
+fn one_text<'de, D: serde::Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "it is a word or a number")]
+    enum Either {
+        Text(String),
+        Number(u32),
+    }
+    Ok(Some(match Either::deserialize(from)? {
+        Either::Text(text) => text,
+        Either::Number(number) => number.to_string(),
+    }))
 }
 
 /// A store, found: what it takes to open it, also in another process.
@@ -41,10 +118,14 @@ pub struct Named {
 pub struct Location {
     /// Address of the store.
     pub url: String,
-    /// S3 endpoint.
-    pub endpoint_url: Option<String>,
+    /// S3 endpoints, each a path.
+    #[serde(default)]
+    pub endpoint_url: Endpoints,
     /// S3 region.
     pub region: Option<String>,
+    /// How paths are used.
+    #[serde(default)]
+    pub paths: PathPolicy,
 }
 
 impl Named {
@@ -107,30 +188,43 @@ impl Location {
                 None => StoreUrl::Dir(embedded()?),
             },
         };
-        if !matches!(url, StoreUrl::S3(_))
-            && (flags.endpoint_url.is_some() || flags.region.is_some())
-        {
+        let said = !flags.endpoint_url.0.is_empty() || flags.region.is_some();
+        if !matches!(url, StoreUrl::S3(_)) && said {
             return Err(Error::usage(format!("{url} has no endpoint and no region"))
                 .hint("drop --endpoint-url and --region, or name a bucket"));
         }
-        let endpoint = flags.endpoint_url.or_else(|| variable("OBJBLK_ENDPOINT_URL"));
-        let region = flags.region.or_else(|| variable("OBJBLK_REGION"));
+        let endpoints = Endpoints::listed(&variable("OBJBLK_ENDPOINT_URL").unwrap_or_default());
+        let region = flags.region.clone().or_else(|| variable("OBJBLK_REGION"));
+        let paths = policy(&flags, &file)?;
         Ok(Location {
             url: url.to_string(),
-            endpoint_url: endpoint.or(file.endpoint_url),
+            endpoint_url: flags.endpoint_url.or(endpoints).or(file.endpoint_url),
             region: region.or(file.region),
+            paths,
         })
     }
 
     /// Its address and how a bucket is reached. Errors: usage.
     pub fn parts(&self) -> Result<(StoreUrl, S3Options)> {
-        let s3 = S3Options {
-            endpoint_url: self.endpoint_url.clone(),
-            region: self.region.clone(),
-            ..S3Options::default()
-        };
+        let specs = self.endpoint_url.0.iter().map(|text| text.parse());
+        let paths =
+            PathOptions { specs: specs.collect::<Result<_>>()?, policy: self.paths.clone() };
+        let s3 = S3Options { region: self.region.clone(), paths, ..S3Options::default() };
         Ok((self.url.parse()?, s3))
     }
+}
+
+/// How paths are used, by flags and the configuration file. Errors: usage.
+fn policy(flags: &Named, file: &Named) -> Result<PathPolicy> {
+    let usual = PathPolicy::default();
+    let retry = flags.no_path_retry.as_ref().or(file.no_path_retry.as_ref());
+    let failback = flags.path_failback.as_ref().or(file.path_failback.as_ref());
+    Ok(PathPolicy {
+        selector: flags.path_selector.or(file.path_selector).unwrap_or(usual.selector),
+        no_path_retry: retry.map_or(Ok(usual.no_path_retry), |text| text.parse())?,
+        failback: failback.map_or(Ok(usual.failback), |text| text.parse())?,
+        ..usual
+    })
 }
 
 fn read(path: &Path) -> Result<Option<Named>> {
@@ -190,6 +284,14 @@ mod tests {
         fs::write(&path, "store = 's3://disks'\nregion = 'eu-1'\n").unwrap();
         let named = Named::from_file(Some(&path)).unwrap();
         assert_eq!(named.region.as_deref(), Some("eu-1"));
+        assert_eq!(named.endpoint_url, Endpoints::default());
+        fs::write(&path, "endpoint-url = 'http://a'\nno-path-retry = 5\n").unwrap();
+        let named = Named::from_file(Some(&path)).unwrap();
+        assert_eq!(named.endpoint_url.0, ["http://a"]);
+        assert_eq!(named.no_path_retry.as_deref(), Some("5"));
+        fs::write(&path, "endpoint-url = ['http://a', 'http://b,weight=2']").unwrap();
+        let named = Named::from_file(Some(&path)).unwrap();
+        assert_eq!(named.endpoint_url.0, ["http://a", "http://b,weight=2"]);
         fs::write(&path, "store = 's3://disks'\nshop = 1\n").unwrap();
         let error = Named::from_file(Some(&path)).unwrap_err().to_string();
         assert!(error.contains("c.toml, line 2 is wrong: unknown field `shop`"), "{error}");

@@ -22,6 +22,8 @@ mod http;
 mod layers;
 #[path = "store/limit.rs"]
 mod limit;
+#[path = "store/paths.rs"]
+mod paths;
 #[path = "store/probe.rs"]
 mod probe;
 #[path = "support/proxy.rs"]
@@ -32,14 +34,21 @@ mod retry;
 mod s3;
 #[path = "support/s3.rs"]
 mod s3_lab;
+#[path = "store/s3_paths.rs"]
+mod s3_paths;
 #[path = "store/storm.rs"]
 mod storm;
+#[path = "store/switch.rs"]
+mod switch;
 
 use objblk::store::Store;
 use objblk::store::dir::DirStore;
 use objblk::store::limit::{Bounds, Class, Limiter};
 use objblk::store::memory::MemoryStore;
 use objblk::store::metrics::MetricsStore;
+use objblk::store::paths::policy::PathPolicy;
+use objblk::store::paths::spec::PathSpec;
+use objblk::store::paths::{MultipathStore, NewPath};
 use objblk::store::retry::{RetryPolicy, RetryStore};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -81,6 +90,19 @@ impl Fixture {
         fixture
     }
 
+    /// A store in memory by three paths.
+    async fn paths() -> Fixture {
+        let memory: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let by = |name: &str| {
+            let spec = PathSpec::to(Some(name.to_owned()));
+            NewPath { spec, store: memory.clone() }
+        };
+        let paths = ["a", "b", "c"].map(by).into();
+        let beacon = conformance::key("objblk.json");
+        let store = MultipathStore::new(memory.url(), paths, PathPolicy::default(), beacon);
+        Fixture { store: Arc::new(store), bucket: None, _directory: None }
+    }
+
     async fn finish(self) {
         if let Some(bucket) = self.bucket {
             bucket.empty().await;
@@ -107,5 +129,5 @@ macro_rules! conforms {
 }
 
 mod conforms {
-    conforms!(memory, dir, s3, s3_layered);
+    conforms!(memory, dir, paths, s3, s3_layered);
 }

@@ -21,6 +21,7 @@ mod import_diff;
 mod interrupt;
 mod journal;
 mod logging;
+mod path;
 mod pool;
 mod recover;
 mod render;
@@ -36,8 +37,8 @@ pub use crate::size;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::VolumeSpec;
 use crate::pool::backend::Backend;
-use crate::settings::{Location, Named};
-use args::{Cli, Global, Journal, Pool, Serve, Snapshot, Trash, Verb};
+use crate::settings::{Endpoints, Location, Named};
+use args::{Cli, Global, Journal, Path, Pool, Serve, Snapshot, Trash, Verb};
 use clap::{CommandFactory, Parser};
 use logging::Logging;
 use std::ffi::OsString;
@@ -141,6 +142,14 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
             trash::restore(context, &what, new.as_deref()).await
         }
         Verb::Trash(Trash::Empty(empty)) => trash::empty(context, empty).await,
+        Verb::Path(Path::List { name }) => path::list(context, name.as_deref()).await,
+        Verb::Path(Path::Add { name, path }) => path::add(context, &name, &path).await,
+        Verb::Path(Path::Remove { name, path }) => path::remove(context, &name, path).await,
+        Verb::Path(Path::Enable { name, path }) => path::enable(context, &name, path).await,
+        Verb::Path(Path::Disable { name, path }) => path::disable(context, &name, path).await,
+        Verb::Path(Path::SetSelector { name, selector }) => {
+            path::set_selector(context, &name, &selector).await
+        }
         Verb::Pool(Pool::Init { create_bucket, unsafe_no_fencing }) => {
             pool::init(context, create_bucket, unsafe_no_fencing).await
         }
@@ -172,8 +181,11 @@ impl Context {
             store: global.store.clone(),
             bucket: global.bucket.clone(),
             prefix: global.prefix.clone(),
-            endpoint_url: global.endpoint_url.clone(),
+            endpoint_url: Endpoints(global.endpoint_url.clone()),
             region: global.region.clone(),
+            path_selector: global.path_selector.as_deref().map(str::parse).transpose()?,
+            no_path_retry: global.no_path_retry.clone(),
+            path_failback: global.path_failback.clone(),
         };
         Location::find(flags, global.config.as_deref())
     }

@@ -5,6 +5,8 @@ use crate::daemon::client;
 use crate::daemon::{Attached, KnownTarget, RunDir, TargetStatus, VolumeReport};
 use crate::error::Result;
 use crate::volume::{DiskCacheStatus, JournalStatus, MapStatus, SourceStatus, SpaceStatus};
+use crate::store::paths::PathsReport;
+use crate::store::paths::state::Condition;
 use serde::Serialize;
 
 /// An attached volume.
@@ -35,6 +37,8 @@ struct Line {
     source: Option<SourceStatus>,
     requests: serde_json::Value,
     store_requests: serde_json::Value,
+    /// The paths to the store, where it has some.
+    paths: Option<PathsReport>,
 }
 
 /// What would be lost if this host vanished now, and the most that it was.
@@ -139,6 +143,10 @@ fn line(target: &KnownTarget, volume: &Attached, told: &Result<Option<TargetStat
             Ok(Some(status)) => status.store.clone(),
             _ => serde_json::Value::Null,
         },
+        paths: match told {
+            Ok(Some(status)) => status.paths.clone(),
+            _ => None,
+        },
     }
 }
 
@@ -164,6 +172,15 @@ fn disk_cache(cache: &DiskCacheStatus) -> String {
         Some(why) => format!("off ({why})"),
         None => format!("{}, {}, {hits} of {all} frames", cache.path, size::show(cache.size)),
     }
+}
+
+/// How many there are, and those that are not used.
+fn paths(report: &PathsReport) -> String {
+    let used = report.paths.iter().filter(|path| path.state == Condition::Active).count();
+    let others = report.paths.iter().filter(|path| path.state != Condition::Active);
+    let others: String =
+        others.map(|path| format!("; {} is {}", path.name, path.state.name())).collect();
+    format!("{used} of {} work, {}{others}", report.paths.len(), report.selector)
 }
 
 fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
@@ -264,6 +281,9 @@ fn details(line: &Line) -> String {
     }
     if let Some(cache) = &line.disk_cache {
         fields.push(("disk cache", disk_cache(cache)));
+    }
+    if let Some(report) = &line.paths {
+        fields.push(("paths", paths(report)));
     }
     if let Some(failure) = &line.failure {
         fields.push(("failure", failure.clone()));

@@ -1,11 +1,13 @@
 //! The other side of the control socket.
 
 use super::control::{
-    Outcome, Phase, Reply, Request, SnapshotAction, SnapshotReport, TargetStatus, encode, receive,
+    Outcome, PathChange, Phase, Reply, Request, SnapshotAction, SnapshotReport, TargetStatus,
+    encode, receive,
 };
 use super::rundir::{RunDir, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
+use crate::store::paths::PathsReport;
 use crate::volume::{Collected, Flattened};
 use std::path::Path;
 use std::time::Duration;
@@ -16,6 +18,9 @@ use tokio::time::timeout;
 
 /// How long a target may take for an answer that needs no store.
 const PROMPT: Duration = Duration::from_secs(10);
+
+/// How long a target may take to verify a new path.
+const PATHS: Duration = Duration::from_secs(30);
 
 /// For what takes as long as it takes; the connection ends with the target.
 const ENDLESS: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -154,6 +159,17 @@ pub async fn grow(target: &Target, volume: VolumeId, size: u64) -> Result<u64> {
     let request = Request::Grow { volume, size };
     match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
         Reply::Grown { old_size } => Ok(old_size),
+        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
+    }
+}
+
+/// The paths by which a target reaches its store, after a change if one is wanted.
+///
+/// Errors: busy, where the target does not answer; those of the paths.
+pub async fn paths(target: &Target, change: Option<PathChange>) -> Result<PathsReport> {
+    let request = Request::Paths { change };
+    match Conversation::begin(target, request).await?.hear(PATHS).await? {
+        Reply::Paths(paths) => Ok(paths),
         _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
     }
 }

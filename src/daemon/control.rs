@@ -8,6 +8,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::snapshot::SnapshotEntry;
 use crate::format::{SnapshotId, VolumeId};
 use crate::pool::VolumeSpec;
+use crate::store::paths::PathsReport;
+use crate::store::paths::selector::Selector;
+use crate::store::paths::spec::PathSpec;
 use crate::volume::{
     Collected, DiskCacheStatus, Flattened, JournalStatus, MapStatus, SourceStatus, SpaceStatus,
 };
@@ -55,11 +58,32 @@ pub enum Request {
         /// Its new size, in bytes.
         size: u64,
     },
+    /// Show the paths to the store, after a change if one is wanted.
+    Paths {
+        /// What is to be changed.
+        change: Option<PathChange>,
+    },
     /// End in order.
     Detach {
         /// Give up what the store does not take within seconds; end also when in use.
         force: bool,
     },
+}
+
+/// What is to be changed about paths.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PathChange {
+    /// Add this one.
+    Add(PathSpec),
+    /// Remove the one of this name or number.
+    Remove(String),
+    /// Use it again.
+    Enable(String),
+    /// Do not use it.
+    Disable(String),
+    /// Select otherwise.
+    Select(Selector),
 }
 
 /// What is to be done about snapshots.
@@ -118,6 +142,8 @@ pub enum Reply {
         /// The size before, in bytes.
         old_size: u64,
     },
+    /// To a request about paths: all of them.
+    Paths(PathsReport),
     /// To a detach, again and again while it goes on.
     Progress {
         /// What is being done.
@@ -166,6 +192,9 @@ pub struct TargetStatus {
     pub volumes: Vec<VolumeReport>,
     /// What its store was asked, by operation.
     pub store: serde_json::Value,
+    /// The paths to its store, where it has some.
+    #[serde(default)]
+    pub paths: Option<PathsReport>,
 }
 
 /// State of an attached volume at one moment.

@@ -30,6 +30,7 @@ mod in_use;
 pub mod journals;
 mod lock;
 mod orders;
+mod paths;
 mod recovery;
 pub mod rundir;
 mod server;
@@ -41,7 +42,9 @@ mod supervisor;
 mod target;
 
 pub use background::{run_child, spawn};
-pub use control::{Outcome, Phase, SnapshotAction, SnapshotReport, TargetStatus, VolumeReport};
+pub use control::{
+    Outcome, PathChange, Phase, SnapshotAction, SnapshotReport, TargetStatus, VolumeReport,
+};
 pub use rundir::{Held, RunDir, Target as KnownTarget};
 pub use shared::act;
 pub use spec::{

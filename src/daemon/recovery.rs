@@ -167,6 +167,7 @@ async fn open(
             }
         }),
         io_timeout: spec.io_timeout,
+        hopeless: backend.hopeless(),
         watch_every: spec.heartbeat,
         images: Some(Arc::new(Outside)),
         hydrate: !spec.lazy,

@@ -76,6 +76,13 @@ async fn converse(stream: UnixStream, shared: Arc<Shared>, orders: UnboundedSend
             };
             say(&mut write, &reply).await
         }
+        Request::Paths { change } => {
+            let reply = match shared.paths(change).await {
+                Ok(paths) => Reply::Paths(paths),
+                Err(e) => Reply::Refused(e.into()),
+            };
+            say(&mut write, &reply).await
+        }
         Request::Detach { force } => detach(read, &mut write, &orders, force).await,
     };
     if let Err(e) = answered {

@@ -41,6 +41,11 @@ impl Shared {
         self.volumes[0].0.id
     }
 
+    /// The store and its layers.
+    pub(super) fn store(&self) -> &Backend {
+        &self.backend
+    }
+
     pub(super) fn attached(&self) -> Vec<Attached> {
         self.volumes.iter().map(|(attached, _)| attached.clone()).collect()
     }
@@ -211,6 +216,7 @@ impl Shared {
             phase: *self.phase.lock().unwrap_or_else(PoisonError::into_inner),
             volumes: self.volumes.iter().map(report).collect(),
             store: serde_json::to_value(self.backend.metrics()).unwrap_or_default(),
+            paths: self.backend.paths().map(|paths| paths.store().report()),
         }
     }
 }

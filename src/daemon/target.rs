@@ -313,6 +313,7 @@ async fn open(
             profile: spec.profile,
             disk_cache,
             io_timeout: spec.io_timeout,
+            hopeless: backend.hopeless(),
             watch_every: spec.heartbeat,
             images: Some(Arc::new(Outside)),
             hydrate: !spec.lazy,
@@ -349,6 +350,7 @@ async fn open_snapshot(
         disk_cache,
         io_timeout: spec.io_timeout,
         images: Some(Arc::new(Outside)),
+        hopeless: backend.hopeless(),
         ..VolumeOptions::default()
     };
     let (owner, stores) = (Host::local()?.owner(), backend.stores.clone());

@@ -1,18 +1,21 @@
 //! From a store's address to a pool that is ready for use.
 //!
 //! ```text
-//! base store -> (unfenced) -> metrics -> retry with a deadline          setup: answers a user
-//!                                    \-> retry for ever -> hedge        live: serves a device
-//!                                    \-> retry for ever, others first   background
+//! base store -> (paths) -> (unfenced) -> metrics -> retry with a deadline          setup: answers a user
+//!                                               \-> retry for ever -> hedge        live: serves a device
+//!                                               \-> retry for ever, others first   background
 //! ```
-//! All three take turns by one limiter.
+//! All three take turns by one limiter. A bucket is reached by all its paths, which is one path as a
+//! rule; before it is used, they have to show that they lead to one pool.
 
 use super::Pool;
 use crate::error::{ErrorKind, Result};
+use crate::format::keys;
 use crate::store::Store;
 use crate::store::hedge::HedgeStore;
 use crate::store::limit::{Bounds, Class, Limiter};
 use crate::store::metrics::{MetricsSnapshot, MetricsStore};
+use crate::store::paths::s3::S3Paths;
 use crate::store::retry::{RetryPolicy, RetryStore};
 use crate::store::s3::S3Options;
 use crate::store::unfenced::UnfencedStore;
@@ -22,6 +25,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// How long a user waits for an answer of the store before an error.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -38,6 +42,7 @@ pub struct Backend {
     /// The layered store.
     pub stores: Stores,
     metrics: Arc<MetricsStore>,
+    paths: Option<S3Paths>,
 }
 
 /// What [`Backend::create`] does where the store, or the pool in it, is missing.
@@ -50,33 +55,37 @@ pub struct Creation {
 }
 
 impl Backend {
-    /// Opens the pool at `url`. Errors: as [`url::open`] and [`Pool::open`].
+    /// Opens the pool at `url`. Errors: as [`url::open`] and [`Pool::open`]; store, where its paths lead
+    /// to several stores.
     pub async fn open(url: &StoreUrl, s3: &S3Options) -> Result<Backend> {
-        let base = url::open(url, s3).await?;
+        let (base, paths) = reach(url, s3, false).await?;
         let (stores, metrics) = stack(Arc::clone(&base));
         let pool = Pool::open(Arc::clone(&stores.setup)).await?;
         if pool.object().fencing {
-            return Ok(Backend { pool, stores, metrics });
+            return Ok(Backend { pool, stores, metrics, paths });
         }
         tracing::warn!(
             "the pool {url} was made with --unsafe-no-fencing: two owners of one volume destroy it"
         );
         let (stores, metrics) = stack(Arc::new(UnfencedStore::new(base)));
         let pool = Pool::open(Arc::clone(&stores.setup)).await?;
-        Ok(Backend { pool, stores, metrics })
+        Ok(Backend { pool, stores, metrics, paths })
     }
 
     /// Makes a pool at `url`. Errors: as [`url::create`] and [`Pool::init`].
     pub async fn create(url: &StoreUrl, s3: &S3Options, how: Creation) -> Result<Backend> {
         let make = how.bucket || matches!(url, StoreUrl::Dir(_));
-        let base = if make { url::create(url, s3).await? } else { url::open(url, s3).await? };
+        let (base, paths) = reach(url, s3, make).await?;
         let base: Arc<dyn Store> = match how.unsafe_no_fencing {
             true => Arc::new(UnfencedStore::new(base)),
             false => base,
         };
         let (stores, metrics) = stack(base);
         let pool = Pool::init(Arc::clone(&stores.setup), how.unsafe_no_fencing).await?;
-        Ok(Backend { pool, stores, metrics })
+        if let Some(paths) = &paths {
+            paths.store().verify().await?;
+        }
+        Ok(Backend { pool, stores, metrics, paths })
     }
 
     /// Opens the pool at `url`, or makes one where the store (or the directory for it) is there
@@ -89,7 +98,7 @@ impl Backend {
             Err(e) => e,
         };
         if let StoreUrl::S3(_) = url {
-            let (stores, _) = stack(url::open(url, s3).await?);
+            let (stores, _) = stack(reach(url, s3, false).await?.0);
             if stores.setup.list("", None, 1).await.is_err() {
                 return Err(missing);
             }
@@ -100,10 +109,39 @@ impl Backend {
         }
     }
 
+    /// The paths to a bucket.
+    pub fn paths(&self) -> Option<&S3Paths> {
+        self.paths.as_ref()
+    }
+
+    /// True while requests of a device are to fail because no path works; `None` where they wait.
+    pub fn hopeless(&self) -> Option<watch::Receiver<bool>> {
+        let store = self.paths.as_ref()?.store();
+        store.gives_up().then(|| store.hopeless())
+    }
+
     /// What the store was asked so far.
     pub fn metrics(&self) -> MetricsSnapshot {
         self.metrics.snapshot()
     }
+}
+
+/// The store at `url`, by all its paths, which lead to one pool or to none yet; made first if `make`.
+async fn reach(
+    url: &StoreUrl,
+    s3: &S3Options,
+    make: bool,
+) -> Result<(Arc<dyn Store>, Option<S3Paths>)> {
+    let StoreUrl::S3(location) = url else {
+        let base = if make { url::create(url, s3).await? } else { url::open(url, s3).await? };
+        return Ok((base, None));
+    };
+    let paths = S3Paths::open(location.clone(), s3, keys::pool()).await?;
+    if make {
+        paths.ensure_bucket(true).await?;
+    }
+    paths.store().verify().await?;
+    Ok((Arc::new(paths.store().clone()), Some(paths)))
 }
 
 fn stack(base: Arc<dyn Store>) -> (Stores, Arc<MetricsStore>) {

@@ -42,19 +42,24 @@ const SMALL: u64 = 256 << 10;
 /// A quantile is followed by steps: up by the factor `exp(STEP * (1 - TAIL))` for each answer that took
 /// longer than it, down by `exp(-STEP * TAIL)` for each that did not; at rest one in twenty takes longer.
 #[derive(Clone, Copy, Debug)]
-struct Tail {
+pub(super) struct Tail {
     usual: Duration,
     saved: f64,
 }
 
 impl Tail {
-    const NEW: Tail = Tail { usual: AT_FIRST, saved: 1.0 };
+    pub(super) const NEW: Tail = Tail { usual: AT_FIRST, saved: 1.0 };
 
     /// A GET was answered.
-    fn answered(&mut self, took: Duration) {
+    pub(super) fn answered(&mut self, took: Duration) {
         let step = if took > self.usual { STEP * (1.0 - TAIL) } else { -STEP * TAIL };
         self.usual = self.usual.mul_f64(step.exp()).clamp(USUAL_MIN, USUAL_MAX);
         self.saved = (self.saved + TAIL).min(SAVED_MAX);
+    }
+
+    /// What one in twenty takes longer than.
+    pub(super) fn usual(&self) -> Duration {
+        self.usual
     }
 
     /// When a GET is late.

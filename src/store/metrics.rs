@@ -51,6 +51,13 @@ pub struct LatencySnapshot {
 }
 
 impl LatencySnapshot {
+    /// Adds what another histogram counts.
+    pub fn merge(&mut self, other: &LatencySnapshot) {
+        self.sum_us = self.sum_us.saturating_add(other.sum_us);
+        self.log2_us.resize(self.log2_us.len().max(other.log2_us.len()), 0);
+        self.log2_us.iter_mut().zip(&other.log2_us).for_each(|(sum, count)| *sum += count);
+    }
+
     /// An upper bound of the latency that a share `quantile` (0 to 1) of the requests kept; `None`
     /// where there was none.
     pub fn quantile(&self, quantile: f64) -> Option<Duration> {

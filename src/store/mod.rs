@@ -16,8 +16,8 @@
 //!   The `retry` layer settles that for creates by reading the object back.
 //! * **Cancellation**: dropping a future abandons the request; it may still take effect.
 //!
-//! Layers wrap a store and are stores themselves: `retry`, `metrics`, `fault`. From the outside in,
-//! the order is retry, metrics, store: metrics count attempts. All that reach one store share a
+//! Layers wrap a store and are stores themselves: `retry`, `metrics`, `paths`, `fault`. From the outside
+//! in, the order is retry, metrics, paths, store: metrics count attempts, each by one or more paths. All that reach one store share a
 //! [`limit::Limiter`], which gives each attempt its turn.
 
 pub mod dir;
@@ -26,6 +26,7 @@ pub mod hedge;
 pub mod limit;
 pub mod memory;
 pub mod metrics;
+pub mod paths;
 pub mod probe;
 pub mod retry;
 pub mod s3;
@@ -65,7 +66,7 @@ impl fmt::Display for Key {
 }
 
 /// Which bytes of an object to get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GetRange {
     /// The whole object.
     All,

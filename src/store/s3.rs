@@ -18,9 +18,11 @@ mod connect;
 mod delete;
 mod errors;
 mod location;
+mod pinned;
 
 pub use location::S3Location;
 
+use super::paths::s3::PathOptions;
 use super::{
     GetRange, Key, ListPage, MAX_PAGE, ObjectInfo, Op, Store, StoreError, StoreErrorKind,
     StoreResult,
@@ -33,6 +35,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
 use std::fmt;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -57,6 +60,12 @@ pub struct S3Options {
     pub answer_timeout: Duration,
     /// The slowest transfer that is waited for, in bytes a second.
     pub min_rate: u64,
+    /// The address to connect to, whatever the name of the server stands for.
+    pub address: Option<IpAddr>,
+    /// The network interface to connect by.
+    pub interface: Option<String>,
+    /// What is known to [`super::paths::s3`]; one `S3Store` is one path.
+    pub paths: PathOptions,
 }
 
 impl Default for S3Options {
@@ -68,6 +77,9 @@ impl Default for S3Options {
             connect_timeout: Duration::from_secs(5),
             answer_timeout: Duration::from_secs(15),
             min_rate: 256 * 1024,
+            address: None,
+            interface: None,
+            paths: PathOptions::default(),
         }
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// What the engine takes from outside.
 #[derive(Clone, Debug)]
@@ -119,6 +120,9 @@ pub struct VolumeOptions {
     pub images: Option<Arc<dyn Images>>,
     /// What nobody asks for is fetched from the volume's source too, little by little.
     pub hydrate: bool,
+    /// While this is true no path to the store works, and requests that wait for it fail; as with
+    /// `io_timeout`, the device goes on.
+    pub hopeless: Option<watch::Receiver<bool>>,
 }
 
 impl Default for VolumeOptions {
@@ -143,6 +147,7 @@ impl Default for VolumeOptions {
             io_timeout: None,
             images: None,
             hydrate: false,
+            hopeless: None,
         }
     }
 }

@@ -14,6 +14,7 @@ mod gate;
 mod journal;
 mod mistakes;
 mod outage;
+mod paths;
 mod program;
 mod reader;
 #[path = "../support/s3.rs"]

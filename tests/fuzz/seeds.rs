@@ -85,11 +85,16 @@ fn texts() -> Vec<Seed> {
         format!(
             r#"{{"version":1,"pid":1,"pid_start":2,"boot":"b","since_ms":3,"store":"file:///srv","frontend":"nbd","dev_id":null,"volumes":[{{"id":"{ID}","name":"data","device":"nbd+unix:///data?socket=/s","link":null,"read_only":true}}]}}"#
         ),
+        r#"{"version":1,"message":{"paths":{"change":{"add":"http://a,priority=2,interface=eth0"}}}}"#.to_owned(),
+        r#"{"version":1,"message":{"paths":{"change":{"select":"queue-length"}}}}"#.to_owned(),
+        r#"{"version":1,"message":{"paths":{"selector":"round-robin","failback":"30","no_path_retry":"queue","group":1,"paths":[{"id":1,"name":"http://a","priority":1,"weight":1,"state":"marginal","for_ms":5,"in_use":true,"requests":9,"in_flight":1,"cancelled":0,"errors":{"unavailable":2},"bytes":4096,"average_us":[100,null],"p50_us":64,"p99_us":null,"latency":{"sum_us":900,"log2_us":[0,9]},"last_error":"no answer"}]}}}"#.to_owned(),
+        r#"{"version":1,"message":{"location":{"url":"file:///srv","endpoint_url":["http://a","http://b"],"region":null,"paths":{"failback":"manual"}},"volumes":["data"],"read_only":false,"takeover":true,"cache_bytes":1,"door":{"ublk":{"queues":1,"depth":64}}}}"#.to_owned(),
     ];
     let settings = [
         "store = 's3://disks/pool'\nregion = 'eu-1'\n".to_owned(),
         "# a comment\nbucket = \"disks\"\nprefix = \"a/b\"\nendpoint-url = \"\"\"\nhttp://[::1]:7480\"\"\"\n".to_owned(),
         "[table]\nkey = [1, 2.5, true, 1979-05-27T07:32:00Z, { a = 'b' }]\n".to_owned(),
+        "endpoint-url = ['http://a', 'http://b,weight=2']\nno-path-retry = 5\npath-selector = 'queue-length'\n".to_owned(),
     ];
     let names = ["data-1.img", ID, "00000000000000ff", "ffffffffffffff00-0000000000000003"];
     let sizes = ["512", "64k", "10GiB", "2tb", "16383P", "1.5G"];

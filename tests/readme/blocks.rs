@@ -33,6 +33,8 @@ pub fn script(infos: &[&str], bucket: &str, endpoint: &str) -> String {
         assert!(script.contains(example), "README.md does not say {example}");
         script = script.replace(example, real);
     }
+    // Another way to the same server.
+    script = script.replace("https://rgw2.example.org", &format!("{endpoint}/"));
     let commands = script.lines().filter(|line| !line.starts_with("make "));
     let commands: Vec<&str> = commands.collect();
     format!("PS4='+ $SECONDS s: '\nset -euxo pipefail\n{}\n", commands.join("\n"))

@@ -43,6 +43,8 @@ enum Order {
     Answer(u16, &'static str),
     /// Every connection is reset once it asks for something.
     Cut,
+    /// Nothing arrives any more, in either direction.
+    Silent,
 }
 
 /// What went through a proxy for a while.
@@ -183,6 +185,12 @@ impl FaultProxy {
         *lock(&self.state.order) = if cut { Order::Cut } else { Order::None };
     }
 
+    /// From now on whatever is sent is lost, and what is on its way, as where packets are dropped; or it is
+    /// carried again. What was lost stays lost.
+    pub fn silence(&self, silent: bool) {
+        *lock(&self.state.order) = if silent { Order::Silent } else { Order::None };
+    }
+
     /// From now on the server takes so many requests at once and says SlowDown to the others.
     pub fn crowd(&self, room: usize) {
         *lock(&self.state.room) = room;
@@ -269,10 +277,11 @@ impl State {
             };
             *lock(&self.requests) += 1;
             lock(&self.traffic).arrivals.push(Instant::now());
-            let cut = matches!(*lock(&self.order), Order::Cut);
-            let then = match cut {
-                true => Ok(Then::IsReset),
-                false => self.attend(&mut client, &mut server, head).await,
+            let order = lock(&self.order).clone();
+            let then = match order {
+                Order::Cut => Ok(Then::IsReset),
+                Order::Silent => gone(&mut client).await,
+                _ => self.attend(&mut client, &mut server, head).await,
             };
             if !matches!(then, Ok(Then::Goes)) {
                 client.get_ref().set_zero_linger()?;
@@ -391,6 +400,9 @@ impl State {
     }
 
     async fn reply(&self, client: &mut Stream, reply: &Reply) -> io::Result<Then> {
+        if matches!(*lock(&self.order), Order::Silent) {
+            return gone(client).await;
+        }
         reply.send_head(client).await?;
         for part in reply.body().chunks(64 << 10) {
             self.pace(1, part.len()).await;

@@ -4,11 +4,13 @@ mod diff;
 mod open;
 mod transfer;
 mod trash;
+mod path;
 
 pub(super) use diff::{Copy, Diff, ExportDiff, ImportDiff};
 pub(super) use open::Open;
 pub(super) use transfer::{Export, Import};
 pub(super) use trash::{Delete, Empty, Trash};
+pub(super) use path::Path;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -41,12 +43,24 @@ pub(in crate::cli) struct Global {
     /// The prefix of all objects in the bucket
     #[arg(long, global = true, value_name = "P", help_heading = "Store")]
     pub(in crate::cli) prefix: Option<String>,
-    /// The S3 server, if it is not Amazon's [env: OBJBLK_ENDPOINT_URL]
+    /// The S3 server, if it is not Amazon's [env: OBJBLK_ENDPOINT_URL]; again for each path to the store:
+    /// URL[,priority=N][,weight=N][,interface=NAME][,expand=no]
     #[arg(long, global = true, value_name = "URL", help_heading = "Store")]
-    pub(in crate::cli) endpoint_url: Option<String>,
+    pub(in crate::cli) endpoint_url: Vec<String>,
     /// The S3 region [env: OBJBLK_REGION]
     #[arg(long, global = true, value_name = "R", help_heading = "Store")]
     pub(in crate::cli) region: Option<String>,
+    /// Which of several paths takes a request: round-robin, queue-length, service-time,
+    /// historical-service-time
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Store")]
+    pub(in crate::cli) path_selector: Option<String>,
+    /// While no path works: queue, a device's requests wait; fail, they fail with EIO; N, they do after
+    /// N checks
+    #[arg(long, global = true, value_name = "queue|fail|N", help_heading = "Store")]
+    pub(in crate::cli) no_path_retry: Option<String>,
+    /// When paths of a higher priority are used again: immediate, manual, or after so many seconds
+    #[arg(long, global = true, value_name = "WHEN", help_heading = "Store")]
+    pub(in crate::cli) path_failback: Option<String>,
     /// The configuration file, instead of ~/.config/objblk/config.toml and /etc/objblk/config.toml
     #[arg(long, global = true, value_name = "FILE", help_heading = "Store")]
     pub(in crate::cli) config: Option<PathBuf>,
@@ -147,6 +161,9 @@ pub(in crate::cli) enum Verb {
     /// List, restore and remove deleted volumes
     #[command(subcommand)]
     Trash(Trash),
+    /// Show and change the paths by which attached volumes reach their store, also under I/O
+    #[command(subcommand)]
+    Path(Path),
     /// Make or show a pool
     #[command(subcommand)]
     Pool(Pool),

@@ -1,6 +1,6 @@
 //! From options and the AWS environment to a client: credentials, region, endpoint, limits.
 
-use super::{Path, S3Location, S3Options, S3Store};
+use super::{Path, S3Location, S3Options, S3Store, pinned};
 use crate::error::{Error, Result};
 use crate::store::{Op, StoreErrorKind, StoreResult};
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -66,6 +66,10 @@ impl S3Store {
         if let Some(url) = &options.endpoint_url {
             loader = loader.endpoint_url(url);
         }
+        if options.address.is_some() || options.interface.is_some() {
+            let client = pinned::client(options.address, options.interface.clone());
+            loader = loader.http_client(client);
+        }
         let shared = loader.load().await;
         let endpoint = options.endpoint_url.clone().or_else(|| configured_endpoint(&shared));
         let config = aws_sdk_s3::config::Builder::from(&shared)
@@ -75,7 +79,7 @@ impl S3Store {
             .build();
         let path = Path {
             location,
-            server: endpoint.clone().unwrap_or_else(|| format!("Amazon S3 in {region}")),
+            server: server(options, endpoint.as_deref(), &region),
             has_endpoint: endpoint.is_some(),
             region: region.to_string(),
             answer_timeout: options.answer_timeout,
@@ -83,6 +87,15 @@ impl S3Store {
             single_deletes: false.into(),
         };
         Ok(S3Store { client: Client::from_conf(config), path: Arc::new(path) })
+    }
+}
+
+/// The server in words.
+fn server(options: &S3Options, endpoint: Option<&str>, region: &Region) -> String {
+    let name = endpoint.map_or_else(|| format!("Amazon S3 in {region}"), str::to_owned);
+    match options.address {
+        Some(address) => format!("{name} ({address})"),
+        None => name,
     }
 }
 
