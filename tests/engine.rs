@@ -54,10 +54,10 @@ mod scale;
 mod script;
 #[path = "engine/snapshots.rs"]
 mod snapshots;
-#[path = "support/sums.rs"]
-mod sums;
 #[path = "engine/source.rs"]
 mod source;
+#[path = "support/sums.rs"]
+mod sums;
 #[path = "engine/trash.rs"]
 mod trash;
 #[path = "engine/trash_races.rs"]

@@ -13,7 +13,7 @@ use crate::format::snapshot::SnapshotEntry;
 use crate::format::stream::StreamHeader;
 use crate::pool::backend::Backend;
 use crate::pool::{VolumeName, VolumeSpec};
-use crate::settings::{Location, Named};
+use crate::settings::{Endpoints, Location, Named};
 use crate::store::url::StoreUrl;
 use crate::transfer::progress::Progress;
 use crate::transfer::stream::{Incoming, Received, receive, send};
@@ -63,7 +63,11 @@ fn destination(context: &Context, copy: &args::Copy) -> Result<Location> {
     };
     let named = Named {
         store: Some(copy.to.clone()),
-        endpoint_url: unless(&copy.to_endpoint_url, &global.endpoint_url),
+        endpoint_url: Endpoints(match &copy.to_endpoint_url {
+            Some(own) => vec![own.clone()],
+            None if is_s3 => global.endpoint_url.clone(),
+            None => Vec::new(),
+        }),
         region: unless(&copy.to_region, &global.region),
         ..Named::default()
     };

@@ -263,12 +263,20 @@ impl Filling<'_> {
             force: false,
         });
         let removed = match by {
-            Ok(by) => self.backend.pool.delete(name, by).await.map(drop),
+            Ok(by) => self.remove(&by).await,
             Err(e) => Err(e),
         };
         match removed {
             Ok(()) => error.hint("nothing of it is left"),
             Err(_) => error.hint(format!("remove what is left with `objblk delete {name}`")),
+        }
+    }
+
+    async fn remove(&self, by: &Executioner) -> Result<()> {
+        let pool = &self.backend.pool;
+        match pool.import_to_delete(self.name).await? {
+            Some(import) => pool.delete_import(self.name, &import, by).await.map(drop),
+            None => Ok(()),
         }
     }
 }

@@ -4,9 +4,9 @@ use super::{Context, render, size};
 use crate::daemon::client;
 use crate::daemon::{Attached, KnownTarget, RunDir, TargetStatus, VolumeReport};
 use crate::error::Result;
-use crate::volume::{DiskCacheStatus, JournalStatus, MapStatus, SourceStatus, SpaceStatus};
 use crate::store::paths::PathsReport;
 use crate::store::paths::state::Condition;
+use crate::volume::{DiskCacheStatus, JournalStatus, MapStatus, SourceStatus, SpaceStatus};
 use serde::Serialize;
 
 /// An attached volume.

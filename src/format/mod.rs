@@ -79,8 +79,8 @@ pub mod profile;
 pub mod received;
 pub mod record;
 pub mod snapshot;
-pub mod stream;
 pub mod source;
+pub mod stream;
 pub mod volume;
 
 pub use codec::{FormatError, FormatResult};

@@ -23,10 +23,10 @@ mod s3_pool;
 #[path = "../support/reader.rs"]
 mod script;
 mod snapshots;
-mod transfer;
+mod source;
 #[path = "../support/sums.rs"]
 mod sums;
-mod source;
+mod transfer;
 mod trash;
 mod verbs;
 mod web;

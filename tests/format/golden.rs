@@ -11,7 +11,8 @@ use objblk::format::keys::MapObjectId;
 use objblk::format::map_object::{ItemKind, parse_directory};
 use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
 use objblk::format::pool::{
-    ImportObject, NameObject, PoolObject, TombstoneObject, TrashEntry, TrashStep, end_json, parse_json,
+    ImportObject, NameObject, PoolObject, TombstoneObject, TrashEntry, TrashStep, end_json,
+    parse_json,
 };
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;

@@ -14,8 +14,8 @@ use objblk::format::page::{
     ChunkPage, ChunkUse, Extent, ItemRef, Location, encode_chunk_page, encode_leaf, encode_map_page,
 };
 use objblk::format::pool::{
-    ImportObject, NameObject, PoolKind, PoolObject, TRASH_VERSION, TombstoneObject, TrashEntry, TrashStep,
-    encode_json,
+    ImportObject, NameObject, PoolKind, PoolObject, TRASH_VERSION, TombstoneObject, TrashEntry,
+    TrashStep, encode_json,
 };
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;

@@ -2,15 +2,15 @@
 
 mod diff;
 mod open;
+mod path;
 mod transfer;
 mod trash;
-mod path;
 
 pub(super) use diff::{Copy, Diff, ExportDiff, ImportDiff};
 pub(super) use open::Open;
+pub(super) use path::Path;
 pub(super) use transfer::{Export, Import};
 pub(super) use trash::{Delete, Empty, Trash};
-pub(super) use path::Path;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;

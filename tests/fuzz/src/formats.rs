@@ -17,7 +17,8 @@ use objblk::format::page::{
     parse_map_page,
 };
 use objblk::format::pool::{
-    ImportObject, NameObject, PoolObject, TombstoneObject, TrashEntry, encode_json, end_json, parse_json,
+    ImportObject, NameObject, PoolObject, TombstoneObject, TrashEntry, encode_json, end_json,
+    parse_json,
 };
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
