@@ -51,7 +51,7 @@ pub async fn fill_from_qcow2<D: BlockDevice>(
 
 /// Copies the device into a new qcow2 image at `file`, compressed or not.
 ///
-/// Errors: failed, where there is no qemu-img, or it cannot write there; those of [`read_error`].
+/// Errors: failed, where there is no qemu-img, or it cannot write there; corrupt, where the device cannot be read.
 ///
 /// Cancellation: ends qemu-img; the file is unfinished.
 pub async fn save_as_qcow2<D: BlockDevice>(

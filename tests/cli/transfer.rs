@@ -242,7 +242,7 @@ fn qcow2_both_ways() {
             &["compare", "-q", "-f", "qcow2", "-F", "qcow2", text(&image), text(&out)],
         );
         assert!(fs::metadata(&out).unwrap().len() < 7 * MIB);
-        assert_eq!(home.path(&format!("{}.partial", args[0])).exists(), false);
+        assert!(!home.path(&format!("{}.partial", args[0])).exists());
     }
     // Through a pipe it is kept in a file meanwhile.
     let mut command = home.command(&["import", "-", "piped"]);
