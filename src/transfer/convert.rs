@@ -23,6 +23,34 @@ const EXPORT: &str = "volume";
 #[derive(Clone, Copy, Debug)]
 pub struct Meeting<'a>(pub &'a Path);
 
+/// Exit code of `qemu-img check` for an image that merely wastes space.
+const LEAKS: i32 = 3;
+
+/// Looks whether the tables of the qcow2 image at `path`, which goes by `name`, are whole: of one that was cut
+/// off, `qemu-img convert` would take the rest for zeros.
+///
+/// Errors: usage, where they are not; failed, where there is no qemu-img.
+pub(super) async fn verify_qcow2(path: &Path, name: &str) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command.arg("check").arg(format!("json:{}", qcow2(path)));
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = program::output(&mut command, "qemu-img").await?;
+    if output.status.success() || output.status.code() == Some(LEAKS) {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let error = Error::usage(format!("the qcow2 image {name} is damaged or incomplete"));
+    Err(error
+        .because(said.lines().next().unwrap_or("qemu-img check fails").to_owned())
+        .hint("get it again, or look at it with `qemu-img check`"))
+}
+
+/// The image at `path`, in the words of QEMU. Whatever its header says, no other file is opened.
+fn qcow2(path: &Path) -> serde_json::Value {
+    let file = json!({ "driver": "file", "filename": path });
+    json!({ "driver": "qcow2", "file": file, "backing": null })
+}
+
 /// Copies the qcow2 image at `image` to the device, from the byte `from` on. What it wrote is not durable yet.
 ///
 /// Errors: failed, where there is no qemu-img, or it cannot read the image; those of the device.
@@ -36,10 +64,7 @@ pub async fn fill_from_qcow2<D: BlockDevice>(
 ) -> Result<()> {
     let from = Sector(from / SECTOR_SIZE);
     let watched = Watched::new(Arc::clone(device), from, Arc::clone(progress));
-    // Whatever its header says, no other file is opened.
-    let file = json!({ "driver": "file", "filename": image });
-    let qcow2 = json!({ "driver": "qcow2", "file": file, "backing": null });
-    let source = json!({ "driver": "raw", "offset": from.bytes(), "file": qcow2 });
+    let source = json!({ "driver": "raw", "offset": from.bytes(), "file": qcow2(image) });
     let arguments = |uri: &str| {
         // What is not written has never been: it is zero.
         let fixed = ["-n", "--target-is-zero", "-O", "raw"].map(str::to_owned);

@@ -1,5 +1,6 @@
 //! What an image is imported from, found by what the user called it.
 
+use super::convert::verify_qcow2;
 use super::image::{Format, HEAD, Qcow2, detect};
 use super::progress::Progress;
 use super::source::{LocalFile, Source};
@@ -101,7 +102,7 @@ impl Origin {
             return from_web(what, given, progress).await;
         }
         match LocalFile::open(Path::new(what))? {
-            Ok(file) => from_file(what, given, file),
+            Ok(file) => from_file(what, given, file).await,
             Err(pipe) => {
                 let stream = Box::new(tokio::fs::File::from_std(pipe));
                 streamed(what, given, (stream, None), None, progress).await
@@ -110,7 +111,7 @@ impl Origin {
     }
 }
 
-fn from_file(what: &str, given: Option<Format>, file: LocalFile) -> Result<Origin> {
+async fn from_file(what: &str, given: Option<Format>, file: LocalFile) -> Result<Origin> {
     let head = file.head()?;
     let format = given.map_or_else(|| detect(what, &head), Ok)?;
     let fingerprint = file.fingerprint(format.name());
@@ -174,6 +175,7 @@ async fn streamed(
     if length.is_some_and(|length| length != spool.size()) {
         return Err(Error::failed(format!("{name} ends too early")));
     }
+    verify_qcow2(&spool.path(), name).await?;
     let contents = Contents::Qcow2(ImageFile::Spooled(spool));
     Ok(Origin { shown, size: Some(size), fingerprint: None, contents })
 }

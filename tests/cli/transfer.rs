@@ -281,12 +281,12 @@ fn qcow2_that_cannot_be_imported() {
         ],
     );
     home.run(&["import", text(&secret), "disk"]).refuses(USAGE, "is encrypted");
-    // Only qemu-img finds out.
-    let torn = home.path("torn.qcow2");
-    let bytes = fs::read(&base).unwrap();
-    fs::write(&torn, &bytes[..100_000]).unwrap();
-    home.run(&["import", text(&torn), "disk"]).fails(1, "cannot copy");
-    home.run(&["delete", "disk", "--yes"]).ok();
+    // What is missing of it would be zeros.
+    let (torn, bytes) = (home.path("torn.qcow2"), fs::read(&base).unwrap());
+    for len in [100_000, bytes.len() / 2] {
+        fs::write(&torn, &bytes[..len]).unwrap();
+        home.run(&["import", text(&torn), "disk"]).refuses(USAGE, "is damaged or incomplete");
+    }
     assert!(is_empty(&home), "{:?}", home.objects());
     let mut without = home.command(&["import", text(&base), "disk"]);
     let out = without.env("PATH", "/nonexistent").output().unwrap();
