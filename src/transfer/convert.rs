@@ -3,6 +3,7 @@
 //! that was cut off can go on.
 
 use super::export::read_error;
+use super::image::Qcow2;
 use super::program;
 use super::progress::Progress;
 use super::watched::Watched;
@@ -26,23 +27,31 @@ pub struct Meeting<'a>(pub &'a Path);
 /// Exit code of `qemu-img check` for an image that merely wastes space.
 const LEAKS: i32 = 3;
 
-/// Looks whether the tables of the qcow2 image at `path`, which goes by `name`, are whole: of one that was cut
-/// off, `qemu-img convert` would take the rest for zeros.
+/// Looks whether the tables of the qcow2 image at `path`, which goes by `name`, are whole, and whether it ends
+/// where they say, but for less than a cluster: of one that was cut off, `qemu-img convert` would take the rest
+/// for zeros.
 ///
-/// Errors: usage, where they are not; failed, where there is no qemu-img.
-pub(super) async fn verify_qcow2(path: &Path, name: &str) -> Result<()> {
+/// Errors: usage, where that is not so; failed, where there is no qemu-img.
+pub(super) async fn verify_qcow2(path: &Path, name: &str, header: &Qcow2) -> Result<()> {
     let mut command = Command::new("qemu-img");
-    command.arg("check").arg(format!("json:{}", qcow2(path)));
+    command.args(["check", "--output=json"]).arg(format!("json:{}", qcow2(path)));
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = program::output(&mut command, "qemu-img").await?;
-    if output.status.success() || output.status.code() == Some(LEAKS) {
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let end = report["image-end-offset"].as_u64().unwrap_or_default();
+    let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let is_cut_off = length > 0 && end >= length.saturating_add(header.cluster);
+    let is_whole = output.status.success() || output.status.code() == Some(LEAKS);
+    if is_whole && !is_cut_off {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
     let error = Error::usage(format!("the qcow2 image {name} is damaged or incomplete"));
-    Err(error
-        .because(said.lines().next().unwrap_or("qemu-img check fails").to_owned())
-        .hint("get it again, or look at it with `qemu-img check`"))
+    let said = String::from_utf8_lossy(&output.stderr);
+    let error = match said.lines().next() {
+        Some(why) => error.because(why.to_owned()),
+        None => error,
+    };
+    Err(error.hint("get it again, or look at it with `qemu-img check`"))
 }
 
 /// The image at `path`, in the words of QEMU. Whatever its header says, no other file is opened.

@@ -117,7 +117,11 @@ async fn from_file(what: &str, given: Option<Format>, file: LocalFile) -> Result
     let fingerprint = file.fingerprint(format.name());
     let (size, contents) = match format {
         Format::Raw => (file.size(), Contents::Raw(Arc::new(Source::File(Arc::new(file))))),
-        Format::Qcow2 => (Qcow2::parse(what, &head)?.size, Contents::Qcow2(ImageFile::Local(file))),
+        Format::Qcow2 => {
+            let header = Qcow2::parse(what, &head)?;
+            verify_qcow2(&file.path(), what, &header).await?;
+            (header.size, Contents::Qcow2(ImageFile::Local(file)))
+        }
     };
     Ok(Origin { shown: what.into(), size: Some(size), fingerprint, contents })
 }
@@ -167,7 +171,7 @@ async fn streamed(
         let contents = Contents::Stream(stream, download);
         return Ok(Origin { shown, size: length, fingerprint: None, contents });
     }
-    let size = Qcow2::parse(name, &head)?.size;
+    let header = Qcow2::parse(name, &head)?;
     let spool = Spool::of(&mut Cursor::new(head).chain(stream), &progress(length)).await?;
     if let Some(download) = download {
         download.end().await?;
@@ -175,7 +179,7 @@ async fn streamed(
     if length.is_some_and(|length| length != spool.size()) {
         return Err(Error::failed(format!("{name} ends too early")));
     }
-    verify_qcow2(&spool.path(), name).await?;
+    verify_qcow2(&spool.path(), name, &header).await?;
     let contents = Contents::Qcow2(ImageFile::Spooled(spool));
-    Ok(Origin { shown, size: Some(size), fingerprint: None, contents })
+    Ok(Origin { shown, size: Some(header.size), fingerprint: None, contents })
 }

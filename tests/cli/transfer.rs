@@ -282,13 +282,15 @@ fn qcow2_that_cannot_be_imported() {
     );
     home.run(&["import", text(&secret), "disk"]).refuses(USAGE, "is encrypted");
     // What is missing of it would be zeros.
-    let (torn, bytes) = (home.path("torn.qcow2"), fs::read(&base).unwrap());
-    for len in [100_000, bytes.len() / 2] {
-        fs::write(&torn, &bytes[..len]).unwrap();
+    let (torn, small) = (home.path("torn.qcow2"), home.path("small.qcow2"));
+    tool("qemu-img", &["convert", "-O", "qcow2", "-c", text(&base), text(&small)]);
+    let (base, small) = (fs::read(&base).unwrap(), fs::read(&small).unwrap());
+    for bytes in [&base[..100_000], &base[..base.len() / 2], &small[..small.len() / 2]] {
+        fs::write(&torn, bytes).unwrap();
         home.run(&["import", text(&torn), "disk"]).refuses(USAGE, "is damaged or incomplete");
     }
     assert!(is_empty(&home), "{:?}", home.objects());
-    let mut without = home.command(&["import", text(&base), "disk"]);
+    let mut without = home.command(&["import", text(&torn), "disk"]);
     let out = without.env("PATH", "/nonexistent").output().unwrap();
     let said = String::from_utf8(out.stderr).unwrap();
     assert!(
