@@ -82,7 +82,7 @@ async fn write(
     let length = device.geometry().size.bytes();
     let data = match (&mut place, format) {
         (Place::File(partial), Format::Qcow2) => {
-            save_as_qcow2(device, (partial.path(), compress), (meeting, progress)).await?;
+            save_as_qcow2(device, (partial.unfinished(), compress), (meeting, progress)).await?;
             None
         }
         (Place::File(partial), _) => {

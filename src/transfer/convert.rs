@@ -3,6 +3,7 @@
 //! that was cut off can go on.
 
 use super::export::read_error;
+use super::image::Qcow2;
 use super::program;
 use super::progress::Progress;
 use super::watched::Watched;
@@ -23,6 +24,42 @@ const EXPORT: &str = "volume";
 #[derive(Clone, Copy, Debug)]
 pub struct Meeting<'a>(pub &'a Path);
 
+/// Exit code of `qemu-img check` for an image that merely wastes space.
+const LEAKS: i32 = 3;
+
+/// Looks whether the tables of the qcow2 image at `path`, which goes by `name`, are whole, and whether it ends
+/// where they say, but for less than a cluster: of one that was cut off, `qemu-img convert` would take the rest
+/// for zeros.
+///
+/// Errors: usage, where that is not so; failed, where there is no qemu-img.
+pub(super) async fn verify_qcow2(path: &Path, name: &str, header: &Qcow2) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command.args(["check", "--output=json"]).arg(format!("json:{}", qcow2(path)));
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = program::output(&mut command, "qemu-img").await?;
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let end = report["image-end-offset"].as_u64().unwrap_or_default();
+    let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let is_cut_off = length > 0 && end >= length.saturating_add(header.cluster);
+    let is_whole = output.status.success() || output.status.code() == Some(LEAKS);
+    if is_whole && !is_cut_off {
+        return Ok(());
+    }
+    let error = Error::usage(format!("the qcow2 image {name} is damaged or incomplete"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    let error = match said.lines().next() {
+        Some(why) => error.because(why.to_owned()),
+        None => error,
+    };
+    Err(error.hint("get it again, or look at it with `qemu-img check`"))
+}
+
+/// The image at `path`, in the words of QEMU. Whatever its header says, no other file is opened.
+fn qcow2(path: &Path) -> serde_json::Value {
+    let file = json!({ "driver": "file", "filename": path });
+    json!({ "driver": "qcow2", "file": file, "backing": null })
+}
+
 /// Copies the qcow2 image at `image` to the device, from the byte `from` on. What it wrote is not durable yet.
 ///
 /// Errors: failed, where there is no qemu-img, or it cannot read the image; those of the device.
@@ -36,10 +73,7 @@ pub async fn fill_from_qcow2<D: BlockDevice>(
 ) -> Result<()> {
     let from = Sector(from / SECTOR_SIZE);
     let watched = Watched::new(Arc::clone(device), from, Arc::clone(progress));
-    // Whatever its header says, no other file is opened.
-    let file = json!({ "driver": "file", "filename": image });
-    let qcow2 = json!({ "driver": "qcow2", "file": file, "backing": null });
-    let source = json!({ "driver": "raw", "offset": from.bytes(), "file": qcow2 });
+    let source = json!({ "driver": "raw", "offset": from.bytes(), "file": qcow2(image) });
     let arguments = |uri: &str| {
         // What is not written has never been: it is zero.
         let fixed = ["-n", "--target-is-zero", "-O", "raw"].map(str::to_owned);
@@ -51,7 +85,7 @@ pub async fn fill_from_qcow2<D: BlockDevice>(
 
 /// Copies the device into a new qcow2 image at `file`, compressed or not.
 ///
-/// Errors: failed, where there is no qemu-img, or it cannot write there; those of [`read_error`].
+/// Errors: failed, where there is no qemu-img, or it cannot write there; corrupt, where the device cannot be read.
 ///
 /// Cancellation: ends qemu-img; the file is unfinished.
 pub async fn save_as_qcow2<D: BlockDevice>(

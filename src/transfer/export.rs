@@ -1,6 +1,6 @@
 //! Writing a device out: to a file or a block device, with holes as holes, or to a stream.
 //!
-//! Pieces are read in parallel, within a [`Window`]; what the device knows to be a hole is not read, and what
+//! Pieces are read in parallel, within a `Window`; what the device knows to be a hole is not read, and what
 //! is read and zero is not written where it is zero already.
 
 use super::progress::Progress;
@@ -35,7 +35,7 @@ pub enum Sink<'a> {
 
 /// Copies the device to `sink`. Returns the bytes that were not zero.
 ///
-/// Errors: failed, where the sink takes no more; those of [`read_error`].
+/// Errors: failed, where the sink takes no more; corrupt, where the device cannot be read.
 ///
 /// Cancellation: what was written stays.
 pub async fn save<D: BlockDevice>(

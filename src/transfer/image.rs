@@ -74,6 +74,8 @@ const QCOW2_MAGIC: &[u8] = b"QFI\xfb";
 pub struct Qcow2 {
     /// Size of the disk, in bytes.
     pub size: u64,
+    /// Size of a cluster, in bytes.
+    pub cluster: u64,
 }
 
 impl Qcow2 {
@@ -115,9 +117,13 @@ impl Qcow2 {
                 "look at it with `qemu-img check`, and repair it with `qemu-img check -r all`",
             ));
         }
+        let cluster = match u32_at(20)? {
+            bits @ 9..=21 => 1 << bits,
+            bits => return Err(refuse(&format!("has clusters of 2^{bits} bytes"))),
+        };
         match u64_at(24)? {
             0 => Err(refuse("has no size")),
-            size => Ok(Qcow2 { size }),
+            size => Ok(Qcow2 { size, cluster }),
         }
     }
 }
@@ -129,6 +135,7 @@ mod tests {
     fn qcow2(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
         let mut head = vec![0; 112];
         head[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        head[23] = 16;
         head[24..32].copy_from_slice(&(1u64 << 30).to_be_bytes());
         change(&mut head);
         head
@@ -150,7 +157,8 @@ mod tests {
     #[test]
     fn qcow2_headers() {
         let refused = |head: &[u8]| Qcow2::parse("x", head).unwrap_err().to_string();
-        assert_eq!(Qcow2::parse("x", &qcow2(|_| ())).unwrap().size, 1 << 30);
+        let expected = Qcow2 { size: 1 << 30, cluster: 64 << 10 };
+        assert_eq!(Qcow2::parse("x", &qcow2(|_| ())).unwrap(), expected);
         assert_eq!(Qcow2::parse("x", &qcow2(|h| h[7] = 2)).unwrap().size, 1 << 30);
         for (at, value, why) in [
             (7, 9, "has version 9"),
@@ -158,6 +166,7 @@ mod tests {
             (35, 2, "is encrypted"),
             (79, 4, "keeps its data in another file"),
             (79, 2, "is marked as corrupt"),
+            (23, 64, "has clusters of 2^64 bytes"),
         ] {
             let text = refused(&qcow2(|h| h[at] = value));
             assert!(text.contains(why), "{text}");

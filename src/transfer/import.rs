@@ -1,7 +1,7 @@
 //! Filling a new volume: from an image that can be read anywhere, or from a stream.
 //!
 //! The volume has never held anything, so what is zero is left out. Pieces are read, looked through and
-//! written in parallel, within a [`Window`]: as the volume is, after any crash, a prefix of what was written,
+//! written in parallel, within a `Window`: as the volume is, after any crash, a prefix of what was written,
 //! a copy can go on a window before the last data that it finds ([`resume_point`]).
 
 use super::progress::Progress;

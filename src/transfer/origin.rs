@@ -1,5 +1,6 @@
 //! What an image is imported from, found by what the user called it.
 
+use super::convert::verify_qcow2;
 use super::image::{Format, HEAD, Qcow2, detect};
 use super::progress::Progress;
 use super::source::{LocalFile, Source};
@@ -101,7 +102,7 @@ impl Origin {
             return from_web(what, given, progress).await;
         }
         match LocalFile::open(Path::new(what))? {
-            Ok(file) => from_file(what, given, file),
+            Ok(file) => from_file(what, given, file).await,
             Err(pipe) => {
                 let stream = Box::new(tokio::fs::File::from_std(pipe));
                 streamed(what, given, (stream, None), None, progress).await
@@ -110,13 +111,17 @@ impl Origin {
     }
 }
 
-fn from_file(what: &str, given: Option<Format>, file: LocalFile) -> Result<Origin> {
+async fn from_file(what: &str, given: Option<Format>, file: LocalFile) -> Result<Origin> {
     let head = file.head()?;
     let format = given.map_or_else(|| detect(what, &head), Ok)?;
     let fingerprint = file.fingerprint(format.name());
     let (size, contents) = match format {
         Format::Raw => (file.size(), Contents::Raw(Arc::new(Source::File(Arc::new(file))))),
-        Format::Qcow2 => (Qcow2::parse(what, &head)?.size, Contents::Qcow2(ImageFile::Local(file))),
+        Format::Qcow2 => {
+            let header = Qcow2::parse(what, &head)?;
+            verify_qcow2(&file.path(), what, &header).await?;
+            (header.size, Contents::Qcow2(ImageFile::Local(file)))
+        }
     };
     Ok(Origin { shown: what.into(), size: Some(size), fingerprint, contents })
 }
@@ -166,7 +171,7 @@ async fn streamed(
         let contents = Contents::Stream(stream, download);
         return Ok(Origin { shown, size: length, fingerprint: None, contents });
     }
-    let size = Qcow2::parse(name, &head)?.size;
+    let header = Qcow2::parse(name, &head)?;
     let spool = Spool::of(&mut Cursor::new(head).chain(stream), &progress(length)).await?;
     if let Some(download) = download {
         download.end().await?;
@@ -174,6 +179,7 @@ async fn streamed(
     if length.is_some_and(|length| length != spool.size()) {
         return Err(Error::failed(format!("{name} ends too early")));
     }
+    verify_qcow2(&spool.path(), name, &header).await?;
     let contents = Contents::Qcow2(ImageFile::Spooled(spool));
-    Ok(Origin { shown, size: Some(size), fingerprint: None, contents })
+    Ok(Origin { shown, size: Some(header.size), fingerprint: None, contents })
 }

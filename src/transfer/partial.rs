@@ -63,7 +63,7 @@ impl Partial {
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub fn unfinished(&self) -> &Path {
         &self.partial
     }
 
@@ -126,7 +126,7 @@ mod tests {
         let path = folder.path().join("image");
         let partial = Partial::begin(&path, false).unwrap();
         assert_eq!(Partial::begin(&path, false).unwrap_err().kind(), ErrorKind::Busy);
-        fs::write(partial.path(), "whole").unwrap();
+        fs::write(partial.unfinished(), "whole").unwrap();
         assert!(!path.exists());
         partial.finish().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "whole");
@@ -134,7 +134,7 @@ mod tests {
         // What a process left that was killed is begun anew.
         fs::write(folder.path().join("image.partial"), "left over").unwrap();
         let partial = Partial::begin(&path, true).unwrap();
-        assert_eq!(fs::read(partial.path()).unwrap(), b"");
+        assert_eq!(fs::read(partial.unfinished()).unwrap(), b"");
         drop(partial);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         let partial = Partial::begin(&folder.path().join("new"), false).unwrap();

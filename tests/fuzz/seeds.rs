@@ -125,6 +125,7 @@ const ANSWERS: &str = "HTTP/1.1 302 Found\r\nLocation: /b\r\n\r\nHTTP/2 206 \r\n
 fn qcow2() -> Vec<u8> {
     let mut head = vec![0; 112];
     head[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    head[23] = 16;
     head[24..32].copy_from_slice(&(1u64 << 30).to_be_bytes());
     head
 }
