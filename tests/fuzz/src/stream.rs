@@ -42,7 +42,7 @@ fn check(bytes: &[u8]) {
 fn repaired(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = bytes.to_vec();
     let mut at = StreamHeader::len(bytes.first_chunk()?).ok()?;
-    let mut put = |bytes: &mut Vec<u8>, at: usize, crc: u32| -> Option<()> {
+    let put = |bytes: &mut Vec<u8>, at: usize, crc: u32| -> Option<()> {
         bytes.get_mut(at..at + 4)?.copy_from_slice(&crc.to_le_bytes());
         Some(())
     };
