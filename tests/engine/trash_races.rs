@@ -121,7 +121,7 @@ async fn race(seed: u64) -> bool {
     let world = Arc::new(World::new(seed).await);
     let mut rng = StdRng::seed_from_u64(seed);
     // Every other one is about purging and restoring, the narrowest of races.
-    let is_narrow = seed % 2 == 0;
+    let is_narrow = seed.is_multiple_of(2);
     if is_narrow || rng.random_bool(0.7) {
         world.delete("data").await.unwrap();
     }
