@@ -184,7 +184,7 @@ fn a_volume_grows_while_it_is_served() {
     home.run(&["detach", "data"]).ok();
     server.ended();
     let server = home.serve(&["data", "--read-only"]);
-    home.run(&["resize", "data", "--size", "1G"]).refuses(BUSY, "is attached by");
+    home.run(&["resize", "data", "--size", "1G"]).refuses(BUSY, "is attached already");
     home.run(&["detach", "data"]).ok();
     server.ended();
 }

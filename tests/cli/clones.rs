@@ -153,6 +153,7 @@ fn what_cannot_be_is_refused() {
     for name in ["vm1", "vm2"] {
         home.run(&["delete", name, "--yes"]).ok();
     }
-    home.run(&["delete", "data", "--yes", "--force"]).ok();
+    home.run(&["delete", "data", "--yes"]).ok();
+    home.run(&["trash", "empty", "--yes"]).ok();
     assert!(home.objects().keys().all(|key| !key.display().to_string().contains("volumes")));
 }

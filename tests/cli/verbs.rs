@@ -133,7 +133,7 @@ fn damage_is_said_with_its_exit_code() {
     assert_eq!(list.code, CORRUPT);
     let list: serde_json::Value = serde_json::from_str(&list.out).unwrap();
     assert_eq!((&list[0]["state"], &list[1]["state"]), (&json!("damaged"), &json!("free")));
-    home.run(&["delete", "bad", "--yes"]).fails(CORRUPT, "remove it all the same with --force");
+    home.run(&["delete", "bad", "--yes"]).fails(CORRUPT, "delete it all the same with --force");
     home.run(&["delete", "bad", "--yes", "--force"]).ok();
     home.run(&["trash", "restore", "bad"]).refuses(CORRUPT, "volume.json is missing");
     home.run(&["trash", "empty", "--yes"]).ok();

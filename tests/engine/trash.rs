@@ -326,7 +326,7 @@ async fn what_was_restored_is_not_swept() {
     world.pool.restore(world.id, &name("data")).await.unwrap();
     assert!(world.pool.trash().await.unwrap().is_empty());
     let body = world.rig.memory.get(&key, GetRange::All).await.unwrap();
-    world.rig.memory.delete(&[key.clone()]).await.unwrap();
+    world.rig.memory.delete(std::slice::from_ref(&key)).await.unwrap();
     let lost = world.trashed().await.unwrap();
     assert!(matches!(lost.state, TrashState::Lost) && !lost.is_expired(), "{lost:?}");
     assert_eq!(lost.name.as_deref(), Some("data"));

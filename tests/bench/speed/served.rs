@@ -63,7 +63,7 @@ impl Ours {
     /// Frees the memory of its store.
     fn delete(&self) {
         let store = format!("--store=file://{}", arg(self.folder.path()));
-        self.world.run(&["delete", "disk", "--yes", &store]);
+        self.world.run(&["delete", "disk", "--now", "--yes", &store]);
     }
 }
 
