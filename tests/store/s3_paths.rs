@@ -167,7 +167,7 @@ async fn s3_load_is_shared_as_the_selector_says() {
         let world = world(&[&SLOW, &FLAKY, &GOOD, &GOOD]).await;
         world.paths.store().set_selector(selector);
         let load = Load::start(world.retried(), "load", 32, 4 << 10);
-        world.until("held out", |now| now.paths[1].state != Condition::Active).await;
+        world.until("held out", |now| now.paths[1].state == Condition::Marginal).await;
         let sent = || world.report().paths.iter().map(|path| path.requests).collect::<Vec<_>>();
         let (begun, first) = (Instant::now(), sent());
         sleep(2 * SECOND).await;
@@ -286,8 +286,6 @@ async fn s3_late_requests_of_a_dead_path_change_nothing() {
         chunks.spawn(async move { store.put_if_absent(&slot(i), pattern(50_000, i as u64)).await });
     }
     chunks.join_all().await.into_iter().for_each(|done| done.unwrap());
-    let why = world.report().paths[0].last_error.clone().unwrap_or_default();
-    assert!(why.contains("no answer"), "the path has not stalled: {why:?}");
     let kept = world.proxies[0].kept();
     assert!(kept > 0, "the path was not used");
     // An owner that dies while its chunk is under way; the next one puts a fence into the slot.
