@@ -4,12 +4,12 @@ use crate::conformance::{self, key, pattern};
 use crate::fault_proxy::{CALM, Distance, Fault, FaultProxy, Profile};
 use crate::s3_lab::{Bucket, S3Lab};
 use objblk::error::ErrorKind;
+use objblk::store::paths::PathsReport;
 use objblk::store::paths::policy::PathPolicy;
 use objblk::store::paths::s3::{PathOptions, S3Paths};
 use objblk::store::paths::selector::Selector;
 use objblk::store::paths::spec::PathSpec;
 use objblk::store::paths::state::Condition;
-use objblk::store::paths::{PathReport, PathsReport};
 use objblk::store::retry::{RetryPolicy, RetryStore};
 use objblk::store::s3::{S3Location, S3Options};
 use objblk::store::{GetRange, Store, StoreErrorKind, list_all};
@@ -161,25 +161,32 @@ impl Load {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3_load_is_shared_as_the_selector_says() {
-    println!("| selector | slow | 20 % errors | good | good | requests/s |");
+    println!("| selector | slow | 20 % errors, then held out | good | good | requests/s |");
     println!("| --- | --- | --- | --- | --- | --- |");
     for selector in Selector::ALL {
         let world = world(&[&SLOW, &FLAKY, &GOOD, &GOOD]).await;
         world.paths.store().set_selector(selector);
-        let begun = Instant::now();
         let load = Load::start(world.retried(), "load", 32, 4 << 10);
-        sleep(5 * SECOND / 2).await;
-        let figures = load.end().await;
-        let rate = figures.requests.load(Relaxed) as f64 / begun.elapsed().as_secs_f64();
-        let paths = world.report().paths;
-        let all: u64 = paths.iter().map(|path| path.requests).sum();
-        let share = |path: &PathReport| path.requests as f64 / all as f64;
-        let shares: Vec<f64> = paths.iter().map(share).collect();
-        let shown: Vec<String> = shares.iter().map(|s| format!("{:.0} %", s * 100.0)).collect();
-        println!("| {selector} | {} | {rate:.0} |", shown.join(" | "));
+        world.until("held out", |now| now.paths[1].state == Condition::Marginal).await;
+        let sent = || world.report().paths.iter().map(|path| path.requests).collect::<Vec<_>>();
+        let (begun, first) = (Instant::now(), sent());
+        sleep(2 * SECOND).await;
+        let later: Vec<u64> = sent().iter().zip(&first).map(|(now, then)| now - then).collect();
+        let rate = later.iter().sum::<u64>() as f64 / begun.elapsed().as_secs_f64();
+        load.end().await;
+        let share = |of: &[u64], i: usize| of[i] as f64 / of.iter().sum::<u64>().max(1) as f64;
+        let percent = |of: &[u64], i: usize| format!("{:.0} %", share(of, i) * 100.0);
+        println!(
+            "| {selector} | {} | {}, then {} | {} | {} | {rate:.0} |",
+            percent(&later, 0),
+            percent(&first, 1),
+            percent(&later, 1),
+            percent(&later, 2),
+            percent(&later, 3)
+        );
+        let shares: Vec<f64> = (0..4).map(|i| share(&later, i)).collect();
         let (slow, flaky, good) = (shares[0], shares[1], shares[2].min(shares[3]));
-        assert_ne!(paths[1].state, Condition::Active, "{selector}: {shares:?}");
-        assert!(flaky < 0.6 * good, "{selector}: {shares:?}");
+        assert!(flaky < 0.05, "{selector}: {shares:?}");
         match selector {
             Selector::RoundRobin => assert!(slow > 0.8 * good, "{shares:?}"),
             _ => assert!(slow < 0.6 * good, "{selector}: {shares:?}"),
@@ -279,8 +286,6 @@ async fn s3_late_requests_of_a_dead_path_change_nothing() {
         chunks.spawn(async move { store.put_if_absent(&slot(i), pattern(50_000, i as u64)).await });
     }
     chunks.join_all().await.into_iter().for_each(|done| done.unwrap());
-    let why = world.report().paths[0].last_error.clone().unwrap_or_default();
-    assert!(why.contains("no answer"), "the path has not stalled: {why:?}");
     let kept = world.proxies[0].kept();
     assert!(kept > 0, "the path was not used");
     // An owner that dies while its chunk is under way; the next one puts a fence into the slot.

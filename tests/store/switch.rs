@@ -107,13 +107,18 @@ fn a_quiet_path_is_left_and_fails_once_another_one_was_faster() {
     switch.abandoned(stuck, S, 6 * S);
     let changes = switch.take_changes();
     assert_eq!((changes[0].0, changes[0].1.to), (stuck.path, Condition::Failed));
-    // One that is slow, but answers, has not stalled.
+    // One that is slow, but answers, has not stalled; a request that is lost goes elsewhere all the same.
     readmit(&mut switch, stuck.path.0, 7 * S);
     let slow = switch.send(wish(&[other.path]), 8 * S).unwrap();
     let quick = switch.send(wish(&[other.path]), 8 * S).unwrap();
     switch.ended(quick, &Outcome::Answered, 9 * S);
     switch.take_changes();
-    switch.abandoned(slow, S, 10 * S);
+    assert!(!switch.is_given_up(slow, S, 9 * S + S / 2));
+    let chatty = switch.send(wish(&[other.path]), 10 * S + S / 2).unwrap();
+    switch.ended(chatty, &Outcome::Answered, 10 * S + S / 2);
+    assert!(!switch.is_given_up(slow, S, 11 * S - S / 10));
+    assert!(switch.is_given_up(slow, S, 11 * S));
+    switch.abandoned(slow, S, 11 * S);
     assert!(switch.take_changes().is_empty());
 }
 

@@ -15,8 +15,9 @@
 //!   be the store's. What the store says of an object is an answer whatever path it came by.
 //! * **Stalls.** A request that has no answer after a second, and one more for each 4 MiB, and four times
 //!   what 19 of 20 requests of its size take, is sent by another path as well, provided that its own
-//!   path has answered nothing at all meanwhile; the first answer counts. The path that was overtaken
-//!   has stalled, and has failed: what else is under way by it is sent by others at once.
+//!   path has answered nothing at all meanwhile, or after three times as long in any case; the first
+//!   answer counts. A path that was overtaken after saying nothing has stalled, and has failed: what
+//!   else is under way by it is sent by others at once.
 //! * **Hedges.** A read that somebody asks for while the same is under way, as the `hedge` layer does with
 //!   what is late, goes by another path than that.
 //! * **Late requests.** A request that was given up may still take effect, as it may without

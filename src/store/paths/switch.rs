@@ -13,6 +13,9 @@ use super::state::{Change, Condition, Health, Outcome, Sample};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// A request is lost after so many times what a path is given for an answer.
+const LOST: u32 = 3;
+
 /// Which path, for as long as the store is open; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PathId(pub u32);
@@ -262,14 +265,16 @@ impl Switch {
     }
 
     /// True where another path is to be preferred to that of a request under way: it is out of use, or
-    /// has been quiet since.
+    /// has been quiet since; or the request has waited so long that it must have been lost on its way,
+    /// whatever others are told.
     pub fn is_given_up(&self, leg: Leg, patience: Duration, now: Duration) -> bool {
         let Some(member) = self.members.get(&leg.path) else { return true };
         let silent = now.saturating_sub(leg.begun.max(member.answered)) >= patience;
         let out_of_use =
             !matches!(member.health.condition(), Condition::Active | Condition::Marginal);
+        let lost = now.saturating_sub(leg.begun) >= LOST * patience;
         // Where no path works, all are tried, but not all at once.
-        silent || (out_of_use && self.none_since.is_none())
+        silent || lost || (out_of_use && self.none_since.is_none())
     }
 
     /// The paths to check now; they count as being checked until that has ended.
