@@ -44,6 +44,8 @@ mod rig;
 mod ring;
 #[path = "engine/scale.rs"]
 mod scale;
+#[path = "engine/schedule.rs"]
+mod schedule;
 #[path = "engine/snapshots.rs"]
 mod snapshots;
 #[path = "engine/turns.rs"]

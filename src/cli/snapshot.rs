@@ -154,11 +154,12 @@ fn document(volume: &VolumeName, report: &SnapshotReport) -> serde_json::Value {
         "size": report.size,
         "used": report.used,
         "seq": report.seq,
+        "scheduled": report.id.is_scheduled(),
     })
 }
 
 /// The target of this host that owns the volume.
-fn serving(run_dir: &RunDir, id: VolumeId) -> Result<Option<KnownTarget>> {
+pub(super) fn serving(run_dir: &RunDir, id: VolumeId) -> Result<Option<KnownTarget>> {
     let owns = |target: &KnownTarget| {
         let mut volumes = target.state.volumes.iter();
         target.alive && volumes.any(|volume| volume.id == id && !volume.read_only)
@@ -200,7 +201,7 @@ async fn detached(
     done
 }
 
-fn go_there(e: Error) -> Error {
+pub(super) fn go_there(e: Error) -> Error {
     match e.kind() {
         ErrorKind::Busy => e.context("the owner of a volume makes and deletes its snapshots"),
         _ => e,

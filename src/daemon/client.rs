@@ -6,6 +6,7 @@ use super::control::{
 use super::rundir::{RunDir, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
+use crate::format::schedule::Rule;
 use crate::volume::{Collected, Flattened};
 use std::path::Path;
 use std::time::Duration;
@@ -141,6 +142,17 @@ pub async fn snapshots(
     let request = Request::Snapshots { volume, action };
     match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
         Reply::Snapshots(snapshots) => Ok(snapshots),
+        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
+    }
+}
+
+/// Has a target set the schedule of a volume.
+///
+/// Errors: busy, where the target does not answer; those of the volume.
+pub async fn set_schedule(target: &Target, volume: VolumeId, rules: Vec<Rule>) -> Result<()> {
+    let request = Request::Schedule { volume, rules };
+    match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
+        Reply::Scheduled => Ok(()),
         _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
     }
 }

@@ -5,6 +5,7 @@
 //! makes data durable, or while a collection goes on, calls it off. Lines are bounded and parsing is total.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::schedule::Rule;
 use crate::format::snapshot::SnapshotEntry;
 use crate::format::{SnapshotId, VolumeId};
 use crate::pool::VolumeSpec;
@@ -45,6 +46,13 @@ pub enum Request {
         volume: VolumeId,
         /// Which.
         action: SnapshotAction,
+    },
+    /// Make snapshots of a volume by these rules from now on.
+    Schedule {
+        /// The volume.
+        volume: VolumeId,
+        /// None: no snapshots.
+        rules: Vec<Rule>,
     },
     /// End in order.
     Detach {
@@ -104,6 +112,8 @@ pub enum Reply {
     Flattened(Flattened),
     /// To a request about snapshots: those that it was about.
     Snapshots(Vec<SnapshotReport>),
+    /// To a schedule: it is set.
+    Scheduled,
     /// To a detach, again and again while it goes on.
     Progress {
         /// What is being done.
@@ -308,8 +318,10 @@ mod tests {
         let collect = Request::Collect { volume, bound_percent: Some(110) };
         let make = SnapshotAction::Make("a".into());
         let make = Request::Snapshots { volume, action: make };
+        let rules = vec![Rule { every_ms: 60_000, keep: 1 }];
+        let schedule = Request::Schedule { volume, rules };
         let detach = Request::Detach { force: true };
-        for request in [Request::Ping, Request::Status, collect, make, detach] {
+        for request in [Request::Ping, Request::Status, collect, make, schedule, detach] {
             assert_eq!(decode::<Request>(&encode(&request)).unwrap(), request);
         }
         for (kind, _) in KINDS {

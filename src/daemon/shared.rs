@@ -3,6 +3,7 @@ use super::door::Door;
 use super::spec::TargetSpec;
 use super::state::{Attached, Serving};
 use crate::error::{Error, Result};
+use crate::format::schedule::Rule;
 use crate::format::{SnapshotId, VolumeId};
 use crate::pool::backend::Backend;
 use crate::volume::{Collected, Durability, Flattened, Volume};
@@ -32,6 +33,7 @@ impl Shared {
         (token, successor): (u64, Option<TargetSpec>),
     ) -> Shared {
         let (phase, door) = (Mutex::new(Phase::Attached), RwLock::new(Some(door)));
+        volumes.iter().for_each(|(_, volume)| volume.keep_schedule());
         Shared { phase, volumes, backend, token, successor, door }
     }
 
@@ -134,6 +136,11 @@ impl Shared {
         action: SnapshotAction,
     ) -> Result<Vec<SnapshotReport>> {
         act(self.volume(id)?, action).await
+    }
+
+    /// Sets the schedule of a volume. Errors: not found; those of the volume.
+    pub(super) async fn set_schedule(&self, id: VolumeId, rules: Vec<Rule>) -> Result<()> {
+        self.volume(id)?.set_schedule(rules).await
     }
 
     fn volume(&self, id: VolumeId) -> Result<&Volume> {

@@ -10,6 +10,7 @@
 //! | snapshot: a checkpoint that is kept | binary | [`snapshot`] |
 //! | ancestors of a clone, and what is whose | JSON, in the volume | [`lineage`] |
 //! | profile: what to fetch ahead | binary | [`profile`] |
+//! | schedule: which snapshots are made by themselves | JSON | [`schedule`] |
 //!
 //! All numbers are little-endian. Every binary object begins with a magic of 8 bytes and a
 //! version, names the volume, epoch and position it was written for (so that a misplaced object
@@ -36,6 +37,7 @@ pub mod page;
 pub mod pool;
 pub mod profile;
 pub mod record;
+pub mod schedule;
 pub mod snapshot;
 pub mod volume;
 

@@ -29,6 +29,7 @@
 //! | [`checkpoint`], `tree`, `census` | checkpoints, live counts, garbage |
 //! | `snapshots`, `kept` | made, deleted; what they keep |
 //! | `rollback` | back to what a snapshot is |
+//! | `schedule` | snapshots that the owner makes by itself |
 //! | `flatten` | a clone does without its origin |
 //! | `collect`, `victims` | moves what is left of mostly dead chunks |
 //!
@@ -54,6 +55,7 @@ mod read;
 mod readahead;
 mod recover;
 mod rollback;
+mod schedule;
 mod shared;
 mod snapshots;
 mod state;
@@ -72,6 +74,7 @@ pub use options::{
     Mode, SpaceStatus, Stores, VolumeOptions, VolumeStatus,
 };
 pub use profile::{ProfileUse, RECORD_FOR};
+pub use schedule::schedule;
 pub use snapshots::SNAPSHOTS_MAX;
 
 use crate::error::{Error, Result};

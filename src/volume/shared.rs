@@ -7,6 +7,7 @@ use super::local;
 use super::options::{Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus};
 use super::profile::{ProfileUse, Recorder};
 use super::readahead::Readahead;
+use super::schedule::Schedule;
 use super::snapshots::Snapshots;
 use super::state::{Limits, Phase, State};
 use super::tier::Tier;
@@ -67,6 +68,7 @@ pub(super) struct Shared {
     pub checkpointer: tokio::sync::Mutex<Checkpointer>,
     pub collection: Collection,
     snapshots: Mutex<Snapshots>,
+    pub schedule: Schedule,
     /// Held while files of the mirror are removed.
     shortening: Mutex<()>,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -113,6 +115,7 @@ impl Shared {
             checkpointer: tokio::sync::Mutex::new(parts.checkpointer),
             collection,
             snapshots: Mutex::new(parts.snapshots),
+            schedule: Schedule::new(),
             shortening: Mutex::new(()),
             tasks: Mutex::new(Vec::new()),
         }

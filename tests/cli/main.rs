@@ -17,5 +17,6 @@ mod program;
 #[path = "../support/s3.rs"]
 mod s3;
 mod s3_pool;
+mod schedule;
 mod snapshots;
 mod verbs;

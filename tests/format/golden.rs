@@ -12,6 +12,7 @@ use objblk::format::map_object::{ItemKind, parse_directory};
 use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
 use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, end_json, parse_json};
 use objblk::format::profile::Profile;
+use objblk::format::schedule::ScheduleObject;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::Epoch;
@@ -103,6 +104,9 @@ fn golden_json_reads_back() {
     assert_eq!(EpochObject::parse(&read("epoch.json")).unwrap().owner(), "process 42 on host thor");
     let tombstone: TombstoneObject = parse_json("tombstone", &read("tombstone.json")).unwrap();
     assert_eq!(tombstone.name, "data");
+    let schedule = ScheduleObject::parse(&read("schedule.json")).unwrap();
+    let rules: Vec<_> = schedule.rules.iter().map(|rule| (rule.period(), rule.keep)).collect();
+    assert_eq!((schedule.number, rules), (3, vec![("1h".into(), 24), ("1d".into(), 7)]));
 }
 
 #[test]
@@ -142,6 +146,7 @@ fn every_flipped_bit_of_a_description_is_noticed() {
                 "pool.json" => PoolObject::parse(&damaged).map(drop),
                 "volume.json" | "clone.json" => VolumeObject::parse(&damaged).map(drop),
                 "epoch.json" => EpochObject::parse(&damaged).map(drop),
+                "schedule.json" => ScheduleObject::parse(&damaged).map(drop),
                 "name.json" => parse_json::<NameObject>("name", &damaged).map(drop),
                 _ => parse_json::<TombstoneObject>("tombstone", &damaged).map(drop),
             };

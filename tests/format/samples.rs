@@ -16,6 +16,7 @@ use objblk::format::page::{
 use objblk::format::pool::{NameObject, PoolKind, PoolObject, TombstoneObject, encode_json};
 use objblk::format::profile::Profile;
 use objblk::format::record::Record;
+use objblk::format::schedule::{Rule, ScheduleObject};
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{SnapshotId, VolumeId};
@@ -210,6 +211,9 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         nonce: "00ff".into(),
         journal: None,
     };
+    let rules = [(3_600_000, 24), (86_400_000, 7)];
+    let rules = rules.map(|(every_ms, keep)| Rule { every_ms, keep }).to_vec();
+    let schedule = ScheduleObject::new(volume(), 3, rules);
     let tombstone = TombstoneObject { name: "data".into(), deleted_at_ms: created_at_ms };
     vec![
         ("pool.json", encode_json(&pool)),
@@ -218,6 +222,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("name.json", encode_json(&NameObject { volume: volume() })),
         ("epoch.json", encode_json(&epoch)),
         ("tombstone.json", encode_json(&tombstone)),
+        ("schedule.json", encode_json(&schedule)),
     ]
 }
 

@@ -63,7 +63,7 @@ fn objects() -> Vec<Seed> {
         ("cache", "head", golden("cache-head-v1.hex")),
         ("cache", "entry", golden("cache-entry-v1.hex")),
     ]);
-    for name in ["pool", "volume", "epoch", "name", "tombstone"] {
+    for name in ["pool", "volume", "epoch", "name", "tombstone", "schedule"] {
         seeds.push(("json", name, golden(&format!("{name}.json"))));
     }
     seeds.into_iter().map(|(target, name, bytes)| (target, name.to_owned(), bytes)).collect()
