@@ -1,7 +1,7 @@
 //! Output: one document on standard output, as a table, as lines or as JSON.
 
-pub(super) use crate::clock::show as time;
 use crate::clock;
+pub(super) use crate::clock::show as time;
 use crate::error::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;

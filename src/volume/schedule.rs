@@ -159,7 +159,9 @@ async fn turn(shared: &Arc<Shared>, rules: &[Rule], fresh: bool) -> Option<Durat
         let due = is_due(*rule, shared.snapshots().entries(), now);
         if due {
             match make(shared, *rule, now).await {
-                Ok(entry) => tracing::info!(volume = %shared.id, "made the snapshot {}", entry.name),
+                Ok(entry) => {
+                    tracing::info!(volume = %shared.id, "made the snapshot {}", entry.name)
+                }
                 Err(e) if e.kind() == ErrorKind::Fenced => return None,
                 Err(e) => {
                     tracing::warn!(volume = %shared.id, "no snapshot every {}: {e}", rule.period());

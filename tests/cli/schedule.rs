@@ -55,5 +55,6 @@ fn schedules_that_cannot_be_are_refused() {
     every(&["--every", "1h", "--keep", "9999"], USAGE, "2048 are the most");
     every(&["--every", "soon", "--keep", "1"], USAGE, "is no time");
     every(&["--off", "--every", "1h", "--keep", "1"], USAGE, "cannot be used with");
-    home.run(&["snapshot", "schedule", "none"]).refuses(NOT_FOUND, "there is no volume called none");
+    home.run(&["snapshot", "schedule", "none"])
+        .refuses(NOT_FOUND, "there is no volume called none");
 }

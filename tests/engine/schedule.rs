@@ -15,6 +15,8 @@ use tokio::time::Instant;
 const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
 const SIZE: u64 = 1 << 20;
+/// When tests begin: a day does.
+const BEGIN: u64 = 1_000_008 * HOUR;
 
 /// The time of the test's runtime, and what somebody has set the clock ahead.
 #[derive(Debug)]
@@ -25,7 +27,7 @@ struct Watch {
 
 impl Clock for Watch {
     fn now_ms(&self) -> u64 {
-        1_000_000 * HOUR + self.ahead.load(Relaxed) + self.begun.elapsed().as_millis() as u64
+        BEGIN + self.ahead.load(Relaxed) + self.begun.elapsed().as_millis() as u64
     }
 }
 
@@ -51,7 +53,7 @@ fn rule(minutes: u64, keep: u32) -> Rule {
 fn periods(volume: &Volume, minutes: u64) -> Vec<u64> {
     let prefix = format!("auto-{}-", rule(minutes, 1).period());
     let made = volume.snapshots().into_iter().filter(|entry| entry.name.starts_with(&prefix));
-    made.map(|entry| (entry.made_at_ms - 1_000_000 * HOUR) / (minutes * MINUTE)).collect()
+    made.map(|entry| (entry.made_at_ms - BEGIN) / (minutes * MINUTE)).collect()
 }
 
 async fn pass(minutes: u64) {
