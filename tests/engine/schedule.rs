@@ -79,8 +79,8 @@ async fn snapshots_are_made_and_deleted_by_their_rules() {
     assert_eq!(periods(&volume, 60), [47, 48, 49]);
     assert_eq!(periods(&volume, 24 * 60), [1, 2]);
     assert_eq!(volume.snapshots().len(), 6, "nobody's other snapshot is touched");
-    let names = volume.snapshots().into_iter().map(|entry| entry.name);
-    let view = names.filter(|name| name.starts_with("auto-1h-")).next_back();
+    let mut names = volume.snapshots().into_iter().map(|entry| entry.name);
+    let view = names.rfind(|name| name.starts_with("auto-1h-"));
     let options = VolumeOptions { snapshot: view, ..rig.options.clone() };
     let view = rig.open_with(9, options).await.unwrap();
     assert_eq!(read(&view, 0, 8).await.unwrap(), pattern(0, 8, 49));
