@@ -52,6 +52,8 @@ mod ring;
 mod scale;
 #[path = "support/reader.rs"]
 mod script;
+#[path = "engine/schedule.rs"]
+mod schedule;
 #[path = "engine/snapshots.rs"]
 mod snapshots;
 #[path = "engine/source.rs"]

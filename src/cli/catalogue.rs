@@ -1,6 +1,6 @@
 //! Verbs that show the volumes of the pool.
 
-use super::{Context, damaged, render, size};
+use super::{Context, damaged, render, schedule, size};
 use crate::daemon::{KnownTarget, RunDir};
 use crate::error::Result;
 use crate::format::VolumeId;
@@ -30,6 +30,7 @@ struct Line {
     features: Option<crate::format::features::Features>,
     created_at_ms: Option<u64>,
     checkpoint_at_ms: Option<u64>,
+    schedule: Option<Vec<schedule::Shown>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -69,6 +70,7 @@ fn bare(name: String, id: VolumeId, state: &'static str, health: String) -> Line
         features: None,
         created_at_ms: None,
         checkpoint_at_ms: None,
+        schedule: None,
     }
 }
 
@@ -160,12 +162,15 @@ fn table(lines: &[Line]) -> String {
 pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
     let pool = context.open().await?.pool;
     let info = pool.info(name).await?;
+    let rules = crate::volume::schedule(&**pool.store(), info.volume.id).await;
     let mut line = known(name.to_string(), &info, &Host::local()?, &attached());
     if info.volume.origin().is_some() {
         let origins = pool.origins([&info.volume].into_iter(), &pool.names().await?).await?;
         line.parent = origins.get(&info.volume.id).cloned();
     }
-    context.show(&line, || details(&line))
+    let trouble = rules.map(|rules| line.schedule = Some(schedule::shown(&rules))).err();
+    context.show(&line, || details(&line))?;
+    trouble.map_or(Ok(()), Err)
 }
 
 fn details(line: &Line) -> String {
@@ -185,6 +190,7 @@ fn details(line: &Line) -> String {
         ("size", or_dash(line.size, size::show)),
         ("used", or_dash(line.used, size::show)),
         ("snapshots", or_dash(line.snapshots, |count| count.to_string())),
+        ("schedule", or_dash(line.schedule.as_deref(), schedule::words)),
         ("block size", or_dash(line.block_size, |bytes| size::show(bytes.into()))),
         ("chunk size", or_dash(line.chunk_size, size::show)),
         ("state", line.state.into()),

@@ -25,6 +25,7 @@ mod path;
 mod pool;
 mod recover;
 mod render;
+mod schedule;
 mod serve;
 mod snapshot;
 mod status;
@@ -117,6 +118,7 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
             snapshot::create(context, &name.parse()?, fsfreeze.as_deref()).await
         }
         Verb::Snapshot(Snapshot::List { name }) => snapshot::list(context, &name.parse()?).await,
+        Verb::Snapshot(Snapshot::Schedule(set)) => schedule::schedule(context, set).await,
         Verb::Snapshot(Snapshot::Delete { name, yes }) => {
             snapshot::delete(context, &name.parse()?, yes).await
         }

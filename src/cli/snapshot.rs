@@ -154,6 +154,7 @@ fn document(volume: &VolumeName, report: &SnapshotReport) -> serde_json::Value {
         "size": report.size,
         "used": report.used,
         "seq": report.seq,
+        "scheduled": report.id.is_scheduled(),
     })
 }
 
@@ -200,7 +201,7 @@ async fn detached(
     done
 }
 
-fn go_there(e: Error) -> Error {
+pub(super) fn go_there(e: Error) -> Error {
     match e.kind() {
         ErrorKind::Busy => e.context("the owner of a volume makes and deletes its snapshots"),
         _ => e,

@@ -8,6 +8,7 @@ use super::rundir::{RunDir, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::store::paths::PathsReport;
+use crate::format::schedule::Rule;
 use crate::volume::{Collected, Flattened};
 use std::path::Path;
 use std::time::Duration;
@@ -170,6 +171,17 @@ pub async fn paths(target: &Target, change: Option<PathChange>) -> Result<PathsR
     let request = Request::Paths { change };
     match Conversation::begin(target, request).await?.hear(PATHS).await? {
         Reply::Paths(paths) => Ok(paths),
+        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
+    }
+}
+
+/// Has a target set the schedule of a volume.
+///
+/// Errors: busy, where the target does not answer; those of the volume.
+pub async fn set_schedule(target: &Target, volume: VolumeId, rules: Vec<Rule>) -> Result<()> {
+    let request = Request::Schedule { volume, rules };
+    match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
+        Reply::Scheduled => Ok(()),
         _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
     }
 }

@@ -5,6 +5,7 @@
 //! makes data durable, or while a collection goes on, calls it off. Lines are bounded and parsing is total.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::schedule::Rule;
 use crate::format::snapshot::SnapshotEntry;
 use crate::format::{SnapshotId, VolumeId};
 use crate::pool::VolumeSpec;
@@ -62,6 +63,13 @@ pub enum Request {
     Paths {
         /// What is to be changed.
         change: Option<PathChange>,
+    },
+    /// Make snapshots of a volume by these rules from now on.
+    Schedule {
+        /// The volume.
+        volume: VolumeId,
+        /// None: no snapshots.
+        rules: Vec<Rule>,
     },
     /// End in order.
     Detach {
@@ -144,6 +152,8 @@ pub enum Reply {
     },
     /// To a request about paths: all of them.
     Paths(PathsReport),
+    /// To a schedule: it is set.
+    Scheduled,
     /// To a detach, again and again while it goes on.
     Progress {
         /// What is being done.
@@ -354,8 +364,10 @@ mod tests {
         let collect = Request::Collect { volume, bound_percent: Some(110) };
         let make = SnapshotAction::Make("a".into());
         let make = Request::Snapshots { volume, action: make };
+        let rules = vec![Rule { every_ms: 60_000, keep: 1 }];
+        let schedule = Request::Schedule { volume, rules };
         let detach = Request::Detach { force: true };
-        for request in [Request::Ping, Request::Status, collect, make, detach] {
+        for request in [Request::Ping, Request::Status, collect, make, schedule, detach] {
             assert_eq!(decode::<Request>(&encode(&request)).unwrap(), request);
         }
         for (kind, _) in KINDS {

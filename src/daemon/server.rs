@@ -83,6 +83,13 @@ async fn converse(stream: UnixStream, shared: Arc<Shared>, orders: UnboundedSend
             };
             say(&mut write, &reply).await
         }
+        Request::Schedule { volume, rules } => {
+            let reply = match shared.set_schedule(volume, rules).await {
+                Ok(()) => Reply::Scheduled,
+                Err(e) => Reply::Refused(e.into()),
+            };
+            say(&mut write, &reply).await
+        }
         Request::Detach { force } => detach(read, &mut write, &orders, force).await,
     };
     if let Err(e) = answered {

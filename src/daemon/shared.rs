@@ -3,6 +3,7 @@ use super::door::Door;
 use super::spec::TargetSpec;
 use super::state::{Attached, FrontendKind, Serving};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::schedule::Rule;
 use crate::format::{SnapshotId, VolumeId};
 use crate::pool::backend::Backend;
 use crate::units::{SECTOR_SIZE, SectorCount};
@@ -33,6 +34,7 @@ impl Shared {
         (token, successor): (u64, Option<TargetSpec>),
     ) -> Shared {
         let (phase, door) = (Mutex::new(Phase::Attached), RwLock::new(Some(door)));
+        volumes.iter().for_each(|(_, volume)| volume.keep_schedule());
         Shared { phase, volumes, backend, token, successor, door }
     }
 
@@ -171,6 +173,11 @@ impl Shared {
             volume.resize(SectorCount(size / SECTOR_SIZE)).await?;
         }
         Ok(old)
+    }
+
+    /// Sets the schedule of a volume. Errors: not found; those of the volume.
+    pub(super) async fn set_schedule(&self, id: VolumeId, rules: Vec<Rule>) -> Result<()> {
+        self.volume(id)?.set_schedule(rules).await
     }
 
     fn volume(&self, id: VolumeId) -> Result<&Volume> {

@@ -15,6 +15,7 @@
 //! volumes/<id>/checkpoints/<~seq>-<epoch>     newest first in a listing
 //! volumes/<id>/snapshots/<snapshot>           a checkpoint that is kept
 //! volumes/<id>/received/<snapshot>            what a snapshot is a copy of
+//! volumes/<id>/schedules/<~n>                 which snapshots are made by themselves, the newest first
 //! volumes/<id>/children/<snapshot>/<id>       a clone was made of it, and needs it
 //! volumes/<id>/children/<snapshot>/closed-<epoch>-<n>  none can be made any more
 //! ```
@@ -240,6 +241,21 @@ pub fn parse_received(id: VolumeId, key: &Key) -> Option<SnapshotId> {
     key.as_str().strip_prefix(&all_received(id))?.parse().ok()
 }
 
+/// Prefix of the volume's schedules.
+pub fn schedules(id: VolumeId) -> String {
+    format!("volumes/{id}/schedules/")
+}
+
+/// The schedule `number` of the volume.
+pub fn schedule(id: VolumeId, number: u64) -> Key {
+    key(format!("{}{:016x}", schedules(id), u64::MAX - number))
+}
+
+/// The number that a key made by [`schedule`] names.
+pub fn parse_schedule(id: VolumeId, key: &Key) -> Option<u64> {
+    Some(u64::MAX - hex16(key.as_str().strip_prefix(&schedules(id))?)?)
+}
+
 /// Prefix of the clones of a volume's snapshots.
 pub fn children(id: VolumeId) -> String {
     format!("volumes/{id}/children/")
@@ -312,8 +328,10 @@ mod tests {
             let key = checkpoint(id, Seq(n), Epoch(3));
             assert_eq!(parse_checkpoint(id, &key), Some((Seq(n), Epoch(3))));
             assert_eq!(parse_slot(id, &slot(id, Seq(n), Epoch(3))), Some((Seq(n), Epoch(3))));
+            assert_eq!(parse_schedule(id, &schedule(id, n)), Some(n));
         }
         assert!(checkpoint(id, Seq(2), Epoch(1)) < checkpoint(id, Seq(1), Epoch(1)));
+        assert!(schedule(id, 2) < schedule(id, 1));
         assert_eq!(
             slot(id, Seq(0x1234), Epoch(2)).as_str(),
             "volumes/07070707-0707-0707-0707-070707070707/log/34/0000000000001234-0000000000000002"

@@ -13,6 +13,7 @@
 //! | profile: what to fetch ahead | binary | [`profile`] |
 //! | what a snapshot is a copy of | JSON | [`received`] |
 //! | stream of changes, in no store | binary | [`stream`] |
+//! | schedule: which snapshots are made by themselves | JSON | [`schedule`] |
 //!
 //! All numbers are little-endian. Every binary object begins with a magic of 8 bytes and a
 //! version (u16, 1 so far), names the volume, epoch and position it was written for (so that a misplaced
@@ -78,6 +79,7 @@ pub mod pool;
 pub mod profile;
 pub mod received;
 pub mod record;
+pub mod schedule;
 pub mod snapshot;
 pub mod source;
 pub mod stream;

@@ -31,6 +31,7 @@
 //! | `rollback` | back to what a snapshot is |
 //! | `diff` | what changed between two states |
 //! | `received` | which snapshots are copies, and of what |
+//! | `schedule` | snapshots that the owner makes by itself |
 //! | `flatten` | a clone does without its origin |
 //! | `hydrate` | what a volume lacks of the image that it began as |
 //! | `collect`, `victims` | moves what is left of mostly dead chunks |
@@ -60,6 +61,7 @@ mod readahead;
 mod received;
 mod recover;
 mod rollback;
+mod schedule;
 mod shared;
 mod snapshots;
 mod state;
@@ -81,6 +83,7 @@ pub use options::{
 };
 pub use profile::{ProfileUse, RECORD_FOR};
 pub use received::{as_receiver, original, unfinished_receipt};
+pub use schedule::schedule;
 pub use snapshots::SNAPSHOTS_MAX;
 
 use crate::error::{Error, ErrorKind, Result};

@@ -8,6 +8,7 @@ use super::local;
 use super::options::{Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus};
 use super::profile::{ProfileUse, Recorder};
 use super::readahead::Readahead;
+use super::schedule::Schedule;
 use super::snapshots::Snapshots;
 use super::state::{Limits, Phase, State};
 use super::tier::Tier;
@@ -70,6 +71,7 @@ pub(super) struct Shared {
     snapshots: Mutex<Snapshots>,
     /// What the volume lacks of its source, if it lacks anything.
     hydration: OnceLock<Arc<Hydration>>,
+    pub schedule: Schedule,
     /// Held while files of the mirror are removed.
     shortening: Mutex<()>,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -117,6 +119,7 @@ impl Shared {
             collection,
             snapshots: Mutex::new(parts.snapshots),
             hydration: OnceLock::new(),
+            schedule: Schedule::new(),
             shortening: Mutex::new(()),
             tasks: Mutex::new(Vec::new()),
         }

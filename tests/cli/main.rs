@@ -22,6 +22,7 @@ mod s3;
 mod s3_pool;
 #[path = "../support/reader.rs"]
 mod script;
+mod schedule;
 mod snapshots;
 mod source;
 #[path = "../support/sums.rs"]

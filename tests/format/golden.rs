@@ -16,6 +16,7 @@ use objblk::format::pool::{
 };
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
+use objblk::format::schedule::ScheduleObject;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::Epoch;
@@ -113,6 +114,9 @@ fn golden_json_reads_back() {
     assert_eq!(ReceivedObject::parse(&read("received.json")).unwrap(), samples::received());
     let entry = TrashEntry::parse(&read("trash-entry.json")).unwrap();
     assert_eq!((entry.step, entry.name.as_deref()), (TrashStep::Deleted, Some("data")));
+    let schedule = ScheduleObject::parse(&read("schedule.json")).unwrap();
+    let rules: Vec<_> = schedule.rules.iter().map(|rule| (rule.period(), rule.keep)).collect();
+    assert_eq!((schedule.number, rules), (3, vec![("1h".into(), 24), ("1d".into(), 7)]));
 }
 
 #[test]
@@ -153,6 +157,7 @@ fn every_flipped_bit_of_a_description_is_noticed() {
                 "volume.json" | "clone.json" => VolumeObject::parse(&damaged).map(drop),
                 "epoch.json" => EpochObject::parse(&damaged).map(drop),
                 "received.json" => ReceivedObject::parse(&damaged).map(drop),
+                "schedule.json" => ScheduleObject::parse(&damaged).map(drop),
                 "name.json" => parse_json::<NameObject>("name", &damaged).map(drop),
                 "trash-entry.json" => TrashEntry::parse(&damaged).map(drop),
                 _ => parse_json::<TombstoneObject>("tombstone", &damaged).map(drop),

@@ -20,6 +20,7 @@ use objblk::format::pool::{
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::record::Record;
+use objblk::format::schedule::{Rule, ScheduleObject};
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::stream::{StreamEntry, StreamHeader, StreamPosition, StreamState};
 use objblk::format::volume::{EpochObject, VolumeObject};
@@ -271,6 +272,9 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         fingerprint: Some("raw 1024 1790000000000000000".into()),
         begun_at_ms: created_at_ms,
     };
+    let rules = [(3_600_000, 24), (86_400_000, 7)];
+    let rules = rules.map(|(every_ms, keep)| Rule { every_ms, keep }).to_vec();
+    let schedule = ScheduleObject::new(volume(), 3, rules);
     let tombstone = TombstoneObject { name: "data".into(), deleted_at_ms: created_at_ms };
     let entry = TrashEntry {
         version: TRASH_VERSION,
@@ -290,6 +294,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("import.json", encode_json(&import)),
         ("received.json", encode_json(&received())),
         ("trash-entry.json", encode_json(&entry)),
+        ("schedule.json", encode_json(&schedule)),
     ]
 }
 

@@ -65,7 +65,7 @@ fn objects() -> Vec<Seed> {
         ("stream", "golden", golden("stream-v1.hex")),
     ]);
     for name in
-        ["pool", "volume", "epoch", "name", "tombstone", "import", "received", "trash-entry"]
+        ["pool", "volume", "epoch", "name", "tombstone", "import", "received", "trash-entry", "schedule"]
     {
         seeds.push(("json", name, golden(&format!("{name}.json"))));
     }

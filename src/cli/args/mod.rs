@@ -231,6 +231,8 @@ pub(in crate::cli) enum Snapshot {
     },
     /// List the snapshots of a volume
     List { name: String },
+    /// Have the owner of a volume make snapshots by itself, and delete them again; shows what is set
+    Schedule(Schedule),
     /// Make a volume that is not attached what a snapshot is; what it was becomes a snapshot
     Rollback {
         #[arg(value_name = "NAME@SNAP")]
@@ -247,6 +249,22 @@ pub(in crate::cli) enum Snapshot {
         #[arg(long, short)]
         yes: bool,
     },
+}
+
+/// Which snapshots the owner makes.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Schedule {
+    pub(in crate::cli) name: String,
+    /// Make one in each period of this length (30m, 1h, 1d), counted in UTC; may be given several
+    /// times, each with a --keep of its own
+    #[arg(long, value_name = "TIME", requires = "keep")]
+    pub(in crate::cli) every: Vec<String>,
+    /// How many of those stay
+    #[arg(long, value_name = "N", requires = "every")]
+    pub(in crate::cli) keep: Vec<u32>,
+    /// Make no more of them; those that there are stay
+    #[arg(long, conflicts_with = "every")]
+    pub(in crate::cli) off: bool,
 }
 
 #[derive(Args, Debug)]

@@ -23,6 +23,7 @@ use objblk::format::pool::{
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::record::Record;
+use objblk::format::schedule::ScheduleObject;
 use objblk::format::snapshot::SnapshotObject;
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{FormatResult, VolumeId};
@@ -242,6 +243,7 @@ fn json_as_it_is(data: &[u8]) {
     check_json(data, VolumeObject::parse, encode_json);
     check_json(data, EpochObject::parse, encode_json);
     check_json(data, ReceivedObject::parse, encode_json);
+    check_json(data, ScheduleObject::parse, encode_json);
     check_json(data, |bytes| parse_json::<NameObject>("name", bytes), encode_json);
     check_json(data, |bytes| parse_json::<ImportObject>("import", bytes), encode_json);
     check_json(data, |bytes| parse_json::<TombstoneObject>("tombstone", bytes), encode_json);
