@@ -6,6 +6,8 @@
 //! <id>.sock    its control socket        |  the target's first volume
 //! <id>.mirror what its successor needs, see [`mirror`]
 //! <name>.log   what a background target has to say
+//! <n>.mount, <n>.mount-lock, <n>.mount-sock, <n>.mount-log
+//!              of the process of a mounted directory, by a number made of its path
 //! ```
 //!
 //! It is `$OBJBLK_RUN_DIR`, else `/run/objblk` for root, else `$XDG_RUNTIME_DIR/objblk`, else
@@ -124,6 +126,11 @@ impl RunDir {
 
     fn file(&self, id: VolumeId, extension: &str) -> PathBuf {
         self.path.join(format!("{id}.{extension}"))
+    }
+
+    /// A file of the process of a mounted directory.
+    pub(super) fn of_mount(&self, number: u32, kind: &str) -> PathBuf {
+        self.path.join(format!("{number:08x}.{kind}"))
     }
 
     pub(super) fn state_file(&self, first: VolumeId) -> PathBuf {

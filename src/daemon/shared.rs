@@ -4,10 +4,11 @@ use super::spec::TargetSpec;
 use super::state::{Attached, Serving};
 use crate::error::{Error, Result};
 use crate::format::{SnapshotId, VolumeId};
+use crate::frontend::fuse::Image;
 use crate::pool::backend::Backend;
 use crate::volume::{Collected, Durability, Flattened, Volume};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::RwLock;
 
 /// What a target serves, as its main loop and its control socket both see it.
@@ -38,6 +39,11 @@ impl Shared {
     /// The volume by which the target's files are named.
     pub(super) fn first(&self) -> VolumeId {
         self.volumes[0].0.id
+    }
+
+    /// That volume.
+    pub(super) fn opened(&self) -> Volume {
+        self.volumes[0].1.clone()
     }
 
     pub(super) fn attached(&self) -> Vec<Attached> {
@@ -84,6 +90,11 @@ impl Shared {
     pub(super) async fn block_device(&self) -> Option<PathBuf> {
         let door = self.door.read().await;
         door.as_ref().and_then(Door::block_device).map(|(path, _)| path)
+    }
+
+    /// The file that shows the volume, where it is one, and what it shows.
+    pub(super) async fn file(&self) -> Option<(PathBuf, Arc<Image<Volume>>)> {
+        self.door.read().await.as_ref().and_then(Door::file)
     }
 
     pub(super) async fn take_door(&self) -> Option<Door> {

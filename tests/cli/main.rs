@@ -12,6 +12,7 @@ mod clones;
 mod gate;
 mod journal;
 mod mistakes;
+mod mount;
 mod outage;
 mod program;
 #[path = "../support/s3.rs"]

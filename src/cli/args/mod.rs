@@ -1,7 +1,9 @@
 //! What was typed. What it means is for the verbs' own files.
 
+mod mount;
 mod open;
 
+pub(super) use mount::{Mount, Umount};
 pub(super) use open::Open;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -80,6 +82,11 @@ pub(in crate::cli) enum Verb {
     /// Serve volumes over a network protocol until told to end
     #[command(subcommand)]
     Serve(Serve),
+    /// Make every volume of the pool a file in a directory, NAME.raw; prints the directory when it
+    /// can be used
+    Mount(Mount),
+    /// End a mounted directory: store what was written, unmount, close
+    Umount(Umount),
     /// Journals that are left on this host
     #[command(subcommand)]
     Journal(Journal),
@@ -141,6 +148,9 @@ pub(in crate::cli) enum Verb {
     /// Run a target as told on standard input
     #[command(hide = true)]
     Target,
+    /// Run a mounted directory as told on standard input
+    #[command(hide = true)]
+    MountTarget,
     /// Run a target as told on standard input, and a successor whenever it dies
     #[command(hide = true)]
     Supervise,

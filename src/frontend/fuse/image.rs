@@ -400,3 +400,99 @@ fn beyond(offset: u64) -> DeviceError {
         Sector((offset >> SECTOR_SHIFT) + 1),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::ram::RamDisk;
+    use crate::units::BlockSize;
+    use futures::FutureExt;
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    const SIZE: usize = 40 << 10;
+
+    fn disk(block_size: BlockSize) -> RamDisk {
+        RamDisk::new(SectorCount(SIZE as u64 >> SECTOR_SHIFT), block_size)
+    }
+
+    /// The answer of a disk in memory, which never waits.
+    fn at_once<T>(work: impl Future<Output = DeviceResult<T>>) -> DeviceResult<T> {
+        work.now_or_never().expect("nothing has to be waited for")
+    }
+
+    #[test]
+    fn bytes_at_any_offset_are_those_of_a_file() {
+        for (seed, block_size) in [(1, BlockSize::B512), (2, BlockSize::B4096)] {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let (image, mut model) =
+                (Image::new(Arc::new(Checked::new(disk(block_size)))), vec![0; SIZE]);
+            for step in 0..3000_u32 {
+                let (from, len) = (rng.random_range(0..SIZE), rng.random_range(1..9000));
+                let to = (from + len).min(SIZE);
+                let (offset, range) = (from as u64, from as u64..(from + len) as u64);
+                match rng.random_range(0..6) {
+                    0 => {
+                        at_once(image.clear(range, Clear::Punch)).map(|()| model[from..to].fill(0))
+                    }
+                    1 => at_once(image.clear(range, Clear::Zero)).map(|()| model[from..to].fill(0)),
+                    2 | 3 => {
+                        let data = vec![step as u8 | 1; len];
+                        let written = at_once(image.write(offset, &data));
+                        assert_eq!(written, Ok(to - from), "up to the end");
+                        model[from..to].copy_from_slice(&data[..to - from]);
+                        Ok(())
+                    }
+                    _ => {
+                        let read = at_once(image.read(offset, len as u64)).unwrap();
+                        assert!(*read == model[from..to], "seed {seed}, step {step}");
+                        Ok(())
+                    }
+                }
+                .unwrap();
+            }
+            assert!(*at_once(image.read(0, u64::MAX)).unwrap() == model[..], "seed {seed}");
+            assert_eq!(at_once(image.read(SIZE as u64, 1)).unwrap().len(), 0);
+            let end = at_once(image.write(SIZE as u64, b"x")).unwrap_err();
+            assert!(matches!(end, DeviceError::BeyondEnd(_)));
+        }
+    }
+
+    #[test]
+    fn data_and_holes_are_found() {
+        let image = Image::new(Arc::new(Checked::new(disk(BlockSize::B512))));
+        at_once(image.write(5000, b"data")).unwrap();
+        let seek = |offset, what| at_once(image.seek(offset, what)).unwrap();
+        assert_eq!(seek(0, Seek::Hole), Some(0));
+        assert_eq!(seek(0, Seek::Data), Some(4608));
+        assert_eq!(seek(5001, Seek::Data), Some(5001));
+        assert_eq!(seek(5001, Seek::Hole), Some(5120));
+        assert_eq!(seek(5120, Seek::Data), None);
+    }
+
+    #[tokio::test]
+    async fn writes_of_parts_of_one_block_do_not_undo_each_other() {
+        let delay = std::time::Duration::from_millis(1);
+        let slow = disk(BlockSize::B512).delayed(tokio::runtime::Handle::current(), delay);
+        let image = Image::new(Arc::new(Checked::new(slow)));
+        let writes = (0..64_u8)
+            .map(|at| image.write(at.into(), std::slice::from_ref(&at)).map(|n| n.unwrap()));
+        futures::future::join_all(writes).await;
+        let all: Vec<u8> = (0..64).collect();
+        assert_eq!(*image.read(0, 64).await.unwrap(), all[..]);
+    }
+
+    #[tokio::test]
+    async fn a_retired_image_answers_what_it_has_begun_and_nothing_more() {
+        let delay = std::time::Duration::from_millis(20);
+        let slow = disk(BlockSize::B512).delayed(tokio::runtime::Handle::current(), delay);
+        let image = Image::new(Arc::new(Checked::new(slow)));
+        let (begun, ()) = futures::future::join(image.write(0, b"x"), image.retire()).await;
+        assert_eq!(begun, Ok(1));
+        assert_eq!(image.write(0, b"y").await, Err(DeviceError::Shutdown));
+        let (lease, mut leases) = (image.lease(), image.leases());
+        assert_eq!(*leases.borrow_and_update(), 1);
+        drop(lease);
+        assert_eq!(*leases.borrow(), 0);
+    }
+}
