@@ -144,6 +144,11 @@ fn warn(target: &KnownTarget, what: &str, outcome: &Outcome) {
             also.join(", ")
         );
     }
+    tell(outcome);
+}
+
+/// Says what did not go well.
+pub(super) fn tell(outcome: &Outcome) {
     if let Some(failure) = &outcome.failure {
         eprintln!("objblk: {failure}");
     }
@@ -162,17 +167,17 @@ fn warn(target: &KnownTarget, what: &str, outcome: &Outcome) {
 }
 
 /// One line on a terminal that says how a detach goes.
-struct Progress {
+pub(super) struct Progress {
     terminal: bool,
     shown: bool,
 }
 
 impl Progress {
-    fn new() -> Progress {
+    pub(super) fn new() -> Progress {
         Progress { terminal: std::io::stderr().is_terminal(), shown: false }
     }
 
-    fn show(&mut self, phase: Phase, dirty_bytes: u64) {
+    pub(super) fn show(&mut self, phase: Phase, dirty_bytes: u64) {
         if self.terminal {
             let left = size::show(dirty_bytes);
             let stays = match phase {
@@ -184,7 +189,7 @@ impl Progress {
         }
     }
 
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         if self.shown {
             self.line("");
         }

@@ -11,6 +11,7 @@ use super::target::{Ready, run_foreground};
 use crate::error::{Error, Result};
 use crate::pool::VolumeSpec;
 use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -34,12 +35,12 @@ pub(super) enum Answer {
 ///
 /// Errors: the child's; then it has left nothing behind. Where this process is killed meanwhile,
 /// the child ends in order as soon as it notices that nobody hears it.
-pub fn spawn(spec: &TargetSpec, arguments: &[&str]) -> Result<Ready> {
+pub fn spawn(spec: &impl Serialize, arguments: &[&str]) -> Result<Ready> {
     start(spec, arguments).map(|(_, ready)| ready)
 }
 
 /// As [`spawn`], for one who waits for the child.
-pub(super) fn start(spec: &TargetSpec, arguments: &[&str]) -> Result<(Child, Ready)> {
+pub(super) fn start(spec: &impl Serialize, arguments: &[&str]) -> Result<(Child, Ready)> {
     let failed = || Error::failed("cannot start the process that serves the volume");
     let program = std::env::current_exe().map_err(|e| failed().because(e))?;
     let mut child = Command::new(program)
@@ -91,7 +92,7 @@ fn clean_up_after(pid: u32) {
 pub async fn run_child(unwatched: impl FnOnce()) -> Result<()> {
     let failed = |e| Error::failed("cannot become a background process").because(e);
     setsid().map_err(failed)?;
-    let spec = read_spec()?;
+    let spec: TargetSpec = read_spec()?;
     let mut log = None;
     let outcome = run_foreground(&spec, |ready| {
         let file = open_log(&RunDir::open()?, spec.volumes.first())?;
@@ -122,7 +123,7 @@ pub async fn run_child(unwatched: impl FnOnce()) -> Result<()> {
 }
 
 /// What the starting process wants.
-pub(super) fn read_spec() -> Result<TargetSpec> {
+pub(super) fn read_spec<T: DeserializeOwned>() -> Result<T> {
     let mut line = Vec::new();
     let read = std::io::stdin().lock().take(LINE_MAX).read_until(b'\n', &mut line);
     read.map_err(|e| Error::failed("cannot read what to do").because(e))?;
@@ -136,8 +137,12 @@ pub(super) fn answer(answer: &Answer) -> Result<()> {
 }
 
 pub(super) fn open_log(run_dir: &RunDir, name: Option<&VolumeSpec>) -> Result<File> {
-    let path = name.map_or_else(|| Path::new("/dev/null").into(), |name| run_dir.log(name));
-    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    open_log_at(&name.map_or_else(|| Path::new("/dev/null").into(), |name| run_dir.log(name)))
+}
+
+/// The log at `path`, to be added to. Errors: failed.
+pub(super) fn open_log_at(path: &Path) -> Result<File> {
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
     file.map_err(|e| Error::failed(format!("cannot open the log {}", path.display())).because(e))
 }
 

@@ -74,9 +74,12 @@ struct Conversation {
 
 impl Conversation {
     async fn begin(target: &Target, request: Request) -> Result<Conversation> {
-        let pid = target.state.pid;
+        Conversation::begin_with((target.state.pid, &target.socket), request).await
+    }
+
+    async fn begin_with((pid, socket): (u32, &Path), request: Request) -> Result<Conversation> {
         let opened = timeout(PROMPT, async {
-            let (read, mut write) = UnixStream::connect(&target.socket).await?.into_split();
+            let (read, mut write) = UnixStream::connect(socket).await?.into_split();
             write.write_all(&encode(request)).await?;
             Ok::<_, std::io::Error>(Conversation { read: BufReader::new(read), _write: write, pid })
         });
@@ -193,9 +196,19 @@ pub async fn set_schedule(target: &Target, volume: VolumeId, rules: Vec<Rule>) -
 pub async fn detach(
     target: &Target,
     force: bool,
+    progress: impl FnMut(Phase, u64),
+) -> Result<Outcome> {
+    end((target.state.pid, &target.socket), force, progress).await
+}
+
+/// As [`detach`], of any process with a control socket.
+pub(super) async fn end(
+    (pid, socket): (u32, &Path),
+    force: bool,
     mut progress: impl FnMut(Phase, u64),
 ) -> Result<Outcome> {
-    let mut conversation = Conversation::begin(target, Request::Detach { force }).await?;
+    let request = Request::Detach { force };
+    let mut conversation = Conversation::begin_with((pid, socket), request).await?;
     let wait = async {
         loop {
             match conversation.hear(PROMPT.max(FORCED)).await? {
@@ -206,7 +219,7 @@ pub async fn detach(
         }
     };
     match force {
-        true => timeout(FORCED, wait).await.map_err(|_| silent(target.state.pid))?,
+        true => timeout(FORCED, wait).await.map_err(|_| silent(pid))?,
         false => wait.await,
     }
 }

@@ -4,6 +4,7 @@ use super::spec::DoorSpec;
 use super::state::FrontendKind;
 use crate::device::Checked;
 use crate::error::{Error, ErrorKind, Result};
+use crate::frontend::fuse::Image;
 use crate::frontend::nbd::{ExportStatus, Exports, Server};
 use crate::frontend::ublk::{self, Ublk, UblkOptions};
 use crate::pool::VolumeSpec;
@@ -21,6 +22,13 @@ pub(super) type Served = (VolumeSpec, Arc<Checked<Volume>>);
 pub(super) enum Door {
     Ublk(Ublk),
     Nbd(NbdDoor),
+    File(FileDoor),
+}
+
+/// A file of a mounted directory.
+pub(super) struct FileDoor {
+    path: PathBuf,
+    image: Arc<Image<Volume>>,
 }
 
 /// A running NBD server.
@@ -62,6 +70,11 @@ impl Door {
                 started.map(Door::Ublk).map_err(|e| lacking(name, e))
             }
             DoorSpec::Nbd { listen } => open_nbd(listen, volumes).await.map(Door::Nbd),
+            DoorSpec::File { path } => {
+                let (_, device) = volumes.first().expect("a target has a volume");
+                let image = Image::new(Arc::clone(device));
+                Ok(Door::File(FileDoor { path: path.clone(), image }))
+            }
         }
     }
 
@@ -80,6 +93,7 @@ impl Door {
             DoorSpec::Nbd { listen } => {
                 listen.parse::<crate::frontend::nbd::Listen>().map(|_| false)
             }
+            DoorSpec::File { .. } => Ok(false),
             DoorSpec::Ublk { recovery, .. } => {
                 let checked = spawn_blocking(ublk::check_host).await;
                 let checked = checked.map_err(|e| Error::failed("ublk").because(e))?;
@@ -92,6 +106,7 @@ impl Door {
         match self {
             Door::Ublk(_) => FrontendKind::Ublk,
             Door::Nbd(_) => FrontendKind::Nbd,
+            Door::File(_) => FrontendKind::Fuse,
         }
     }
 
@@ -99,6 +114,7 @@ impl Door {
     pub(super) fn devices(&self, volumes: &[Served]) -> Vec<String> {
         match self {
             Door::Ublk(ublk) => vec![ublk.path().display().to_string()],
+            Door::File(file) => vec![file.path.display().to_string()],
             // The server names its exports in the order of their names.
             Door::Nbd(nbd) => {
                 let mut names: Vec<_> = volumes.iter().map(|(name, _)| name.as_str()).collect();
@@ -114,7 +130,15 @@ impl Door {
     pub(super) fn block_device(&self) -> Option<(PathBuf, u32)> {
         match self {
             Door::Ublk(ublk) => Some((ublk.path().into(), ublk.dev_id())),
-            Door::Nbd(_) => None,
+            Door::Nbd(_) | Door::File(_) => None,
+        }
+    }
+
+    /// The file, where it is one, and what it shows.
+    pub(super) fn file(&self) -> Option<(PathBuf, Arc<Image<Volume>>)> {
+        match self {
+            Door::File(file) => Some((file.path.clone(), Arc::clone(&file.image))),
+            Door::Ublk(_) | Door::Nbd(_) => None,
         }
     }
 
@@ -122,7 +146,7 @@ impl Door {
     pub(super) fn link(&self) -> Option<String> {
         match self {
             Door::Ublk(ublk) => ublk.link().map(|link| link.display().to_string()),
-            Door::Nbd(_) => None,
+            Door::Nbd(_) | Door::File(_) => None,
         }
     }
 
@@ -130,6 +154,7 @@ impl Door {
     pub(super) fn counters(&self, name: &VolumeSpec) -> serde_json::Value {
         let value = match self {
             Door::Ublk(ublk) => serde_json::to_value(ublk.stats()),
+            Door::File(file) => serde_json::to_value(file.image.status()),
             Door::Nbd(nbd) => {
                 let exports = (nbd.status)();
                 serde_json::to_value(exports.iter().find(|e| e.name == name.as_str()))
@@ -143,6 +168,7 @@ impl Door {
         match self {
             Door::Ublk(ublk) => ublk.wait().await,
             Door::Nbd(nbd) => drop(nbd.ended.clone().wait_for(|ended| *ended).await),
+            Door::File(_) => std::future::pending().await,
         }
     }
 
@@ -154,6 +180,10 @@ impl Door {
                 // It may have ended already.
                 let _ = nbd.stop.send(());
                 nbd.task.await
+            }
+            Door::File(file) => {
+                file.image.retire().await;
+                return Ok(());
             }
         };
         ended.map_err(|e| Error::failed("the frontend did not end in order").because(e))?

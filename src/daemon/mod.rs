@@ -18,6 +18,9 @@
 //!                              \-> successor            takes volume, mirror and device over
 //! ```
 //!
+//! A **mounted directory** is a process too ([`mount`]); every volume that is in use through it is a target
+//! of its own within that process, so that whatever is asked of a volume finds it as it finds others.
+//!
 //! Ending is done in this order (`shutdown`): what was written is made durable while the device
 //! still works (a user who loses patience here has lost nothing), then the frontend stops, then
 //! the volumes are closed.
@@ -29,6 +32,7 @@ mod door;
 mod in_use;
 pub mod journals;
 mod lock;
+pub mod mount;
 mod orders;
 mod paths;
 mod recovery;

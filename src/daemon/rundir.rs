@@ -7,6 +7,8 @@
 //! <id>.mirror what its successor needs, see [`mirror`]
 //! <pid>.nbd    where a process meets a program that it started
 //! <name>.log   what a background target has to say
+//! <n>.mount, <n>.mount-lock, <n>.mount-sock, <n>.mount-log
+//!              of the process of a mounted directory, by a number made of its path
 //! ```
 //!
 //! It is `$OBJBLK_RUN_DIR`, else `/run/objblk` for root, else `$XDG_RUNTIME_DIR/objblk`, else
@@ -125,6 +127,11 @@ impl RunDir {
 
     fn file(&self, id: VolumeId, extension: &str) -> PathBuf {
         self.path.join(format!("{id}.{extension}"))
+    }
+
+    /// A file of the process of a mounted directory.
+    pub(super) fn of_mount(&self, number: u32, kind: &str) -> PathBuf {
+        self.path.join(format!("{number:08x}.{kind}"))
     }
 
     pub(super) fn state_file(&self, first: VolumeId) -> PathBuf {

@@ -17,11 +17,11 @@ use tokio::time::timeout;
 /// How long a client may take to say what it wants, and to hear an answer.
 const MANNERS: Duration = Duration::from_secs(10);
 
-/// Answers clients at `path` until the runtime ends. The socket is for this user only: the run
+/// Answers clients at `path` until the runtime ends; without `shared` those who want an end only. The socket is for this user only: the run
 /// directory lets nobody else in. Errors: failed.
 pub(super) fn listen(
     path: &Path,
-    shared: Arc<Shared>,
+    shared: Option<Arc<Shared>>,
     orders: UnboundedSender<Order>,
 ) -> Result<()> {
     let listener = UnixListener::bind(path);
@@ -31,7 +31,7 @@ pub(super) fn listen(
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    tokio::spawn(converse(stream, Arc::clone(&shared), orders.clone()));
+                    tokio::spawn(converse(stream, shared.clone(), orders.clone()));
                 }
                 Err(e) => {
                     tracing::warn!("the control socket takes no client: {e}");
@@ -43,7 +43,7 @@ pub(super) fn listen(
     Ok(())
 }
 
-async fn converse(stream: UnixStream, shared: Arc<Shared>, orders: UnboundedSender<Order>) {
+async fn converse(stream: UnixStream, shared: Option<Arc<Shared>>, orders: UnboundedSender<Order>) {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
     let request = match timeout(MANNERS, receive::<Request>(&mut read)).await {
@@ -51,49 +51,67 @@ async fn converse(stream: UnixStream, shared: Arc<Shared>, orders: UnboundedSend
         Ok(Ok(None)) | Err(_) => return,
         Ok(Err(e)) => return drop(say(&mut write, &Reply::Refused(e.into())).await),
     };
-    let answered = match request {
-        Request::Ping => say(&mut write, &Reply::Pong).await,
-        Request::Status => say(&mut write, &Reply::Status(Box::new(shared.status().await))).await,
+    let answered = match (request, shared) {
+        (Request::Ping, _) => say(&mut write, &Reply::Pong).await,
+        (Request::Detach { force }, _) => detach(read, &mut write, &orders, force).await,
+        (_, None) => {
+            let other = Error::failed("this process serves a directory: ask about its files");
+            say(&mut write, &Reply::Refused(other.into())).await
+        }
+        (request, Some(shared)) => inquire(request, read, &mut write, &shared).await,
+    };
+    if let Err(e) = answered {
+        tracing::debug!("a control client left: {e}");
+    }
+}
+
+/// Answers what is about the volumes.
+async fn inquire(
+    request: Request,
+    read: BufReader<OwnedReadHalf>,
+    write: &mut OwnedWriteHalf,
+    shared: &Shared,
+) -> std::io::Result<()> {
+    match request {
+        Request::Status => say(write, &Reply::Status(Box::new(shared.status().await))).await,
         Request::Collect { volume, bound_percent } => {
             let collected = async { shared.collect(volume, bound_percent).await };
-            while_heard(read, &mut write, collected.map_ok(Reply::Collected)).await
+            while_heard(read, write, collected.map_ok(Reply::Collected)).await
         }
         Request::Flatten { volume } => {
             let flattened = async { shared.flatten(volume).await };
-            while_heard(read, &mut write, flattened.map_ok(Reply::Flattened)).await
+            while_heard(read, write, flattened.map_ok(Reply::Flattened)).await
         }
         Request::Snapshots { volume, action } => {
             let reply = match shared.snapshots(volume, action).await {
                 Ok(snapshots) => Reply::Snapshots(snapshots),
                 Err(e) => Reply::Refused(e.into()),
             };
-            say(&mut write, &reply).await
+            say(write, &reply).await
         }
         Request::Grow { volume, size } => {
             let reply = match shared.grow(volume, size).await {
                 Ok(old_size) => Reply::Grown { old_size },
                 Err(e) => Reply::Refused(e.into()),
             };
-            say(&mut write, &reply).await
+            say(write, &reply).await
         }
         Request::Paths { change } => {
             let reply = match shared.paths(change).await {
                 Ok(paths) => Reply::Paths(paths),
                 Err(e) => Reply::Refused(e.into()),
             };
-            say(&mut write, &reply).await
+            say(write, &reply).await
         }
         Request::Schedule { volume, rules } => {
             let reply = match shared.set_schedule(volume, rules).await {
                 Ok(()) => Reply::Scheduled,
                 Err(e) => Reply::Refused(e.into()),
             };
-            say(&mut write, &reply).await
+            say(write, &reply).await
         }
-        Request::Detach { force } => detach(read, &mut write, &orders, force).await,
-    };
-    if let Err(e) = answered {
-        tracing::debug!("a control client left: {e}");
+        // Answered before.
+        Request::Ping | Request::Detach { .. } => Ok(()),
     }
 }
 

@@ -5,11 +5,12 @@ use super::state::{Attached, FrontendKind, Serving};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::schedule::Rule;
 use crate::format::{SnapshotId, VolumeId};
+use crate::frontend::fuse::Image;
 use crate::pool::backend::Backend;
 use crate::units::{SECTOR_SIZE, SectorCount};
 use crate::volume::{Collected, Durability, Flattened, Volume};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::RwLock;
 
 /// What a target serves, as its main loop and its control socket both see it.
@@ -46,6 +47,11 @@ impl Shared {
     /// The store and its layers.
     pub(super) fn store(&self) -> &Backend {
         &self.backend
+    }
+
+    /// That volume.
+    pub(super) fn opened(&self) -> Volume {
+        self.volumes[0].1.clone()
     }
 
     pub(super) fn attached(&self) -> Vec<Attached> {
@@ -92,6 +98,11 @@ impl Shared {
     pub(super) async fn block_device(&self) -> Option<PathBuf> {
         let door = self.door.read().await;
         door.as_ref().and_then(Door::block_device).map(|(path, _)| path)
+    }
+
+    /// The file that shows the volume, where it is one, and what it shows.
+    pub(super) async fn file(&self) -> Option<(PathBuf, Arc<Image<Volume>>)> {
+        self.door.read().await.as_ref().and_then(Door::file)
     }
 
     pub(super) async fn take_door(&self) -> Option<Door> {

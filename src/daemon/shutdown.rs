@@ -137,6 +137,14 @@ impl End<'_> {
             }
             tracing::warn!("{message}, and goes away all the same");
         }
+        if let Some((path, image)) = self.shared.file().await
+            && image.status().open > 0
+            && !forced
+            && !self.callers.is_signalled()
+        {
+            let busy = Error::new(ErrorKind::Busy, format!("{} is open", path.display()));
+            return Err(busy.hint("end the programs that use it, or detach with --force"));
+        }
         let mut work = pin!(flush(device, self.shared.sound()));
         match self.attend(Phase::Flushing, work.as_mut()).await {
             // A volume that failed meanwhile has nothing to stay for.

@@ -99,4 +99,9 @@ pub enum DoorSpec {
         /// Where it listens: a socket's path or an address.
         listen: String,
     },
+    /// A file of a mounted directory, for one volume.
+    File {
+        /// Its path.
+        path: PathBuf,
+    },
 }

@@ -71,6 +71,8 @@ pub enum FrontendKind {
     Ublk,
     /// An NBD server.
     Nbd,
+    /// A file of a mounted directory.
+    Fuse,
 }
 
 impl FrontendKind {
@@ -79,6 +81,7 @@ impl FrontendKind {
         match self {
             FrontendKind::Ublk => "ublk",
             FrontendKind::Nbd => "nbd",
+            FrontendKind::Fuse => "fuse",
         }
     }
 }

@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// Errors: failed, where it cannot become a background process.
 pub async fn supervise(arguments: &[&str], unwatched: impl FnOnce()) -> Result<()> {
     setsid().map_err(|e| Error::failed("cannot become a background process").because(e))?;
-    let spec = read_spec()?;
+    let spec: TargetSpec = read_spec()?;
     // From here on a signal is for the target.
     let mut ears = Ears::open()?;
     let owned: Vec<String> = arguments.iter().map(|&a| a.to_owned()).collect();

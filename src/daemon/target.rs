@@ -72,7 +72,8 @@ pub async fn run_foreground(
     told.map(|()| outcome)
 }
 
-fn listen_to_signals(orders: UnboundedSender<Order>) -> Result<()> {
+/// Has SIGTERM and SIGINT end this process in order, a second one by force.
+pub(super) fn listen_to_signals(orders: UnboundedSender<Order>) -> Result<()> {
     let listen = |kind| signal(kind).map_err(|e| Error::failed("cannot handle signals").because(e));
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
@@ -101,9 +102,20 @@ impl Target {
         run_dir: RunDir,
         (ordering, orders): (UnboundedSender<Order>, UnboundedReceiver<Order>),
     ) -> Result<Target> {
-        let first = spec.volumes.first().ok_or_else(|| Error::usage("no volume is named"))?;
         let (url, s3) = spec.location.parts()?;
         let backend = Backend::open(&url, &s3).await?;
+        let cache = spec.disk_cache.as_ref().map(open_cache).transpose()?;
+        Target::start_on(spec, (backend, cache), run_dir, (ordering, orders)).await
+    }
+
+    /// As [`Target::start`], with a pool and a cache that others may use too.
+    pub(super) async fn start_on(
+        spec: &TargetSpec,
+        (backend, cache): (Backend, Option<Arc<DiskCache>>),
+        run_dir: RunDir,
+        (ordering, orders): (UnboundedSender<Order>, UnboundedReceiver<Order>),
+    ) -> Result<Target> {
+        let first = spec.volumes.first().ok_or_else(|| Error::usage("no volume is named"))?;
         let mut wanted = Vec::new();
         for name in &spec.volumes {
             wanted.push((identity(&backend, name).await?, name.clone()));
@@ -113,7 +125,7 @@ impl Target {
         let held = run_dir.take(&wanted)?;
         let token = rand::random();
         let served = match announce_device(&run_dir, spec, &backend, &wanted, token) {
-            Ok(()) => serve(spec, &backend, &run_dir, &wanted, (token, recovery)).await,
+            Ok(()) => serve(spec, (&backend, cache), &run_dir, &wanted, (token, recovery)).await,
             Err(e) => Err(e),
         };
         let (volumes, door) = match served {
@@ -153,12 +165,14 @@ impl Target {
         let first = self.shared.first();
         // Whatever is there is of a dead process: its lock is held here.
         self.run_dir.remove_socket(first)?;
-        server::listen(&self.run_dir.socket(first), Arc::clone(&self.shared), ordering)?;
+        let shared = Some(Arc::clone(&self.shared));
+        server::listen(&self.run_dir.socket(first), shared, ordering)?;
         let state = TargetState::of_this_process(&Host::local()?, self.shared.serving().await);
         state.write(&self.run_dir.state_file(first))
     }
 
-    async fn run(mut self) -> Outcome {
+    /// Serves until it is told to end.
+    pub(super) async fn run(mut self) -> Outcome {
         loop {
             tokio::select! {
                 Some(order) = self.orders.recv() => match self.end(order).await {
@@ -240,7 +254,7 @@ fn refuse_twins(wanted: &[(VolumeId, VolumeSpec)]) -> Result<()> {
 /// Opens the volumes and the frontend, or nothing.
 async fn serve(
     spec: &TargetSpec,
-    backend: &Backend,
+    (backend, cache): (&Backend, Option<Arc<DiskCache>>),
     run_dir: &RunDir,
     wanted: &[(VolumeId, VolumeSpec)],
     (token, recovery): (u64, bool),
@@ -248,7 +262,6 @@ async fn serve(
     let mut opened: Vec<Volume> = Vec::new();
     let opening = async {
         let mut served: Vec<Served> = Vec::new();
-        let cache = spec.disk_cache.as_ref().map(open_cache).transpose()?;
         for (id, name) in wanted {
             let mirror = recovery.then(|| run_dir.mirror(*id));
             let volume = open(spec, backend, (*id, name), mirror, cache.clone()).await?;

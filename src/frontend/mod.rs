@@ -4,5 +4,6 @@
 //! [`Checked`](crate::device::Checked) device, so ranges, alignment and read-only are verified in
 //! one place for all of them.
 
+pub mod fuse;
 pub mod nbd;
 pub mod ublk;

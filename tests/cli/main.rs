@@ -13,6 +13,7 @@ mod diff;
 mod gate;
 mod journal;
 mod mistakes;
+mod mount;
 mod outage;
 mod paths;
 mod program;

@@ -1,12 +1,14 @@
 //! What was typed. What it means is for the verbs' own files.
 
 mod diff;
+mod mount;
 mod open;
 mod path;
 mod transfer;
 mod trash;
 
 pub(super) use diff::{Copy, Diff, ExportDiff, ImportDiff};
+pub(super) use mount::{Mount, Umount};
 pub(super) use open::Open;
 pub(super) use path::Path;
 pub(super) use transfer::{Export, Import};
@@ -100,6 +102,11 @@ pub(in crate::cli) enum Verb {
     /// Serve volumes over a network protocol until told to end
     #[command(subcommand)]
     Serve(Serve),
+    /// Make every volume of the pool a file in a directory, NAME.raw; prints the directory when it
+    /// can be used
+    Mount(Mount),
+    /// End a mounted directory: store what was written, unmount, close
+    Umount(Umount),
     /// Journals that are left on this host
     #[command(subcommand)]
     Journal(Journal),
@@ -172,6 +179,9 @@ pub(in crate::cli) enum Verb {
     /// Run a target as told on standard input
     #[command(hide = true)]
     Target,
+    /// Run a mounted directory as told on standard input
+    #[command(hide = true)]
+    MountTarget,
     /// Run a target as told on standard input, and a successor whenever it dies
     #[command(hide = true)]
     Supervise,

@@ -3,6 +3,7 @@
 use super::alloc::Bound;
 use objblk::cli::size as sizes;
 use objblk::daemon::control::{self, Reply, Request};
+use objblk::daemon::mount::MountSpec;
 use objblk::daemon::{TargetSpec, TargetState};
 use objblk::format::{VolumeId, keys};
 use objblk::pool::VolumeName;
@@ -91,6 +92,7 @@ pub fn control(data: &[u8]) {
     check_message::<Request>(data);
     check_message::<Reply>(data);
     check_message::<TargetSpec>(data);
+    check_message::<MountSpec>(data);
     if let Ok(text) = std::str::from_utf8(data) {
         let _ = TREE.check(text.len(), || TargetState::parse(text));
     }
