@@ -38,6 +38,7 @@
 //! | [`frontend`] | ublk and NBD |
 //! | [`host`], [`settings`] | which process this is; what the configuration file says |
 //! | [`pool`] | the volumes of a store: names, creation, deletion |
+//! | [`doctor`] | every object followed and verified, without owning anything |
 //! | [`daemon`] | one process an attachment, and how others talk to it |
 //! | [`cli`] | the command line |
 //!
@@ -52,6 +53,7 @@ pub mod clock;
 pub mod daemon;
 pub mod device;
 pub mod direct;
+pub mod doctor;
 pub mod error;
 pub mod flight;
 pub mod format;

@@ -20,6 +20,8 @@ mod damage;
 mod deletion;
 #[path = "engine/disk.rs"]
 mod disk;
+#[path = "engine/doctor.rs"]
+mod doctor;
 #[path = "engine/durability.rs"]
 mod durability;
 #[path = "engine/file_disk.rs"]

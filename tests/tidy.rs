@@ -34,6 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("host", &["error", "format", "clock"]),
     ("settings", &["error", "units", "store"]),
     ("pool", &["units", "error", "clock", "store", "format", "volume", "host"]),
+    ("doctor", &["units", "error", "store", "format", "map", "log", "volume", "pool"]),
     (
         "daemon",
         &[
@@ -45,7 +46,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "cli",
         &[
             "units", "error", "clock", "store", "format", "device", "volume", "frontend", "host",
-            "settings", "pool", "daemon", "bench",
+            "settings", "pool", "doctor", "daemon", "bench",
         ],
     ),
     ("main", &["cli"]),
