@@ -7,10 +7,12 @@ mod args;
 mod attach;
 mod bench;
 mod catalogue;
+mod check;
 mod clone;
 mod confirm;
 pub mod duration;
 mod gc;
+mod inspect;
 mod journal;
 mod logging;
 mod pool;
@@ -99,6 +101,9 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
             journal::discard(context, &name, &journal, yes).await
         }
         Verb::Status { name } => status::status(context, name.as_deref()).await,
+        Verb::Check(check) => check::check(context, check).await,
+        Verb::Inspect { what } => inspect::inspect(context, &what).await,
+        Verb::Locate { name, at } => inspect::locate(context, &name.parse()?, &at).await,
         Verb::Bench(bench) => bench::bench(context, bench).await,
         Verb::Gc { name, full } => gc::gc(context, &name.parse()?, full).await,
         Verb::Snapshot(Snapshot::Create { name, fsfreeze }) => {

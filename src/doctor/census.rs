@@ -2,7 +2,7 @@
 
 use super::Doctor;
 use super::exam::{Family, description};
-use super::flaw::{Damage, Flaw, Found, read};
+use super::flaw::{Damage, Flaw, Found, Kind, read};
 use super::report::{Nameless, Report, VolumeReport};
 use super::space::Amount;
 use crate::error::{Error, ErrorKind, Result};
@@ -84,9 +84,8 @@ impl Doctor {
         let tombstones = self.tombstones(&mut report).await?;
         let stored = self.volumes().await?;
         for id in names.keys().filter(|id| !stored.contains(id) && !tombstones.contains_key(id)) {
-            report
-                .volumes
-                .push(self.examine((&shown(&names, *id), *id), &mut Family::default()).await?);
+            let volume = self.examine((&shown(&names, *id), *id), &mut Family::default()).await?;
+            self.add(&names, volume, &mut report).await?;
         }
         let mut families: BTreeMap<VolumeId, Vec<(VolumeId, usize)>> = BTreeMap::new();
         for id in stored {
@@ -107,13 +106,36 @@ impl Doctor {
             members.sort_by_key(|(_, ancestors)| *ancestors);
             let mut family = Family::default();
             for (id, _) in members {
-                report
-                    .volumes
-                    .push(self.try_examine((&shown(&names, *id), *id), &mut family).await?);
+                let volume = self.try_examine((&shown(&names, *id), *id), &mut family).await?;
+                self.add(&names, volume, &mut report).await?;
             }
         }
         report.volumes.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         Ok(self.end(report))
+    }
+
+    /// Adds what was found of a volume, unless it was deleted meanwhile.
+    async fn add(&self, names: &Names, volume: VolumeReport, report: &mut Report) -> Result<()> {
+        let key = keys::volume(volume.id).to_string();
+        let is_it = |damage: &Damage| {
+            damage.kind == Kind::Missing && damage.object.as_deref() == Some(key.as_str())
+        };
+        let is_unknown = volume.damages.iter().any(is_it);
+        if !is_unknown || self.is_named(names, volume.id).await? {
+            report.volumes.push(volume);
+        }
+        Ok(())
+    }
+
+    /// Whether one of the names still is that of the volume.
+    async fn is_named(&self, names: &Names, id: VolumeId) -> Result<bool> {
+        for name in names.get(&id).into_iter().flatten() {
+            let Some(key) = keys::name(name) else { continue };
+            if matches!(self.named(&key).await?, Ok(now) if now == id) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn try_examine(

@@ -91,11 +91,6 @@ pub(super) async fn header(store: &dyn Store, id: ChunkId) -> Result<Found<Chunk
             Ok(header) => Ok(Ok(header)),
             Err(FetchError::Missing(_)) => Ok(Err(Flaw::Missing)),
             Err(FetchError::Damaged { why, .. }) => Ok(Err(Flaw::Damaged(why))),
-            // The object is empty.
-            Err(FetchError::Store(e)) if e.kind == StoreErrorKind::Range => {
-                let should = crate::format::chunk::PREFIX_LEN as u64;
-                Ok(Err(Flaw::Size { is: 0, should }))
-            }
             Err(FetchError::Store(e)) => Err(e.into()),
             Err(e) => Err(crate::error::Error::failed(e.to_string())),
         };

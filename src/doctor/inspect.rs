@@ -7,14 +7,13 @@ use crate::format::chunk::{self, ChunkHeader, open_frame};
 use crate::format::fence::{self, Fence};
 use crate::format::keys;
 use crate::format::map_object::{self, ItemKind, parse_directory};
-use crate::format::page::{ItemRef, parse_chunk_page, parse_leaf, parse_map_page};
+use crate::format::page::{ItemRef, LEAF_SECTORS, parse_chunk_page, parse_leaf, parse_map_page};
 use crate::format::pool::{NameObject, PoolObject, TombstoneObject, parse_json};
 use crate::format::profile::{self, Profile};
 use crate::format::record::Record;
 use crate::format::snapshot::{self, SnapshotEntry, SnapshotObject};
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::format::{FormatResult, VolumeId};
-use crate::map::base::leaf_range;
 use crate::store::{GetRange, Key, Store};
 use crate::units::{Sector, SectorRange};
 use serde::Serialize;
@@ -241,7 +240,7 @@ fn decode_map(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> Decoded {
 }
 
 fn tell_leaf(index: u64, bytes: &[u8]) -> FormatResult<Vec<Value>> {
-    let first = leaf_range(index).start().0;
+    let first = index.saturating_mul(LEAF_SECTORS);
     let tell = |extent: crate::format::page::Extent| {
         let place = extent.location();
         let sector = Sector(first.saturating_add(extent.start().into()));
@@ -331,4 +330,79 @@ fn plain<T: Serialize>(parsed: FormatResult<T>) -> Decoded {
 
 fn hex(crc: u32) -> String {
     format!("{crc:08x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::keys::MapObjectId;
+    use crate::format::map_object::MapObjectBuilder;
+    use crate::format::page::{Extent, Location, encode_leaf};
+    use crate::units::{Epoch, Seq};
+    use proptest::prelude::*;
+
+    fn volume() -> VolumeId {
+        VolumeId::from_bytes([7; 16])
+    }
+
+    fn map() -> (Key, Vec<u8>) {
+        let object = MapObjectId { epoch: Epoch(1), number: 2 };
+        let mut builder = MapObjectBuilder::new(volume(), object);
+        let leaf = encode_leaf(&[Extent::new(8, 8, Location { seq: Seq(3), offset: 1 })]);
+        builder.add(ItemKind::Leaf, 1, &leaf);
+        // No volume has it; its bytes are right.
+        builder.add(ItemKind::Leaf, u64::MAX, &leaf);
+        builder.add(ItemKind::ChunkPage, 0, &[1, 2, 3]);
+        (keys::map_object(volume(), object), builder.finish())
+    }
+
+    #[test]
+    fn a_map_object_is_decoded_as_far_as_it_is_whole() {
+        let (key, bytes) = map();
+        let found = decode(&key, &bytes);
+        assert_eq!(found.kind, "map object");
+        assert!(found.damage.is_some_and(|why| why.contains("chunk page ends inside")));
+        let entries = &found.contents["items"][0]["entries"];
+        assert_eq!(entries[0], json!({ "sector": 131_080, "count": 8, "slot": 3, "offset": 1 }));
+        let elsewhere = decode(&keys::profile(volume()), &bytes);
+        assert!(elsewhere.damage.is_some_and(|why| why.contains("not what its name says")));
+    }
+
+    proptest! {
+        /// Whatever the bytes are, and whatever the name.
+        #[test]
+        fn decoding_is_total(
+            which in 0usize..12,
+            magic in 0usize..7,
+            mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let id = volume();
+            let names = [
+                keys::pool(), keys::volume(id), keys::profile(id), keys::trash(id),
+                keys::epoch(id, Epoch(1)), keys::slot(id, Seq(1), Epoch(1)), map().0,
+                keys::checkpoint(id, Seq(1), Epoch(1)),
+                keys::snapshot(id, crate::format::SnapshotId::from_bytes([1; 16])),
+                keys::child(id, crate::format::SnapshotId::from_bytes([1; 16]), id),
+                keys::name("a").unwrap(), Key::new("bench/a").unwrap(),
+            ];
+            let magics = [
+                chunk::MAGIC, fence::MAGIC, checkpoint::MAGIC, snapshot::MAGIC, map_object::MAGIC,
+                profile::MAGIC,
+            ];
+            if let Some(magic) = magics.get(magic) {
+                bytes.splice(0..0, magic.iter().copied());
+            }
+            let found = decode(&names[which], &bytes);
+            prop_assert_eq!(found.bytes, bytes.len() as u64);
+        }
+
+        /// One bit of a whole object.
+        #[test]
+        fn no_flip_stops_it(at in any::<prop::sample::Index>(), bit in 0u8..8) {
+            let (key, mut bytes) = map();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            decode(&key, &bytes);
+        }
+    }
 }

@@ -9,6 +9,7 @@
 mod attached;
 mod bench;
 mod clones;
+mod doctor;
 mod gate;
 mod journal;
 mod mistakes;

@@ -7,8 +7,9 @@ use objblk::clock::SystemClock;
 use objblk::doctor::{Doctor, Report};
 use objblk::format::VolumeId;
 use objblk::pool::Pool;
+use objblk::store::fault::{Fault, Moment, Rule};
 use objblk::store::memory::MemoryStore;
-use objblk::store::{GetRange, Key, Store, list_all};
+use objblk::store::{GetRange, Key, Op, Store, list_all};
 use objblk::volume::{Env, Mode, Stores, Volume, VolumeOptions};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -50,7 +51,6 @@ impl Remains {
         }
         family.examine().await;
         let first = family.members.keys().next().unwrap().clone();
-        family.members[&first].volume.close().await.unwrap();
         family.crash(&first).await;
         family.change(&first, 40).await;
         for (name, member) in &family.members {
@@ -234,4 +234,56 @@ async fn damage_is_told_and_what_it_reaches() {
     }
     eprintln!("{noticed} faults of 300 were noticed, {harmed} did harm");
     assert!(noticed > 150 && harmed > 60, "{noticed} {harmed}");
+}
+
+/// Owners write, collect and delete while they are looked at.
+#[tokio::test(start_paused = true)]
+async fn what_an_owner_deletes_meanwhile_is_no_damage() {
+    let (mut examined, mut deleted) = (0, 0);
+    for seed in 0..8 {
+        let mut family = Family::new(seed).await;
+        family.change("v0", 200).await;
+        family.snapshot("v0").await;
+        family.change("v0", 200).await;
+        family.clone_one("v0").await;
+        let (from, to) = (Duration::ZERO, Duration::from_millis(30));
+        let slow = Rule::new(Fault::Delay { at: Moment::Before, from, to });
+        family.rig.faults.add(slow.on(&[Op::Get, Op::List]));
+        let before = list_all(&family.rig.memory, "volumes/").await.unwrap();
+        let doctor = Doctor::new(&family.pool, true, None);
+        let examination = async {
+            let mut sound = 0;
+            for _ in 0..4 {
+                match doctor.check_all().await {
+                    Ok(report) => {
+                        let busy = |v: &objblk::doctor::VolumeReport| v.error.is_some();
+                        let busy = report.volumes.iter().any(busy);
+                        assert!(report.clean || busy && report.damage_count() == 0, "{report:#?}");
+                        sound += u32::from(report.clean);
+                    }
+                    Err(e) => panic!("seed {seed}: {e}"),
+                }
+            }
+            sound
+        };
+        let work = async {
+            loop {
+                let of = family.pick();
+                family.change(&of, 60).await;
+                family.snapshot(&of).await;
+                family.delete_snapshot(&of).await;
+                family.members[&of].volume.collect(Some(100)).await.unwrap();
+            }
+        };
+        tokio::select! {
+            sound = examination => examined += sound,
+            () = work => {}
+        }
+        let store = &family.rig.memory;
+        for object in before {
+            deleted += u32::from(store.head(&object.key).await.is_err());
+        }
+    }
+    eprintln!("{examined} of 32 were whole, {deleted} objects went meanwhile");
+    assert!(examined > 16 && deleted > 50, "{examined} {deleted}");
 }

@@ -1,7 +1,9 @@
 //! What was typed. What it means is for the verbs' own files.
 
+mod doctor;
 mod open;
 
+pub(super) use doctor::Check;
 pub(super) use open::Open;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -91,6 +93,21 @@ pub(in crate::cli) enum Verb {
         /// Until nothing dead is left, whatever has to be moved for that
         #[arg(long)]
         full: bool,
+    },
+    /// Follow every reference and verify every checksum, attached or not; changes nothing
+    Check(Check),
+    /// Show what an object of the pool says, or the objects that say what a volume or a snapshot is
+    Inspect {
+        #[arg(value_name = "OBJECT|NAME[@SNAP]")]
+        what: String,
+    },
+    /// Show where a sector is stored
+    Locate {
+        #[arg(value_name = "NAME[@SNAP]")]
+        name: String,
+        /// A sector of 512 bytes, as the kernel counts, or a byte with its unit: 4096B, 1M
+        #[arg(value_name = "SECTOR|BYTE")]
+        at: String,
     },
     /// Put load on a volume that is not attached, or on the bare store to compare with
     Bench(Bench),
