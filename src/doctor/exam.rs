@@ -2,8 +2,8 @@
 
 use super::Doctor;
 use super::chunk::verify;
-use super::flaw::{Damage, Flaw, read};
-use super::gather::{Gathered, PARALLEL};
+use super::flaw::{Affected, Damage, Flaw, read};
+use super::gather::{Gathered, PARALLEL, undescribed};
 use super::report::VolumeReport;
 use super::space::Sorter;
 use super::survey::Survey;
@@ -12,7 +12,7 @@ use super::used::Used;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::features::Access;
-use crate::format::keys::{self, MapObjectId};
+use crate::format::keys::{self, ChunkId, MapObjectId};
 use crate::format::map_object::parse_directory;
 use crate::format::volume::VolumeObject;
 use crate::store::Store;
@@ -64,6 +64,7 @@ impl Doctor {
             Ok(description) => description,
             Err(damage) => {
                 report.tell([damage]);
+                report.affected = undescribed(store, (name, id)).await?;
                 return Ok(report);
             }
         };
@@ -74,8 +75,10 @@ impl Doctor {
         self.progress.begin(format!("{name}: its map"), 0);
         let gathered = Gathered::of(store, name, &description).await?;
         let survey = Survey::of(store, &gathered.states, &mut family.used).await?;
+        let mut beyond = None;
         if let Some(sorter) = Sorter::new(id, &gathered, &survey.map_objects) {
-            report.space = Some(sorter.sort(store, &mut family.used).await?);
+            let (space, found) = sorter.sort(store, &mut family.used).await?;
+            (report.space, beyond) = (Some(space), found);
         }
         report.chunks = self.verify_chunks(name, family).await?;
         report.map_items = survey.items;
@@ -84,13 +87,15 @@ impl Doctor {
         let is_exposed = gathered.unknown_to_origin && family.used.has_foreign(id);
         let sound = !survey.suspicious
             && !is_exposed
+            && beyond.is_none()
             && gathered.damages.is_empty()
             && family.bad.is_empty()
             && directories.is_empty();
         report.notes = gathered.notes.clone();
         report.tell(survey.damages);
         if !sound {
-            self.look_again((name, &description), family, &directories, &mut report).await?;
+            let odd = (&*directories, beyond);
+            self.look_again((name, &description), family, odd, &mut report).await?;
         }
         Ok(report)
     }
@@ -151,7 +156,7 @@ impl Doctor {
         &self,
         (name, description): (&str, &VolumeObject),
         family: &Family,
-        directories: &[(MapObjectId, Flaw)],
+        (directories, beyond): (&[(MapObjectId, Flaw)], Option<ChunkId>),
         report: &mut VolumeReport,
     ) -> Result<()> {
         let store = &*self.store;
@@ -181,11 +186,23 @@ impl Doctor {
                 Damage::of(&key, flaw, "the directory of a map object")
             };
             report.tell(self.exposed(name, &fresh).await?);
+            let cut_off = beyond.filter(|chunk| fresh.is_beyond(*chunk));
             report.tell(fresh.damages);
             report.tell(still.map(directory));
             report.tell(trace.damages);
             report.notes = fresh.notes;
             report.affected = fresh.lost;
+            if let (Some(chunk), Some(end)) = (cut_off, fresh.end) {
+                let text = format!(
+                    "{name} ends at log slot {end}, and a chunk lies behind: what leads there is lost"
+                );
+                report.tell([Damage {
+                    object: Some(chunk.key().to_string()),
+                    ..Damage::contradiction(text)
+                }]);
+                let sectors = fresh.states.last().map_or(0, |state| state.size.0);
+                report.affected.push(Affected::all(name.into(), sectors));
+            }
             let whole: BTreeSet<String> = report.affected.iter().map(|a| a.name.clone()).collect();
             let partly = trace.affected.into_iter().filter(|a| !whole.contains(&a.name));
             report.affected.extend(partly);

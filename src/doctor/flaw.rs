@@ -76,7 +76,7 @@ pub struct Affected {
     pub name: String,
     /// It cannot be attached at all.
     pub whole: bool,
-    /// Sectors of 512 bytes that cannot be read.
+    /// Sectors of 512 bytes that cannot be read; none where nothing tells how many there are.
     pub sectors: u64,
     /// Where they are, ascending.
     pub runs: Vec<Run>,

@@ -6,10 +6,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::checkpoint::Checkpoint;
 use crate::format::fence::Fence;
-use crate::format::keys;
+use crate::format::keys::{self, ChunkId};
 use crate::format::profile::Profile;
 use crate::format::snapshot::{SnapshotEntry, SnapshotObject};
 use crate::format::volume::{EpochObject, VolumeObject};
+use crate::log::IN_FLIGHT_MAX;
 use crate::store::{Key, Store, StoreErrorKind, list_all};
 use crate::units::{Epoch, Seq};
 use crate::volume::present::{Present, newest_checkpoint, present};
@@ -34,6 +35,8 @@ pub(super) struct Gathered {
     pub snapshots: Vec<SnapshotEntry>,
     /// The newest term.
     pub epoch: Epoch,
+    /// The first slot that the log does not have, where it can be read.
+    pub end: Option<Seq>,
     /// Slots that hold fences.
     pub fences: BTreeSet<Seq>,
     /// A clone that its origin does not know of.
@@ -54,6 +57,7 @@ impl Gathered {
             checkpoint: None,
             snapshots: Vec::new(),
             epoch: description.lineage().first_epoch(),
+            end: None,
             fences: BTreeSet::new(),
             unknown_to_origin: false,
         };
@@ -79,7 +83,7 @@ impl Gathered {
         let why = match present(store, description).await {
             Ok(found) => {
                 let Present { checkpoint, changes, size, terms, end, snapshots } = found;
-                self.epoch = end.epoch;
+                (self.epoch, self.end) = (end.epoch, Some(end.slot));
                 self.snapshots = snapshots;
                 let state = State::of(name.into(), lineage, &checkpoint);
                 self.checkpoint = Some(checkpoint);
@@ -108,6 +112,14 @@ impl Gathered {
         }
         self.checkpoint = checkpoint;
         Ok((state, true))
+    }
+
+    /// Whether this object of the log proves that the log goes on behind what is taken for its end.
+    pub fn is_beyond(&self, chunk: ChunkId) -> bool {
+        let far = |end: Seq| chunk.seq.0 > end.0.saturating_add(2 * IN_FLIGHT_MAX as u64);
+        // Nobody writes in a term before the fence that leads to it is there.
+        self.end
+            .is_some_and(|end| chunk.epoch > self.epoch || chunk.epoch == self.epoch && far(end))
     }
 
     async fn read_snapshots(
@@ -189,6 +201,10 @@ impl Gathered {
             let Some(slot) = pair[1].first.0.checked_sub(1).filter(|_| !is_branch) else {
                 continue;
             };
+            // Those of an ancestor are its own, and may have gone with it once nothing of it is needed.
+            if !lineage.owns_slot(Seq(slot)) {
+                continue;
+            }
             let id = lineage.chunk(Seq(slot), pair[0].epoch);
             self.fences.insert(id.seq);
             let ends = |fence: &Fence| {
@@ -262,9 +278,32 @@ impl Gathered {
     }
 }
 
+/// What cannot be attached where nothing tells what the volume is.
+///
+/// # Errors
+/// Those of the store that tell nothing of an object.
+pub(super) async fn undescribed(
+    store: &dyn Store,
+    (name, id): (&str, VolumeId),
+) -> Result<Vec<Affected>> {
+    let newest = store.list(&keys::checkpoints(id), None, 1).await?.objects;
+    let found = match newest.first() {
+        Some(newest) => read(store, &newest.key, Checkpoint::parse).await?.ok(),
+        None => None,
+    };
+    let Some(found) = found else {
+        let (name, runs) = (name.into(), Vec::new());
+        return Ok(vec![Affected { name, whole: true, sectors: 0, runs }]);
+    };
+    let snapshots = found.snapshots.iter().filter(|entry| !entry.deleted);
+    let snapshots =
+        snapshots.map(|entry| Affected::all(format!("{name}@{}", entry.name), entry.size.0));
+    Ok(snapshots.chain([Affected::all(name.into(), found.size.0)]).collect())
+}
+
 impl Affected {
     /// All of it.
-    fn all(name: String, sectors: u64) -> Affected {
+    pub(super) fn all(name: String, sectors: u64) -> Affected {
         let runs = vec![super::runs::Run { sector: 0, count: sectors }];
         Affected { name, whole: true, sectors, runs }
     }

@@ -66,6 +66,7 @@ pub(super) struct Sorter<'a> {
     /// The first slot of the log that no checkpoint has.
     next: Seq,
     checkpoints: u64,
+    beyond: Option<ChunkId>,
 }
 
 impl<'a> Sorter<'a> {
@@ -89,14 +90,20 @@ impl<'a> Sorter<'a> {
             }
         }
         let next = checkpoint.next;
-        Some(Sorter { id, gathered, map_objects, dead_slots, dead_maps, next, checkpoints: 0 })
+        let (checkpoints, beyond) = (0, None);
+        Some(Sorter { id, gathered, map_objects, dead_slots, dead_maps, next, checkpoints, beyond })
     }
 
-    /// Lists all objects of the volume; sizes of chunks go to `used`.
+    /// Lists all objects of the volume; sizes of chunks go to `used`. Returns a chunk, too, that lies
+    /// behind the end of the log where none can be.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn sort(mut self, store: &dyn Store, used: &mut Used) -> Result<Space> {
+    pub async fn sort(
+        mut self,
+        store: &dyn Store,
+        used: &mut Used,
+    ) -> Result<(Space, Option<ChunkId>)> {
         let prefix = keys::volume_prefix(self.id);
         let (mut space, mut after) = (Space::default(), None::<Key>);
         loop {
@@ -121,7 +128,7 @@ impl<'a> Sorter<'a> {
             }
             after = page.objects.last().map(|object| object.key.clone());
             if !page.more || after.is_none() {
-                return Ok(space);
+                return Ok((space, self.beyond));
             }
         }
     }
@@ -159,8 +166,13 @@ impl<'a> Sorter<'a> {
         }
     }
 
-    fn sort_slot(&self, chunk: ChunkId, size: u64, used: &mut Used) -> Sort {
+    fn sort_slot(&mut self, chunk: ChunkId, size: u64, used: &mut Used) -> Sort {
         let seq = chunk.seq;
+        // Fences may lie far ahead of an owner, in terms that were reached.
+        let tells = size > FENCE_MAX || chunk.epoch > self.gathered.epoch;
+        if tells && self.gathered.is_beyond(chunk) {
+            self.beyond = Some(chunk);
+        }
         if used.note_size(chunk, size) || self.gathered.fences.contains(&seq) {
             return Sort::Needed;
         }

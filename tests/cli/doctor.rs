@@ -136,7 +136,7 @@ fn objects_are_shown_decoded_and_mistakes_refused() {
     let home = home();
     let (_, object, _) = place(&home, "data@a", "0");
     let shown = home.run(&["inspect", &object]).ok();
-    assert!(shown.contains(": chunk, ") && shown.contains("record data, sector 0, "), "{shown}");
+    assert!(shown.contains(": chunk, ") && shown.contains("record data, sector 0"), "{shown}");
     let shown = home.run(&["inspect", "data@a"]).ok();
     assert!(shown.contains(": snapshot, ") && shown.contains("map_root (1)"), "{shown}");
     let shown = home.run(&["inspect", "data"]).ok();
