@@ -42,6 +42,7 @@
 //! | [`pool`] | the volumes of a store: names, creation, deletion |
 //! | [`transfer`] | images into volumes and out of them; streams of what changed |
 //! | [`pool`] | the volumes of a store: names, creation, deletion, the trash |
+//! | [`doctor`] | every object followed and verified, without owning anything |
 //! | [`daemon`] | one process an attachment, and how others talk to it |
 //! | [`cli`] | the command line |
 //!
@@ -56,6 +57,7 @@ pub mod clock;
 pub mod daemon;
 pub mod device;
 pub mod direct;
+pub mod doctor;
 pub mod error;
 pub mod flight;
 pub mod format;

@@ -24,6 +24,8 @@ mod diff;
 mod disk;
 #[path = "support/dump.rs"]
 mod dump;
+#[path = "engine/doctor.rs"]
+mod doctor;
 #[path = "engine/durability.rs"]
 mod durability;
 #[path = "engine/file_disk.rs"]

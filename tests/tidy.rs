@@ -43,6 +43,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "pool",
         ],
     ),
+    ("doctor", &["units", "error", "store", "format", "map", "log", "volume", "pool"]),
     (
         "daemon",
         &[
@@ -54,7 +55,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "cli",
         &[
             "units", "error", "clock", "store", "format", "image", "device", "volume", "frontend",
-            "host", "settings", "pool", "daemon", "bench", "size", "transfer",
+            "host", "settings", "pool", "doctor", "daemon", "bench", "size", "transfer",
         ],
     ),
     ("main", &["cli"]),

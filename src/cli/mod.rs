@@ -7,6 +7,7 @@ mod args;
 mod attach;
 mod bench;
 mod catalogue;
+mod check;
 mod clone;
 mod confirm;
 mod copy;
@@ -19,10 +20,11 @@ mod gc;
 mod import;
 mod import_diff;
 mod interrupt;
+mod inspect;
 mod journal;
 mod logging;
-mod path;
 mod mount;
+mod path;
 mod pool;
 mod recover;
 mod render;
@@ -115,6 +117,9 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
             journal::discard(context, &name, &journal, yes).await
         }
         Verb::Status { name } => status::status(context, name.as_deref()).await,
+        Verb::Check(check) => check::check(context, check).await,
+        Verb::Inspect { what } => inspect::inspect(context, &what).await,
+        Verb::Locate { name, at } => inspect::locate(context, &name.parse()?, &at).await,
         Verb::Bench(bench) => bench::bench(context, bench).await,
         Verb::Gc { name, full } => gc::gc(context, &name.parse()?, full).await,
         Verb::Snapshot(Snapshot::Create { name, fsfreeze }) => {

@@ -188,16 +188,26 @@ pub fn log(id: VolumeId) -> String {
     format!("volumes/{id}/log/")
 }
 
-/// Slot and epoch that a key made by [`slot`] names.
+/// Position and epoch that a key made by [`slot`] names.
 pub fn parse_slot(id: VolumeId, key: &Key) -> Option<(Seq, Epoch)> {
-    let (_, name) = key.as_str().strip_prefix(&log(id))?.split_once('/')?;
+    let (_, name) = key.as_str().rsplit_once('/')?;
     let (seq, epoch) = name.split_once('-')?;
-    Some((Seq(hex16(seq)?), Epoch(hex16(epoch)?)))
+    let (seq, epoch) = (Seq(hex16(seq)?), Epoch(hex16(epoch)?));
+    (slot(id, seq, epoch) == *key).then_some((seq, epoch))
 }
 
 /// A map object.
 pub fn map_object(id: VolumeId, object: MapObjectId) -> Key {
     key(format!("volumes/{id}/map/{:016x}-{:08x}", object.epoch.0, object.number))
+}
+
+/// The map object that a key made by [`map_object`] names.
+pub fn parse_map_object(id: VolumeId, key: &Key) -> Option<MapObjectId> {
+    let (_, name) = key.as_str().rsplit_once('/')?;
+    let (epoch, number) = name.split_once('-')?;
+    let number = u32::from_str_radix(number, 16).ok()?;
+    let object = MapObjectId { epoch: Epoch(hex16(epoch)?), number };
+    (map_object(id, object) == *key).then_some(object)
 }
 
 /// Prefix of the volume's checkpoints.
@@ -254,6 +264,12 @@ pub fn schedule(id: VolumeId, number: u64) -> Key {
 /// The number that a key made by [`schedule`] names.
 pub fn parse_schedule(id: VolumeId, key: &Key) -> Option<u64> {
     Some(u64::MAX - hex16(key.as_str().strip_prefix(&schedules(id))?)?)
+}
+
+/// The snapshot that a key made by [`snapshot`] names.
+pub fn parse_snapshot(id: VolumeId, key: &Key) -> Option<SnapshotId> {
+    let of: SnapshotId = key.as_str().strip_prefix(&snapshots(id))?.parse().ok()?;
+    (snapshot(id, of) == *key).then_some(of)
 }
 
 /// Prefix of the clones of a volume's snapshots.
@@ -327,9 +343,14 @@ mod tests {
             assert_eq!(parse_epoch(id, &epoch(id, Epoch(n))), Some(Epoch(n)));
             let key = checkpoint(id, Seq(n), Epoch(3));
             assert_eq!(parse_checkpoint(id, &key), Some((Seq(n), Epoch(3))));
-            assert_eq!(parse_slot(id, &slot(id, Seq(n), Epoch(3))), Some((Seq(n), Epoch(3))));
             assert_eq!(parse_schedule(id, &schedule(id, n)), Some(n));
+            assert_eq!(parse_slot(id, &slot(id, Seq(n), Epoch(4))), Some((Seq(n), Epoch(4))));
+            let object = MapObjectId { epoch: Epoch(n), number: n as u32 };
+            assert_eq!(parse_map_object(id, &map_object(id, object)), Some(object));
+            assert_eq!(parse_slot(id, &map_object(id, object)), None);
         }
+        let of = SnapshotId::from_bytes([9; 16]);
+        assert_eq!(parse_snapshot(id, &snapshot(id, of)), Some(of));
         assert!(checkpoint(id, Seq(2), Epoch(1)) < checkpoint(id, Seq(1), Epoch(1)));
         assert!(schedule(id, 2) < schedule(id, 1));
         assert_eq!(

@@ -160,6 +160,12 @@ fn no_such_frame(range: &Range<u32>) -> FormatError {
 fn object_error(id: ChunkId, e: StoreError) -> FetchError {
     match e.kind {
         StoreErrorKind::NotFound => FetchError::Missing(id.key()),
+        // The object has no bytes at all: asking again would not help.
+        StoreErrorKind::Range => {
+            let (object, field, offset) = ("chunk", "header", 0);
+            let why = FormatError { object, field, offset, problem: Problem::Truncated };
+            FetchError::Damaged { key: id.key(), why }
+        }
         _ => FetchError::Store(e),
     }
 }

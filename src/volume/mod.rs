@@ -14,7 +14,7 @@
 //!
 //! | part | does |
 //! | --- | --- |
-//! | `look` | what the store says of a volume, without owning it |
+//! | `look`, [`present`] | what the store says of a volume, without owning it |
 //! | [`open`](mod@open) | claims an epoch, replays, fences |
 //! | `recover` | goes on where a dead owner left off |
 //! | `state` | what is behind the one lock: open chunk, map, commit point |
@@ -55,6 +55,7 @@ mod look;
 pub mod open;
 mod options;
 mod patience;
+pub mod present;
 mod profile;
 mod read;
 mod readahead;

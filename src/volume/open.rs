@@ -209,17 +209,17 @@ pub(super) async fn has_all_before(
 
 /// What replay gives.
 pub(super) struct Loaded {
-    checkpoint: Checkpoint,
+    pub checkpoint: Checkpoint,
     obsolete: Vec<Key>,
-    map: Map,
-    size: SectorCount,
-    terms: Terms,
+    pub map: Map,
+    pub size: SectorCount,
+    pub terms: Terms,
     /// Sectors in the chunks that were read.
     payloads: BTreeMap<Seq, u32>,
     /// Slots read since the checkpoint.
     replayed: u64,
-    end: LogEnd,
-    snapshots: Snapshots,
+    pub end: LogEnd,
+    pub snapshots: Snapshots,
 }
 
 impl Loaded {
@@ -286,7 +286,7 @@ pub async fn find_snapshot(store: &dyn Store, id: VolumeId, name: &str) -> Resul
 
 /// Reads the state of the volume: of its newest checkpoint, or of one that was `found` before, and
 /// of the log behind it. `claimed`: the epoch and the owner of the new term.
-async fn load_newest(
+pub(super) async fn load_newest(
     store: &dyn Store,
     description: &VolumeObject,
     mut found: Option<(Checkpoint, Vec<Key>)>,

@@ -10,6 +10,7 @@ mod attached;
 mod bench;
 mod clones;
 mod diff;
+mod doctor;
 mod gate;
 mod journal;
 mod mistakes;

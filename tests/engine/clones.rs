@@ -4,6 +4,7 @@
 use crate::rig::{CHUNK, Rig, owner, pattern, range, read, write};
 use objblk::clock::SystemClock;
 use objblk::device::BlockDevice;
+use objblk::doctor::Doctor;
 use objblk::error::{ErrorKind, Result};
 use objblk::format::keys;
 use objblk::format::{SnapshotId, VolumeId};
@@ -23,9 +24,9 @@ use std::time::Duration;
 
 const SIZE: u64 = 2 << 20;
 pub const BLOCK: u64 = 8;
-const BLOCKS: usize = (SIZE / 512 / BLOCK) as usize;
+pub const BLOCKS: usize = (SIZE / 512 / BLOCK) as usize;
 
-type Image = Vec<u64>;
+pub type Image = Vec<u64>;
 
 fn name(text: &str) -> VolumeName {
     text.parse().unwrap()
@@ -33,16 +34,16 @@ fn name(text: &str) -> VolumeName {
 
 /// A volume, open, and what all of its states hold, by block.
 pub struct Member {
-    id: VolumeId,
+    pub id: VolumeId,
     pub volume: Volume,
     pub now: Image,
-    snapshots: BTreeMap<String, Image>,
+    pub snapshots: BTreeMap<String, Image>,
 }
 
 /// Volumes that were made of each other.
 pub struct Family {
     pub rig: Rig,
-    pool: Pool,
+    pub pool: Pool,
     pub rng: StdRng,
     pub members: BTreeMap<String, Member>,
     stamp: u64,
@@ -118,7 +119,7 @@ impl Family {
         member.snapshots.insert(called, member.now.clone());
     }
 
-    async fn clone_one(&mut self, of: &str) {
+    pub async fn clone_one(&mut self, of: &str) {
         let Some(snapshot) = self.pick_snapshot(of) else { return };
         self.stamp += 1;
         let called = format!("v{}", self.stamp);
@@ -130,7 +131,7 @@ impl Family {
         self.members.insert(called, member);
     }
 
-    async fn roll_back(&mut self, of: &str) {
+    pub async fn roll_back(&mut self, of: &str) {
         let Some(snapshot) = self.pick_snapshot(of) else { return };
         let id = self.snapshot_id();
         self.stamp += 1;
@@ -145,7 +146,7 @@ impl Family {
     }
 
     /// Deletes a snapshot; or it is refused because clones need it.
-    async fn delete_snapshot(&mut self, of: &str) {
+    pub async fn delete_snapshot(&mut self, of: &str) {
         let Some(snapshot) = self.pick_snapshot(of) else { return };
         let children = self.pool.children(self.members[of].id).await.unwrap();
         let needed = children.iter().any(|child| child.snapshot == snapshot);
@@ -159,7 +160,7 @@ impl Family {
         }
     }
 
-    async fn flatten(&mut self, of: &str) {
+    pub async fn flatten(&mut self, of: &str) {
         let member = &self.members[of];
         let done = member.volume.flatten(&mut |_| ()).await.unwrap();
         if done.done {
@@ -168,7 +169,7 @@ impl Family {
     }
 
     /// Deletes a volume with its snapshots; or it is refused because clones need it.
-    async fn delete(&mut self, of: &str) -> bool {
+    pub async fn delete(&mut self, of: &str) -> bool {
         self.members[of].volume.close().await.unwrap();
         let id = self.members[of].id;
         let needed = !self.pool.children(id).await.unwrap().is_empty();
@@ -189,7 +190,7 @@ impl Family {
         }
     }
 
-    async fn crash(&mut self, of: &str) {
+    pub async fn crash(&mut self, of: &str) {
         let member = self.members.get_mut(of).unwrap();
         member.volume.flush().await.unwrap();
         member.volume.abandon();
@@ -265,10 +266,17 @@ impl Family {
                 check(&view, image, &format!("{of}@{snapshot}")).await;
             }
         }
+        self.examine().await;
+    }
+
+    /// The doctor finds nothing wrong with it, whatever happened to it and whoever has it.
+    pub async fn examine(&self) {
+        let report = Doctor::new(&self.pool, true, None).check_all().await.unwrap();
+        assert!(report.clean, "{report:#?}");
     }
 }
 
-fn contents(start: u64, stamp: u64) -> Vec<u8> {
+pub fn contents(start: u64, stamp: u64) -> Vec<u8> {
     match stamp {
         0 => vec![0; (BLOCK * 512) as usize],
         stamp => pattern(start, BLOCK, stamp),

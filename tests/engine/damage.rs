@@ -62,6 +62,17 @@ async fn a_truncated_chunk_hurts_what_was_cut_off() {
     expect_bad(&volume, 256..512).await;
 }
 
+/// Of an object without bytes no range can be read: that is no refusal that would pass.
+#[tokio::test(start_paused = true)]
+async fn an_emptied_chunk_hurts_its_sectors() {
+    let (rig, chunks) = filled().await;
+    rig.replace(&chunks[4], Vec::new()).await;
+    let volume = rig.open().await;
+    let read = expect_bad(&volume, 4 * CHUNK..5 * CHUNK);
+    let read = tokio::time::timeout(std::time::Duration::from_secs(60), read).await;
+    assert!(read.is_ok(), "the read hangs");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_deleted_chunk_hurts_its_sectors() {
     let (rig, chunks) = filled().await;

@@ -2,6 +2,7 @@
 
 mod diff;
 mod mount;
+mod doctor;
 mod open;
 mod path;
 mod transfer;
@@ -9,6 +10,7 @@ mod trash;
 
 pub(super) use diff::{Copy, Diff, ExportDiff, ImportDiff};
 pub(super) use mount::{Mount, Umount};
+pub(super) use doctor::Check;
 pub(super) use open::Open;
 pub(super) use path::Path;
 pub(super) use transfer::{Export, Import};
@@ -118,6 +120,21 @@ pub(in crate::cli) enum Verb {
         /// Until nothing dead is left, whatever has to be moved for that
         #[arg(long)]
         full: bool,
+    },
+    /// Follow every reference and verify every checksum, attached or not; changes nothing
+    Check(Check),
+    /// Show what an object of the pool says, or the objects that say what a volume or a snapshot is
+    Inspect {
+        #[arg(value_name = "OBJECT|NAME[@SNAP]")]
+        what: String,
+    },
+    /// Show where a sector is stored
+    Locate {
+        #[arg(value_name = "NAME[@SNAP]")]
+        name: String,
+        /// A sector of 512 bytes, as the kernel counts, or a byte with its unit: 4096B, 1M
+        #[arg(value_name = "SECTOR|BYTE")]
+        at: String,
     },
     /// Put load on a volume that is not attached, or on the bare store to compare with
     Bench(Bench),

@@ -1,0 +1,166 @@
+//! One chunk: header, size, and with `data` every frame.
+
+use super::flaw::{Flaw, Found};
+use super::used::Known;
+use crate::error::Result;
+use crate::format::chunk::{ChunkHeader, FRAME_SECTORS, open_frame};
+use crate::format::codec::FormatError;
+use crate::format::keys::ChunkId;
+use crate::log::fetch::{FetchError, fetch_header};
+use crate::store::{GetRange, Store, StoreErrorKind};
+use bytes::Bytes;
+use std::ops::Range;
+
+/// Frames that are read by one request: 4 MiB.
+const FRAMES: usize = 64;
+
+/// What is wrong with a chunk.
+#[derive(Clone, Debug)]
+pub(super) struct Bad {
+    pub flaw: Flaw,
+    /// Sectors of its payload that cannot be read, ascending.
+    pub sectors: Vec<Range<u32>>,
+}
+
+impl Bad {
+    fn whole(flaw: Flaw) -> Bad {
+        Bad { flaw, sectors: Vec::from([Range { start: 0, end: u32::MAX }]) }
+    }
+}
+
+/// Verifies a chunk. `None`: it is whole.
+///
+/// # Errors
+/// Those of the store that tell nothing of the object.
+pub(super) async fn verify(store: &dyn Store, known: Known, data: bool) -> Result<Option<Bad>> {
+    let header = match header(store, known.id).await? {
+        Ok(header) => header,
+        Err(flaw) => return Ok(Some(Bad::whole(flaw))),
+    };
+    let mut bad = Bad { flaw: Flaw::Missing, sectors: Vec::new() };
+    let mut flaws = Vec::new();
+    if let Some(said) = known.payload.filter(|said| *said != header.payload_sectors) {
+        let text =
+            format!("a chunk page says {said} sectors, and it has {}", header.payload_sectors);
+        flaws.push(Flaw::Inconsistent(text));
+    }
+    if known.end > header.payload_sectors {
+        let text =
+            format!("it has {} sectors, of which the map names more", header.payload_sectors);
+        flaws.push(Flaw::Inconsistent(text));
+        bad.sectors.push(header.payload_sectors..u32::MAX);
+    }
+    let is = match known.size {
+        Some(size) => size,
+        // It was listed before it was there, or not at all.
+        None => match store.head(&known.id.key()).await {
+            Ok(info) => info.size,
+            Err(e) if e.kind == StoreErrorKind::NotFound => {
+                return Ok(Some(Bad::whole(Flaw::Missing)));
+            }
+            Err(e) => return Err(e.into()),
+        },
+    };
+    let should = header.object_len();
+    if is != should {
+        flaws.push(Flaw::Size { is, should });
+    }
+    let broken = match data {
+        true => broken_frames(store, known.id, &header).await?,
+        false => cut_frames(&header, is),
+    };
+    for (index, flaw) in broken {
+        let start = index * FRAME_SECTORS;
+        bad.sectors.push(start..(start + FRAME_SECTORS).min(header.payload_sectors));
+        flaws.extend(flaw.map(Flaw::Damaged));
+    }
+    bad.sectors.sort_by_key(|run| run.start);
+    Ok(flaws.into_iter().next().map(|flaw| Bad { flaw, ..bad }))
+}
+
+/// Reads a header; one that is damaged once more.
+///
+/// # Errors
+/// Those of the store that tell nothing of the object.
+pub(super) async fn header(store: &dyn Store, id: ChunkId) -> Result<Found<ChunkHeader>> {
+    let mut looks = 0;
+    loop {
+        looks += 1;
+        return match fetch_header(store, id).await {
+            Err(FetchError::Damaged { .. }) if looks == 1 => continue,
+            Ok(header) => Ok(Ok(header)),
+            Err(FetchError::Missing(_)) => Ok(Err(Flaw::Missing)),
+            Err(FetchError::Damaged { why, .. }) => Ok(Err(Flaw::Damaged(why))),
+            Err(FetchError::Store(e)) => Err(e.into()),
+            Err(e) => Err(crate::error::Error::failed(e.to_string())),
+        };
+    }
+}
+
+/// Where a frame is: from the object's start.
+pub(super) fn frame_place(header: &ChunkHeader, index: u32) -> Range<u64> {
+    let before =
+        header.frames.iter().take(index as usize).map(|frame| u64::from(frame.encoded_len));
+    let start = u64::from(header.header_len) + before.sum::<u64>();
+    let len = header.frames.get(index as usize).map_or(0, |frame| u64::from(frame.encoded_len));
+    start..start + len
+}
+
+/// The frames that an object of `size` bytes does not have as a whole.
+fn cut_frames(header: &ChunkHeader, size: u64) -> Vec<(u32, Option<FormatError>)> {
+    let mut end = u64::from(header.header_len);
+    let cut = header.frames.iter().zip(0..).filter_map(|(frame, index)| {
+        end += u64::from(frame.encoded_len);
+        (end > size).then_some((index, None))
+    });
+    cut.collect()
+}
+
+async fn broken_frames(
+    store: &dyn Store,
+    id: ChunkId,
+    header: &ChunkHeader,
+) -> Result<Vec<(u32, Option<FormatError>)>> {
+    let mut broken = Vec::new();
+    let count = header.frames.len() as u32;
+    for first in (0..count).step_by(FRAMES) {
+        let run = first..(first + FRAMES as u32).min(count);
+        let once = frames(store, id, header, run.clone()).await?;
+        let mut bad: Vec<(u32, FormatError)> =
+            run.clone().zip(once).filter_map(|(index, why)| Some((index, why?))).collect();
+        if !bad.is_empty() {
+            // Damage on the way and damage in the store look the same once.
+            let again = frames(store, id, header, run.clone()).await?;
+            bad.retain(|(index, _)| again[(index - run.start) as usize].is_some());
+        }
+        broken.extend(bad.into_iter().map(|(index, why)| (index, Some(why))));
+    }
+    Ok(broken)
+}
+
+/// What is wrong with each of these frames.
+pub(super) async fn frames(
+    store: &dyn Store,
+    id: ChunkId,
+    header: &ChunkHeader,
+    run: Range<u32>,
+) -> Result<Vec<Option<FormatError>>> {
+    let offset = frame_place(header, run.start).start;
+    let end = frame_place(header, run.end.saturating_sub(1)).end;
+    let bytes = match store.get(&id.key(), GetRange::Part { offset, len: end - offset }).await {
+        Ok(bytes) => bytes,
+        // It ends before them, or went meanwhile: its next reader tells.
+        Err(e) if matches!(e.kind, StoreErrorKind::Range | StoreErrorKind::NotFound) => {
+            Bytes::new()
+        }
+        Err(e) => return Err(e.into()),
+    };
+    let check = |index: u32| {
+        let place = frame_place(header, index);
+        let from = ((place.start - offset) as usize).min(bytes.len());
+        let to = ((place.end - offset) as usize).min(bytes.len());
+        let entry = header.frames.get(index as usize)?;
+        open_frame(*entry, index as usize, &bytes[from..to]).err()
+    };
+    Ok(run.map(check).collect())
+}
