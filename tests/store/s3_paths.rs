@@ -212,7 +212,8 @@ async fn s3_throughput_is_that_of_all_paths_together() {
         rates.push(rate);
         world.bucket.empty().await;
     }
-    assert!(rates[1] > 0.8 * 4.0 * rates[0], "{rates:?}");
+    // Nearly all of it on a quiet machine; on a busy one less, as its server is shared.
+    assert!(rates[1] > 0.7 * 4.0 * rates[0], "{rates:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
