@@ -22,10 +22,10 @@ mod deletion;
 mod diff;
 #[path = "engine/disk.rs"]
 mod disk;
-#[path = "support/dump.rs"]
-mod dump;
 #[path = "engine/doctor.rs"]
 mod doctor;
+#[path = "support/dump.rs"]
+mod dump;
 #[path = "engine/durability.rs"]
 mod durability;
 #[path = "engine/file_disk.rs"]
@@ -52,10 +52,10 @@ mod rig;
 mod ring;
 #[path = "engine/scale.rs"]
 mod scale;
-#[path = "support/reader.rs"]
-mod script;
 #[path = "engine/schedule.rs"]
 mod schedule;
+#[path = "support/reader.rs"]
+mod script;
 #[path = "engine/snapshots.rs"]
 mod snapshots;
 #[path = "engine/source.rs"]

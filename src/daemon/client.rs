@@ -7,8 +7,8 @@ use super::control::{
 use super::rundir::{RunDir, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
-use crate::store::paths::PathsReport;
 use crate::format::schedule::Rule;
+use crate::store::paths::PathsReport;
 use crate::volume::{Collected, Flattened};
 use std::path::Path;
 use std::time::Duration;

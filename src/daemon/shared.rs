@@ -164,7 +164,7 @@ impl Shared {
         let door = self.door.read().await;
         let text = format!("volume {} is attached", attached.name);
         match door.as_ref().map(Door::kind) {
-            Some(FrontendKind::Nbd) => {}
+            Some(FrontendKind::Nbd | FrontendKind::Fuse) => {}
             Some(FrontendKind::Ublk) => {
                 let text = format!("{text} by process {} as a block device", std::process::id());
                 return Err(Error::new(ErrorKind::Busy, text)

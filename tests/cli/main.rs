@@ -22,9 +22,9 @@ mod reader;
 #[path = "../support/s3.rs"]
 mod s3;
 mod s3_pool;
+mod schedule;
 #[path = "../support/reader.rs"]
 mod script;
-mod schedule;
 mod snapshots;
 mod source;
 #[path = "../support/sums.rs"]

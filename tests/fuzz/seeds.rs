@@ -64,9 +64,17 @@ fn objects() -> Vec<Seed> {
         ("cache", "entry", golden("cache-entry-v1.hex")),
         ("stream", "golden", golden("stream-v1.hex")),
     ]);
-    for name in
-        ["pool", "volume", "epoch", "name", "tombstone", "import", "received", "trash-entry", "schedule"]
-    {
+    for name in [
+        "pool",
+        "volume",
+        "epoch",
+        "name",
+        "tombstone",
+        "import",
+        "received",
+        "trash-entry",
+        "schedule",
+    ] {
         seeds.push(("json", name, golden(&format!("{name}.json"))));
     }
     seeds.into_iter().map(|(target, name, bytes)| (target, name.to_owned(), bytes)).collect()

@@ -1,16 +1,16 @@
 //! What was typed. What it means is for the verbs' own files.
 
 mod diff;
-mod mount;
 mod doctor;
+mod mount;
 mod open;
 mod path;
 mod transfer;
 mod trash;
 
 pub(super) use diff::{Copy, Diff, ExportDiff, ImportDiff};
-pub(super) use mount::{Mount, Umount};
 pub(super) use doctor::Check;
+pub(super) use mount::{Mount, Umount};
 pub(super) use open::Open;
 pub(super) use path::Path;
 pub(super) use transfer::{Export, Import};
