@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 const MIB: u64 = 1 << 20;
 const EPERM: i32 = 1;
+const EIO: i32 = 5;
 const EBUSY: i32 = 16;
 const EROFS: i32 = 30;
 const ENOSPC: i32 = 28;
@@ -307,4 +308,30 @@ fn umount_by_hand_and_signals_close_the_volumes_in_order() {
     until("it has ended", || home.run_files().is_empty());
     refused(file.read_at(&mut [0], 1 << 20), ENOTCONN);
     assert_eq!(state(&home, "a"), "free");
+}
+
+#[test]
+fn a_file_of_a_fenced_volume_fails_and_is_had_again_once_the_volume_is_free() {
+    let home = Home::new();
+    home.run(&["create", "a", "--size", "8M"]).ok();
+    let mount = Mount::new(&home, &[]);
+    let file = rw(&mount.file("a.raw"));
+    file.write_all_at(b"mine", 0).unwrap();
+    file.sync_all().unwrap();
+    let elsewhere = home.other_host();
+    let server = elsewhere.serve(&["a", "--takeover"]);
+    // It reaches memory, or is refused already: only a flush has to tell.
+    let _ = file.write_at(b"late", 0);
+    refused(file.sync_all(), EIO);
+    refused(File::open(mount.file("a.raw")), EBUSY);
+    server.signal("TERM");
+    server.ended();
+    let anew = rw(&mount.file("a.raw"));
+    let mut read = [0; 4];
+    anew.read_exact_at(&mut read, 0).unwrap();
+    assert_eq!(&read, b"mine");
+    anew.sync_all().unwrap();
+    refused(file.sync_all(), EIO);
+    drop((file, anew));
+    mount.umount(&[]).ok();
 }

@@ -74,9 +74,10 @@ impl Slot {
 }
 
 impl Running {
-    /// It serves, and is not just ending.
+    /// It serves, has not failed and is not just ending.
     async fn is_of_use(&self) -> bool {
-        !self.task.is_finished() && !self.image.is_retired().await
+        let serves = !self.task.is_finished() && self.volume.status().failure.is_none();
+        serves && !self.image.is_retired().await
     }
 
     async fn ended(self) -> Outcome {
@@ -350,6 +351,8 @@ impl Catalogue for Images {
             return Ok(now.image.lease());
         }
         if let Some(ending) = running.take() {
+            // One that has failed has nothing to end for but this; its users have had their errors.
+            slot.order(false);
             ending.ended().await;
         }
         let started = self.start(&name, &slot).await?;

@@ -99,6 +99,11 @@ pub(super) fn socket(run_dir: &RunDir, dir: &Path) -> PathBuf {
     run_dir.of_mount(number(dir), "mount-sock")
 }
 
+/// What the process of a directory holds for as long as it lives.
+pub(super) fn lock(run_dir: &RunDir, dir: &Path) -> PathBuf {
+    run_dir.of_mount(number(dir), "mount-lock")
+}
+
 /// Removes what a dead process left of a directory, the mount itself included. Errors: failed.
 pub(super) async fn clear(run_dir: &RunDir, dir: &Path, left: Option<&PlaceState>) -> Result<()> {
     if mounted_at(dir) == Mounted::Ours {
@@ -138,8 +143,7 @@ impl Place {
     /// Errors: not found; busy, where another process has it.
     pub(super) async fn take(run_dir: &RunDir, dir: &Path) -> Result<Place> {
         let dir = resolved(dir)?;
-        let path = run_dir.of_mount(number(&dir), "mount-lock");
-        let Some(lock) = VolumeLock::try_take(&path)? else {
+        let Some(lock) = VolumeLock::try_take(&lock(run_dir, &dir))? else {
             return Err(already(&dir, find(run_dir, &dir)?.as_ref()));
         };
         let place = Place { run_dir: run_dir.clone(), dir, lock };

@@ -3,6 +3,7 @@
 use super::place::{self, PlaceState, resolved};
 use crate::daemon::client::end;
 use crate::daemon::control::{Outcome, Phase};
+use crate::daemon::lock::VolumeLock;
 use crate::daemon::rundir::RunDir;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::fuse::{Mounted, mounted_at};
@@ -53,6 +54,16 @@ pub async fn umount(
             return Err(Error::usage(message).hint("umount(8) ends it"));
         }
     }
-    place::clear(&run_dir, &dir, known.as_ref()).await?;
+    // Held: nobody mounts it anew meanwhile. One who does not answer has it still.
+    let lock = VolumeLock::try_take(&place::lock(&run_dir, &dir))?;
+    if lock.is_none() && known.is_none() {
+        let busy = format!("{} is just being mounted", dir.display());
+        return Err(Error::new(ErrorKind::Busy, busy).hint("try again"));
+    }
+    let cleared = place::clear(&run_dir, &dir, known.as_ref()).await;
+    if let Some(lock) = lock {
+        lock.release();
+    }
+    cleared?;
     Ok(Unmounted { dir, was_dead: true, outcome: Outcome::default() })
 }

@@ -259,15 +259,7 @@ impl<C: Catalogue> Filesystem for FileSystem<C> {
     }
 
     fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.begin(|files| async move {
-            match files.list(number).await {
-                Ok(listed) => {
-                    let handle = FileHandle(files.listed.add(listed));
-                    reply.opened(handle, FopenFlags::empty());
-                }
-                Err(errno) => reply.error(errno),
-            }
-        });
+        reply.opened(self.files.open_directory(number), FopenFlags::empty());
     }
 
     fn readdir(
@@ -278,17 +270,21 @@ impl<C: Catalogue> Filesystem for FileSystem<C> {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let Some(listed) = self.files.listed.get(handle.0) else {
-            return reply.error(Errno::EBADF);
-        };
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (at, entry) in listed.iter().enumerate().skip(from) {
-            let kind = if entry.directory { FileType::Directory } else { FileType::RegularFile };
-            if reply.add(INodeNo(UNKNOWN), at as u64 + 1, kind, &entry.name) {
-                break;
+        self.begin(|files| async move {
+            let entries = match files.entries(handle, offset == 0).await {
+                Ok(entries) => entries,
+                Err(errno) => return reply.error(errno),
+            };
+            let from = usize::try_from(offset).unwrap_or(usize::MAX);
+            for (at, entry) in entries.iter().enumerate().skip(from) {
+                let (file, directory) = (FileType::RegularFile, FileType::Directory);
+                let kind = if entry.directory { directory } else { file };
+                if reply.add(INodeNo(UNKNOWN), at as u64 + 1, kind, &entry.name) {
+                    break;
+                }
             }
-        }
-        reply.ok();
+            reply.ok();
+        });
     }
 
     fn releasedir(
@@ -299,7 +295,7 @@ impl<C: Catalogue> Filesystem for FileSystem<C> {
         _: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.files.listed.remove(handle.0);
+        self.files.release_directory(handle);
         reply.ok();
     }
 

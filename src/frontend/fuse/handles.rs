@@ -1,4 +1,4 @@
-//! What programs have open: files, and directories as they were when they were opened.
+//! What programs have open: files, and directories as they were when they were read.
 
 use super::image::Lease;
 use std::collections::HashMap;
@@ -18,6 +18,14 @@ pub(super) struct Open<D> {
 pub(super) struct Listed {
     pub(super) name: String,
     pub(super) directory: bool,
+}
+
+/// An open directory.
+#[derive(Debug)]
+pub(super) struct OpenDirectory {
+    pub(super) number: u64,
+    /// As it was when its beginning was read the last time.
+    pub(super) entries: Mutex<Arc<Vec<Listed>>>,
 }
 
 /// What the kernel knows by a number.

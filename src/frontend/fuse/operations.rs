@@ -2,7 +2,7 @@
 
 use super::attributes::Access;
 use super::catalogue::{Catalogue, Facts, ImageName};
-use super::handles::{Handles, Listed, Open};
+use super::handles::{Handles, Listed, Open, OpenDirectory};
 use super::image::{Bytes, Clear, Seek};
 use super::tree::{Child, Node, RAW, SNAPSHOTS, Tree};
 use crate::device::DeviceError;
@@ -26,13 +26,13 @@ pub(super) struct Files<C: Catalogue> {
     access: Access,
     tree: Mutex<Tree>,
     opened: Handles<Open<C::Device>>,
-    pub(super) listed: Handles<Vec<Listed>>,
+    directories: Handles<OpenDirectory>,
 }
 
 impl<C: Catalogue> Files<C> {
     pub(super) fn new(catalogue: Arc<C>, access: Access) -> Files<C> {
-        let (opened, listed) = (Handles::new(), Handles::new());
-        Files { catalogue, access, tree: Mutex::new(Tree::new()), opened, listed }
+        let (opened, directories) = (Handles::new(), Handles::new());
+        Files { catalogue, access, tree: Mutex::new(Tree::new()), opened, directories }
     }
 
     /// The kernel forgets a number as often as it was told of it.
@@ -220,7 +220,35 @@ impl<C: Catalogue> Files<C> {
         found.map(u64::cast_signed).ok_or(Errno::ENXIO)
     }
 
-    pub(super) async fn list(&self, number: INodeNo) -> Result<Vec<Listed>, Refusal> {
+    /// Asks nobody: a directory can be opened to be synced while the store cannot be reached.
+    pub(super) fn open_directory(&self, number: INodeNo) -> FileHandle {
+        let directory = OpenDirectory { number: number.0, entries: Mutex::default() };
+        FileHandle(self.directories.add(directory))
+    }
+
+    pub(super) fn release_directory(&self, handle: FileHandle) {
+        self.directories.remove(handle.0);
+    }
+
+    /// The entries of an open directory; as they are now, for one who begins to read them.
+    pub(super) async fn entries(
+        &self,
+        handle: FileHandle,
+        begins: bool,
+    ) -> Result<Arc<Vec<Listed>>, Refusal> {
+        let directory = self.directories.get(handle.0).ok_or(Errno::EBADF)?;
+        let now = match begins {
+            true => Some(Arc::new(self.list(INodeNo(directory.number)).await?)),
+            false => None,
+        };
+        let mut entries = directory.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(now) = now {
+            *entries = now;
+        }
+        Ok(Arc::clone(&entries))
+    }
+
+    async fn list(&self, number: INodeNo) -> Result<Vec<Listed>, Refusal> {
         let failed = |e: Error| refusal(&e);
         let entry = |name: String, directory| Listed { name, directory };
         let mut listed = vec![entry(".".into(), true), entry("..".into(), true)];

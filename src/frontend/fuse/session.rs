@@ -91,7 +91,9 @@ fn refused(dir: &Path, e: std::io::Error) -> Error {
         return error.because(text.trim().to_owned()).hint("or leave --allow-other out");
     }
     match e.kind() {
-        ErrorKind::PermissionDenied => error.because(e).hint("be root, or install fusermount3"),
+        ErrorKind::PermissionDenied => error
+            .because(e)
+            .hint("be root, or have fusermount3 and a /dev/fuse that users may open"),
         _ => error.because(text.trim().to_owned()),
     }
 }
