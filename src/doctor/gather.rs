@@ -171,15 +171,17 @@ impl Gathered {
             }
         }
         let first = description.lineage().first_epoch();
-        let terms = self.states.last().map(|state| state.terms.as_slice().to_vec());
-        for term in terms.unwrap_or_default().iter().filter(|term| term.epoch > first) {
-            if !known.contains(&term.epoch) {
-                let key = keys::epoch(id, term.epoch);
-                self.damages.push(Damage::of(
-                    &key,
-                    &Flaw::Missing,
-                    "the claim of a term of the log",
-                ));
+        let Some(now) = self.states.last() else { return Ok(()) };
+        let terms = now.terms.as_slice().iter().map(|term| term.epoch);
+        let missing = terms.filter(|epoch| *epoch > first && !known.contains(epoch));
+        for epoch in missing.collect::<Vec<_>>() {
+            let key = keys::epoch(id, epoch);
+            self.damages.push(Damage::of(&key, &Flaw::Missing, "the claim of a term of the log"));
+            let is_newest = known.last().is_none_or(|newest| *newest < epoch);
+            // Whoever attaches it would claim that epoch once more.
+            let is_told = self.lost.iter().any(|lost| lost.name == now.name);
+            if is_newest && !is_told {
+                self.lost.push(Affected::all(now.name.clone(), now.size.0));
             }
         }
         Ok(())
