@@ -10,6 +10,7 @@ use crate::device::{BlockDevice, Checked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::host::{Host, is_running, process_start};
+use crate::image::{Images, Outside};
 use crate::pool::backend::Backend;
 use crate::pool::{Standing, VolumeName, VolumeSpec, standing};
 use crate::transfer::convert::{Meeting, save_as_qcow2};
@@ -207,7 +208,8 @@ async fn open(
     snapshot: Option<&str>,
 ) -> Result<Volume> {
     let snapshot = snapshot.map(str::to_owned);
-    let options = VolumeOptions { mode, snapshot, ..VolumeOptions::default() };
+    let images: Option<Arc<dyn Images>> = Some(Arc::new(Outside));
+    let options = VolumeOptions { mode, snapshot, images, ..VolumeOptions::default() };
     let (owner, stores) = (Host::local()?.owner(), backend.stores.clone());
     Volume::open(environment(), stores, id, owner, options).await
 }

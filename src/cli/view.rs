@@ -7,9 +7,11 @@ use crate::format::snapshot::SnapshotEntry;
 use crate::format::stream::{StreamHeader, StreamState};
 use crate::format::volume::VolumeObject;
 use crate::host::Host;
+use crate::image::{Images, Outside};
 use crate::pool::VolumeSpec;
 use crate::pool::backend::Backend;
 use crate::volume::{Mode, Volume, VolumeOptions, find_snapshot, list_snapshots, original};
+use std::sync::Arc;
 
 /// Memory for frames that are read in parts.
 const CACHE_BYTES: u64 = 32 << 20;
@@ -85,7 +87,8 @@ impl View {
 }
 
 fn options() -> VolumeOptions {
-    VolumeOptions { cache_bytes: CACHE_BYTES, ..VolumeOptions::default() }
+    let images: Option<Arc<dyn Images>> = Some(Arc::new(Outside));
+    VolumeOptions { cache_bytes: CACHE_BYTES, images, ..VolumeOptions::default() }
 }
 
 /// Does this with a volume or one of its snapshots. The volume as it is must be nobody's.

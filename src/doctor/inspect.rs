@@ -8,9 +8,13 @@ use crate::format::fence::{self, Fence};
 use crate::format::keys;
 use crate::format::map_object::{self, ItemKind, parse_directory};
 use crate::format::page::{ItemRef, LEAF_SECTORS, parse_chunk_page, parse_leaf, parse_map_page};
-use crate::format::pool::{NameObject, PoolObject, TombstoneObject, parse_json};
+use crate::format::pool::{
+    ImportObject, NameObject, PoolObject, TombstoneObject, TrashEntry, parse_json,
+};
 use crate::format::profile::{self, Profile};
+use crate::format::received::ReceivedObject;
 use crate::format::record::Record;
+use crate::format::schedule::ScheduleObject;
 use crate::format::snapshot::{self, SnapshotEntry, SnapshotObject};
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::format::{FormatResult, VolumeId};
@@ -282,6 +286,12 @@ fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static st
     if name.starts_with(keys::NAMES) {
         return ("name", plain(parse_json::<NameObject>("name", bytes)));
     }
+    if name.starts_with(keys::IMPORTS) {
+        return ("import", plain(parse_json::<ImportObject>("import", bytes)));
+    }
+    if keys::parse_trash_step(key).is_some() {
+        return ("trash", plain(TrashEntry::parse(bytes)));
+    }
     if name.starts_with(keys::TRASH) {
         return ("tombstone", plain(parse_json::<TombstoneObject>("tombstone", bytes)));
     }
@@ -296,6 +306,12 @@ fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static st
     }
     if keys::parse_epoch(id, key).is_some() {
         return ("epoch", plain(EpochObject::parse(bytes)));
+    }
+    if keys::parse_received(id, key).is_some() {
+        return ("received", plain(ReceivedObject::parse(bytes)));
+    }
+    if keys::parse_schedule(id, key).is_some() {
+        return ("schedule", plain(ScheduleObject::parse(bytes)));
     }
     if let Some((snapshot, child)) = keys::parse_child(id, key) {
         return ("child", Ok((json!({ "snapshot": snapshot, "clone": child }), None)));

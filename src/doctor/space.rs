@@ -157,6 +157,8 @@ impl<'a> Sorter<'a> {
         }
         let is_known = *key == keys::volume(id)
             || *key == keys::profile(id)
+            || keys::parse_received(id, key).is_some()
+            || keys::parse_schedule(id, key).is_some()
             || keys::parse_epoch(id, key).is_some()
             || keys::parse_child(id, key).is_some();
         match is_known {

@@ -6,8 +6,9 @@
 //!
 //! The states may be of volumes that come from each other by clones: what they share is named alike.
 
+use super::hydrate;
 use super::items::Items;
-use super::look::read_description;
+use super::look::{check_features, read_description};
 use super::open::{self, Loaded, find_snapshot};
 use super::options::{Env, Mode, Stores, VolumeOptions};
 use super::{Volume, checkpoint};
@@ -64,9 +65,12 @@ impl Volume {
     ) -> Result<Volume> {
         let id = snapshot.checkpoint.volume;
         let description = read_description(&*stores.setup, id).await?;
-        open::check_features(&description, Mode::ReadOnly)?;
+        check_features(&description, Mode::ReadOnly)?;
         let options = VolumeOptions { mode: Mode::ReadOnly, ..options };
-        open::start(env, stores, options, description, None, (Loaded::snapshot(snapshot), None))
+        let loaded = Loaded::snapshot(snapshot);
+        let volume = open::start(env, stores, options, description, None, (loaded, None))?;
+        hydrate::start(&volume.shared).await?;
+        Ok(volume)
     }
 
     /// The snapshot `name` of this volume, to be read: a volume of its own.
@@ -84,8 +88,16 @@ impl Volume {
     /// as of all that completed before. An owner makes a checkpoint for that.
     ///
     /// # Errors
-    /// Usage: neither comes from the other, nor both from a third. Those of a checkpoint.
+    /// Usage: neither comes from the other, nor both from a third. Busy: one of the two lacks something of the
+    /// image that it began as. Those of a checkpoint.
     pub async fn changes_since(&self, base: Option<&Volume>) -> Result<Changes> {
+        for state in base.iter().chain([&self]) {
+            if state.shared.hydration().is_some_and(|source| !source.is_complete()) {
+                let text = "it lacks something of the image that it began as";
+                return Err(Error::new(ErrorKind::Busy, text)
+                    .hint("fetch all of that with `objblk flatten`, then make a snapshot"));
+            }
+        }
         let new = self.tree().await?;
         let old = match base {
             Some(base) => Some(base.tree().await?),

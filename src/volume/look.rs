@@ -1,9 +1,11 @@
 //! What the store says of a volume, without owning it.
 
+use super::options::Mode;
 use super::snapshots;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::checkpoint::{Checkpoint, Term};
+use crate::format::features::Access;
 use crate::format::keys::{self, ChunkId};
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::log::fetch::{FetchError, fetch_header};
@@ -226,4 +228,19 @@ fn parse_checkpoint(id: VolumeId, key: &Key, bytes: &[u8]) -> Result<Checkpoint>
     }
     Err(Error::corrupt(format!("checkpoint {key} is another one than its name says"))
         .context(format!("volume {id}")))
+}
+
+/// Refuses a volume that needs features of a newer objblk.
+pub(super) fn check_features(description: &VolumeObject, mode: Mode) -> Result<()> {
+    let needs = |what: &str| {
+        let text = format!("volume {} {what} features of a newer objblk", description.id);
+        Err(Error::new(ErrorKind::Unsupported, text).hint("update objblk"))
+    };
+    match (description.features.access(), mode) {
+        (Access::None, _) => needs("needs"),
+        (Access::ReadOnly, Mode::ReadWrite { .. } | Mode::Recover) => {
+            needs("can only be read: it has")
+        }
+        _ => Ok(()),
+    }
 }

@@ -16,8 +16,8 @@ use super::collect;
 use super::hydrate;
 use super::items::Items;
 use super::look::{
-    Beginning, LOOKUPS, Ownership, check_beginning, is_newest, newest_checkpoint, ownership,
-    read_description, read_owner,
+    Beginning, LOOKUPS, Ownership, check_beginning, check_features, is_newest, newest_checkpoint,
+    ownership, read_description, read_owner,
 };
 use super::options::{Env, MAP_BYTES_MIN, Mode, Stores, VolumeOptions};
 use super::profile;
@@ -29,7 +29,6 @@ use super::state::State;
 use super::takeover::TakenOver;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checkpoint::Checkpoint;
-use crate::format::features::Access;
 use crate::format::page::Location;
 use crate::format::record::Record;
 use crate::format::snapshot::{SnapshotEntry, SnapshotObject};
@@ -72,11 +71,8 @@ impl Volume {
         check_features(&description, options.mode)?;
         let store = &*stores.setup;
         if let Some(name) = options.snapshot.take() {
-            let loaded = Loaded::snapshot(find_snapshot(store, id, &name).await?);
-            options.mode = Mode::ReadOnly;
-            let volume = start(env, stores, options, description, None, (loaded, None))?;
-            hydrate::start(&volume.shared).await?;
-            return Ok(volume);
+            let found = find_snapshot(store, id, &name).await?;
+            return Volume::open_snapshot(env, stores, found, options).await;
         }
         let mut ownership = ownership(store, id).await?;
         let mut claims = vec![(ownership.epoch, ownership.owner.clone())];
@@ -139,20 +135,6 @@ impl Volume {
                 Err(e)
             }
         }
-    }
-}
-
-pub(super) fn check_features(description: &VolumeObject, mode: Mode) -> Result<()> {
-    let needs = |what: &str| {
-        let text = format!("volume {} {what} features of a newer objblk", description.id);
-        Err(Error::new(ErrorKind::Unsupported, text).hint("update objblk"))
-    };
-    match (description.features.access(), mode) {
-        (Access::None, _) => needs("needs"),
-        (Access::ReadOnly, Mode::ReadWrite { .. } | Mode::Recover) => {
-            needs("can only be read: it has")
-        }
-        _ => Ok(()),
     }
 }
 
