@@ -3,7 +3,7 @@
 use super::Doctor;
 use super::chunk::verify;
 use super::flaw::{Affected, Damage, Flaw, read};
-use super::gather::{Gathered, PARALLEL, undescribed};
+use super::gather::{Gathered, PARALLEL, undescribed, with_stored};
 use super::report::VolumeReport;
 use super::space::Sorter;
 use super::survey::Survey;
@@ -200,6 +200,10 @@ impl Doctor {
                     object: Some(chunk.key().to_string()),
                     ..Damage::contradiction(text)
                 }]);
+                let all = with_stored(store, description.id, &fresh.snapshots).await?;
+                let lost = all.iter().filter(|e| !fresh.snapshots.contains(e));
+                let lost = lost.map(|e| Affected::all(format!("{name}@{}", e.name), e.size.0));
+                report.affected.extend(lost);
                 let sectors = fresh.states.last().map_or(0, |state| state.size.0);
                 report.affected.push(Affected::all(name.into(), sectors));
             }

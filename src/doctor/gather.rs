@@ -103,13 +103,9 @@ impl Gathered {
         let sectors = checkpoint.as_ref().map_or(description.sectors(), |last| last.size).0;
         self.lost.push(Affected::all(name.into(), sectors));
         let state = checkpoint.as_ref().map(|last| State::of(name.into(), lineage, last));
-        match &checkpoint {
-            Some(checkpoint) => {
-                self.epoch = checkpoint.epoch;
-                self.snapshots.clone_from(&checkpoint.snapshots);
-            }
-            None => self.snapshots = stored_snapshots(store, description.id).await?,
-        }
+        let known = checkpoint.as_ref().map_or(&[][..], |last| &last.snapshots);
+        self.snapshots = with_stored(store, description.id, known).await?;
+        self.epoch = checkpoint.as_ref().map_or(self.epoch, |last| last.epoch);
         self.checkpoint = checkpoint;
         Ok((state, true))
     }
@@ -175,15 +171,17 @@ impl Gathered {
             }
         }
         let first = description.lineage().first_epoch();
-        let terms = self.states.last().map(|state| state.terms.as_slice().to_vec());
-        for term in terms.unwrap_or_default().iter().filter(|term| term.epoch > first) {
-            if !known.contains(&term.epoch) {
-                let key = keys::epoch(id, term.epoch);
-                self.damages.push(Damage::of(
-                    &key,
-                    &Flaw::Missing,
-                    "the claim of a term of the log",
-                ));
+        let Some(now) = self.states.last() else { return Ok(()) };
+        let terms = now.terms.as_slice().iter().map(|term| term.epoch);
+        let missing = terms.filter(|epoch| *epoch > first && !known.contains(epoch));
+        for epoch in missing.collect::<Vec<_>>() {
+            let key = keys::epoch(id, epoch);
+            self.damages.push(Damage::of(&key, &Flaw::Missing, "the claim of a term of the log"));
+            let is_newest = known.last().is_none_or(|newest| *newest < epoch);
+            // Whoever attaches it would claim that epoch once more.
+            let is_told = self.lost.iter().any(|lost| lost.name == now.name);
+            if is_newest && !is_told {
+                self.lost.push(Affected::all(now.name.clone(), now.size.0));
             }
         }
         Ok(())
@@ -291,14 +289,16 @@ pub(super) async fn undescribed(
         Some(newest) => read(store, &newest.key, Checkpoint::parse).await?.ok(),
         None => None,
     };
-    let Some(found) = found else {
-        let (name, runs) = (name.into(), Vec::new());
-        return Ok(vec![Affected { name, whole: true, sectors: 0, runs }]);
-    };
-    let snapshots = found.snapshots.iter().filter(|entry| !entry.deleted);
+    let known = found.as_ref().map_or(&[][..], |found| &found.snapshots);
+    let snapshots = with_stored(store, id, known).await?;
+    let snapshots = snapshots.iter().filter(|entry| !entry.deleted);
     let snapshots =
         snapshots.map(|entry| Affected::all(format!("{name}@{}", entry.name), entry.size.0));
-    Ok(snapshots.chain([Affected::all(name.into(), found.size.0)]).collect())
+    let now = match &found {
+        Some(found) => Affected::all(name.into(), found.size.0),
+        None => Affected { name: name.into(), whole: true, sectors: 0, runs: Vec::new() },
+    };
+    Ok(snapshots.chain([now]).collect())
 }
 
 impl Affected {
@@ -344,10 +344,18 @@ async fn read_snapshot(
     }))
 }
 
-/// The snapshots that are stored, where nothing else tells which there are.
-async fn stored_snapshots(store: &dyn Store, id: VolumeId) -> Result<Vec<SnapshotEntry>> {
-    let mut entries = Vec::new();
+/// Those snapshots and others that are stored: where the log cannot be read, nothing tells which there are.
+pub(super) async fn with_stored(
+    store: &dyn Store,
+    id: VolumeId,
+    known: &[SnapshotEntry],
+) -> Result<Vec<SnapshotEntry>> {
+    let mut entries = known.to_vec();
     for object in list_all(store, &keys::snapshots(id)).await? {
+        let is_known = |of| known.iter().any(|entry| entry.id == of);
+        if keys::parse_snapshot(id, &object.key).is_none_or(is_known) {
+            continue;
+        }
         if let Ok(found) = read(store, &object.key, SnapshotObject::parse).await? {
             entries.push(found.entry);
         }
