@@ -42,7 +42,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pool::VolumeSpec;
 use crate::pool::backend::Backend;
 use crate::settings::{Endpoints, Location, Named};
-use args::{Cli, Global, Journal, Path, Pool, Serve, Snapshot, Trash, Verb};
+use args::{Cli, Global, Journal, Pool, Serve, Trash, Verb};
 use clap::{CommandFactory, Parser};
 use logging::Logging;
 use std::ffi::OsString;
@@ -122,17 +122,7 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Locate { name, at } => inspect::locate(context, &name.parse()?, &at).await,
         Verb::Bench(bench) => bench::bench(context, bench).await,
         Verb::Gc { name, full } => gc::gc(context, &name.parse()?, full).await,
-        Verb::Snapshot(Snapshot::Create { name, fsfreeze }) => {
-            snapshot::create(context, &name.parse()?, fsfreeze.as_deref()).await
-        }
-        Verb::Snapshot(Snapshot::List { name }) => snapshot::list(context, &name.parse()?).await,
-        Verb::Snapshot(Snapshot::Schedule(set)) => schedule::schedule(context, set).await,
-        Verb::Snapshot(Snapshot::Delete { name, yes }) => {
-            snapshot::delete(context, &name.parse()?, yes).await
-        }
-        Verb::Snapshot(Snapshot::Rollback { name, yes }) => {
-            snapshot::rollback(context, &name.parse()?, yes).await
-        }
+        Verb::Snapshot(verb) => snapshot::dispatch(context, verb).await,
         Verb::Clone { of, new } => clone::clone(context, &of.parse()?, &new.parse()?).await,
         Verb::Children { of } => clone::children(context, &of.parse()?).await,
         Verb::Flatten { name } => clone::flatten(context, &name.parse()?).await,
@@ -152,14 +142,7 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
             trash::restore(context, &what, new.as_deref()).await
         }
         Verb::Trash(Trash::Empty(empty)) => trash::empty(context, empty).await,
-        Verb::Path(Path::List { name }) => path::list(context, name.as_deref()).await,
-        Verb::Path(Path::Add { name, path }) => path::add(context, &name, &path).await,
-        Verb::Path(Path::Remove { name, path }) => path::remove(context, &name, path).await,
-        Verb::Path(Path::Enable { name, path }) => path::enable(context, &name, path).await,
-        Verb::Path(Path::Disable { name, path }) => path::disable(context, &name, path).await,
-        Verb::Path(Path::SetSelector { name, selector }) => {
-            path::set_selector(context, &name, &selector).await
-        }
+        Verb::Path(verb) => path::dispatch(context, verb).await,
         Verb::Pool(Pool::Init { create_bucket, unsafe_no_fencing }) => {
             pool::init(context, create_bucket, unsafe_no_fencing).await
         }

@@ -1,5 +1,6 @@
 //! The paths by which attached volumes reach their store.
 
+use super::args::Path;
 use super::{Context, render, size};
 use crate::daemon::client::{self, find};
 use crate::daemon::{KnownTarget, PathChange, RunDir};
@@ -19,7 +20,19 @@ struct Line {
     report: PathsReport,
 }
 
-pub(super) async fn list(context: &Context, name: Option<&str>) -> Result<()> {
+pub(super) async fn dispatch(context: &Context, verb: Path) -> Result<()> {
+    let (name, wanted) = match verb {
+        Path::List { name } => return list(context, name.as_deref()).await,
+        Path::Add { name, path } => (name, PathChange::Add(path.parse()?)),
+        Path::Remove { name, path } => (name, PathChange::Remove(path)),
+        Path::Enable { name, path } => (name, PathChange::Enable(path)),
+        Path::Disable { name, path } => (name, PathChange::Disable(path)),
+        Path::SetSelector { name, selector } => (name, PathChange::Select(selector.parse()?)),
+    };
+    change(context, &name, wanted).await
+}
+
+async fn list(context: &Context, name: Option<&str>) -> Result<()> {
     let targets = match name {
         Some(name) => vec![target(context, name)?],
         None => {
@@ -40,26 +53,6 @@ pub(super) async fn list(context: &Context, name: Option<&str>) -> Result<()> {
         (Some(_), [line]) => context.show(line, || text(line)),
         _ => context.show(&lines, || lines.iter().map(text).collect::<Vec<_>>().join("\n\n")),
     }
-}
-
-pub(super) async fn add(context: &Context, name: &str, path: &str) -> Result<()> {
-    change(context, name, PathChange::Add(path.parse()?)).await
-}
-
-pub(super) async fn remove(context: &Context, name: &str, path: String) -> Result<()> {
-    change(context, name, PathChange::Remove(path)).await
-}
-
-pub(super) async fn enable(context: &Context, name: &str, path: String) -> Result<()> {
-    change(context, name, PathChange::Enable(path)).await
-}
-
-pub(super) async fn disable(context: &Context, name: &str, path: String) -> Result<()> {
-    change(context, name, PathChange::Disable(path)).await
-}
-
-pub(super) async fn set_selector(context: &Context, name: &str, selector: &str) -> Result<()> {
-    change(context, name, PathChange::Select(selector.parse()?)).await
 }
 
 /// Has the owner change its paths; shows what they are then.

@@ -3,7 +3,8 @@
 //! A volume that is attached on this host is asked through its target, one that nobody owns is owned for a
 //! moment. A list needs neither: whoever has the volume, it is read from the store.
 
-use super::{Context, confirm, render, size, volume};
+use super::args::Snapshot;
+use super::{Context, confirm, render, schedule, size, volume};
 use crate::clock::{Clock, SystemClock};
 use crate::daemon::{KnownTarget, RunDir, SnapshotAction, SnapshotReport, act, client};
 use crate::error::{Error, ErrorKind, Result};
@@ -19,11 +20,19 @@ use std::time::Duration;
 /// How long a file system stays frozen at most: whoever writes to it waits.
 const FROZEN_MAX: Duration = Duration::from_secs(30);
 
-pub(super) async fn create(
-    context: &Context,
-    name: &VolumeSpec,
-    fsfreeze: Option<&Path>,
-) -> Result<()> {
+pub(super) async fn dispatch(context: &Context, verb: Snapshot) -> Result<()> {
+    match verb {
+        Snapshot::Create { name, fsfreeze } => {
+            create(context, &name.parse()?, fsfreeze.as_deref()).await
+        }
+        Snapshot::List { name } => list(context, &name.parse()?).await,
+        Snapshot::Schedule(set) => schedule::schedule(context, set).await,
+        Snapshot::Delete { name, yes } => delete(context, &name.parse()?, yes).await,
+        Snapshot::Rollback { name, yes } => rollback(context, &name.parse()?, yes).await,
+    }
+}
+
+async fn create(context: &Context, name: &VolumeSpec, fsfreeze: Option<&Path>) -> Result<()> {
     let snapshot = named(name)?;
     let action = SnapshotAction::Make(snapshot.to_owned());
     let done = match fsfreeze {
@@ -44,7 +53,7 @@ pub(super) async fn create(
     context.show(&document, || name.to_string())
 }
 
-pub(super) async fn delete(context: &Context, name: &VolumeSpec, yes: bool) -> Result<()> {
+async fn delete(context: &Context, name: &VolumeSpec, yes: bool) -> Result<()> {
     let snapshot = named(name)?;
     refuse_attached(context, name)?;
     confirm::confirm(&format!("deleting the snapshot {name}"), yes)?;
@@ -56,7 +65,7 @@ pub(super) async fn delete(context: &Context, name: &VolumeSpec, yes: bool) -> R
 }
 
 /// Makes the volume what the snapshot is, after a snapshot of what it was.
-pub(super) async fn rollback(context: &Context, name: &VolumeSpec, yes: bool) -> Result<()> {
+async fn rollback(context: &Context, name: &VolumeSpec, yes: bool) -> Result<()> {
     let snapshot = named(name)?;
     let volume = name.volume();
     let backend = context.open().await?;
@@ -93,7 +102,7 @@ fn detach_first(e: Error) -> Error {
     }
 }
 
-pub(super) async fn list(context: &Context, name: &VolumeName) -> Result<()> {
+async fn list(context: &Context, name: &VolumeName) -> Result<()> {
     let backend = context.open().await?;
     let (id, _) = backend.pool.lookup(name).await?;
     let reports: Vec<SnapshotReport> = match serving(&RunDir::open()?, id)? {
