@@ -187,7 +187,14 @@ fn ordinary_programs_work_on_files_of_a_mount() {
     tool("mkfs.ext4", &["-q", "-F", path]);
     tool("e2fsck", &["-f", "-n", path]);
     let fio = format!("--filename={path}");
-    let common = ["--name=verify", "--size=16M", "--rw=randwrite", "--verify=crc32c", "--bs=8k"];
+    let common = [
+        "--name=verify",
+        "--size=16M",
+        "--rw=randwrite",
+        "--verify=crc32c",
+        "--bs=8k",
+        "--verify_state_save=0",
+    ];
     let direct = ["--ioengine=libaio", "--iodepth=16", "--direct=1", &fio];
     tool("fio", &[&common[..], &direct].concat());
     tool("fio", &[&common[..], &["--ioengine=mmap", &fio]].concat());

@@ -475,10 +475,10 @@ mod tests {
         let delay = std::time::Duration::from_millis(1);
         let slow = disk(BlockSize::B512).delayed(tokio::runtime::Handle::current(), delay);
         let image = Image::new(Arc::new(Checked::new(slow)));
-        let writes = (0..64_u8)
-            .map(|at| image.write(at.into(), std::slice::from_ref(&at)).map(|n| n.unwrap()));
-        futures::future::join_all(writes).await;
         let all: Vec<u8> = (0..64).collect();
+        let writes = all.iter().map(|at| image.write((*at).into(), std::slice::from_ref(at)));
+        let written = futures::future::join_all(writes).await;
+        assert!(written.iter().all(|len| *len == Ok(1)), "{written:?}");
         assert_eq!(*image.read(0, 64).await.unwrap(), all[..]);
     }
 
