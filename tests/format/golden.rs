@@ -104,6 +104,8 @@ fn golden_json_reads_back() {
     let clone = VolumeObject::parse(&read("clone.json")).unwrap();
     assert_eq!(clone.ancestors.len(), 2);
     assert_eq!(clone.origin().unwrap().next.0, 300);
+    let source = VolumeObject::parse(&read("sourced.json")).unwrap().source.unwrap();
+    assert_eq!((source.blocks(), &*source.url), (49152, "nbd://golden:10809/debian"));
     let name: NameObject = parse_json("name", &read("name.json")).unwrap();
     assert_eq!(name.volume, samples::volume());
     assert_eq!(EpochObject::parse(&read("epoch.json")).unwrap().owner(), "process 42 on host thor");
@@ -154,7 +156,9 @@ fn every_flipped_bit_of_a_description_is_noticed() {
             damaged[at / 8] ^= 1 << (at % 8);
             let parsed = match name {
                 "pool.json" => PoolObject::parse(&damaged).map(drop),
-                "volume.json" | "clone.json" => VolumeObject::parse(&damaged).map(drop),
+                "volume.json" | "clone.json" | "sourced.json" => {
+                    VolumeObject::parse(&damaged).map(drop)
+                }
                 "epoch.json" => EpochObject::parse(&damaged).map(drop),
                 "received.json" => ReceivedObject::parse(&damaged).map(drop),
                 "schedule.json" => ScheduleObject::parse(&damaged).map(drop),

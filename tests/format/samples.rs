@@ -22,6 +22,7 @@ use objblk::format::received::ReceivedObject;
 use objblk::format::record::Record;
 use objblk::format::schedule::{Rule, ScheduleObject};
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
+use objblk::format::source::SourceObject;
 use objblk::format::stream::{StreamEntry, StreamHeader, StreamPosition, StreamState};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{SnapshotId, VolumeId};
@@ -224,18 +225,9 @@ pub fn stream() -> Vec<(&'static str, Vec<u8>)> {
     vec![("stream-v1.hex", bytes)]
 }
 
-pub fn json() -> Vec<(&'static str, Vec<u8>)> {
-    let features = Features { compat: 0, ro_compat: 0, incompat: 0 };
-    let created_at_ms = 1_700_000_000_000;
-    let pool = PoolObject {
-        kind: PoolKind::Pool,
-        version: 1,
-        id: volume(),
-        features,
-        fencing: true,
-        created_at_ms,
-    };
-    let description = VolumeObject {
+/// A plain volume, a clone, and one that began as an image.
+fn descriptions(features: Features, created_at_ms: u64) -> [VolumeObject; 3] {
+    let plain = VolumeObject {
         version: 1,
         id: volume(),
         size: 100 << 30,
@@ -255,8 +247,29 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
     let clone = VolumeObject {
         features: Features { incompat: Features::CLONE, ..features },
         ancestors: vec![ancestor(1), ancestor(3)],
-        ..description.clone()
+        ..plain.clone()
     };
+    let (url, identity) = ("nbd://golden:10809/debian".into(), "3221225472 bytes".into());
+    let sourced = VolumeObject {
+        features: Features { incompat: Features::SOURCE, ..features },
+        source: Some(SourceObject::new(url, 3 << 30, identity)),
+        ..plain.clone()
+    };
+    [plain, clone, sourced]
+}
+
+pub fn json() -> Vec<(&'static str, Vec<u8>)> {
+    let features = Features { compat: 0, ro_compat: 0, incompat: 0 };
+    let created_at_ms = 1_700_000_000_000;
+    let pool = PoolObject {
+        kind: PoolKind::Pool,
+        version: 1,
+        id: volume(),
+        features,
+        fencing: true,
+        created_at_ms,
+    };
+    let [description, clone, sourced] = descriptions(features, created_at_ms);
     let epoch = EpochObject {
         host: "thor".into(),
         boot_id: "5f3c".into(),
@@ -288,6 +301,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("pool.json", encode_json(&pool)),
         ("volume.json", encode_json(&description)),
         ("clone.json", encode_json(&clone)),
+        ("sourced.json", encode_json(&sourced)),
         ("name.json", encode_json(&NameObject { volume: volume() })),
         ("epoch.json", encode_json(&epoch)),
         ("tombstone.json", encode_json(&tombstone)),

@@ -99,6 +99,20 @@ mod snapshots {
     pub(super) struct Snapshots;
 }
 
+/// Nor fetched from elsewhere.
+mod hydrate {
+    use objblk::volume::SourceStatus;
+
+    #[derive(Debug)]
+    pub(super) struct Hydration;
+
+    impl Hydration {
+        pub fn status(&self) -> SourceStatus {
+            unreachable!("no volume here has a source")
+        }
+    }
+}
+
 /// Nor made by themselves.
 mod schedule {
     #[derive(Debug)]

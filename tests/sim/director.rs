@@ -66,6 +66,8 @@ fn options(rng: &mut StdRng) -> VolumeOptions {
         checkpoint_after: Duration::from_millis(one(rng, &[100, 5_000, 60_000])),
         collection: collection(rng),
         io_timeout: None,
+        images: None,
+        hydrate: false,
         hopeless: None,
     }
 }

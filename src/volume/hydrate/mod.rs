@@ -327,7 +327,7 @@ impl Hydration {
     ) -> DeviceResult<()> {
         let edges = self.present().edges(range);
         for edge in edges {
-            self.brought(shared, edge).await?;
+            self.brought(shared, edge..edge + 1).await?;
         }
         let touched = self.source.touched(range);
         let turn = self.turn(touched.clone()).await;

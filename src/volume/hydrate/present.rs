@@ -49,16 +49,15 @@ impl Present {
     }
 
     /// The absent blocks that `range` covers only in part: they have to be brought before it changes.
-    pub fn edges(&self, range: SectorRange) -> Vec<Range<u64>> {
+    pub fn edges(&self, range: SectorRange) -> Vec<u64> {
         let touched = self.source.touched(range);
         let edges = [touched.start, touched.end.saturating_sub(1)];
-        let mut found: Vec<Range<u64>> = Vec::new();
+        let mut found: Vec<u64> = Vec::new();
         for block in edges.into_iter().filter(|block| touched.contains(block)) {
             let whole = self.source.range_of(&(block..block + 1));
             let is_partial = whole.intersect(range) != whole;
-            if is_partial && !self.bits[block as usize] && found.last() != Some(&(block..block + 1))
-            {
-                found.push(block..block + 1);
+            if is_partial && !self.bits[block as usize] && found.last() != Some(&block) {
+                found.push(block);
             }
         }
         found
@@ -140,16 +139,16 @@ mod tests {
     #[test]
     fn edges_are_what_is_covered_in_part() {
         let mut present = present(4);
-        assert_eq!(present.edges(sectors(0, 256)), []);
-        assert_eq!(present.edges(sectors(1, 256)), [0..1]);
-        assert_eq!(present.edges(sectors(1, 2)), [0..1]);
-        assert_eq!(present.edges(sectors(127, 257)), [0..1, 2..3]);
+        assert!(present.edges(sectors(0, 256)).is_empty());
+        assert_eq!(present.edges(sectors(1, 256)), [0]);
+        assert_eq!(present.edges(sectors(1, 2)), [0]);
+        assert_eq!(present.edges(sectors(127, 257)), [0, 2]);
         // The last sector holds the end of the image.
-        assert_eq!(present.edges(sectors(384, 512)), []);
-        assert_eq!(present.edges(sectors(384, 511)), [3..4]);
+        assert!(present.edges(sectors(384, 512)).is_empty());
+        assert_eq!(present.edges(sectors(384, 511)), [3]);
         present.set(&(0..1));
-        assert_eq!(present.edges(sectors(1, 2)), []);
-        assert_eq!(present.edges(sectors(512, 600)), []);
+        assert!(present.edges(sectors(1, 2)).is_empty());
+        assert!(present.edges(sectors(512, 600)).is_empty());
     }
 
     #[test]
