@@ -110,14 +110,12 @@ impl Running {
     async fn close(&mut self, callers: &mut Callers) -> Outcome {
         let images = Arc::clone(&self.images);
         let mut work = pin!(images.close(callers.deadline().is_some()));
-        loop {
-            match self.attend(Phase::Closing, callers, work.as_mut()).await {
-                Waited::Done(outcome) => return outcome,
-                Waited::Forced | Waited::CalledOff => {
-                    // Each gives the store a last chance by itself, so this comes to an end.
-                    self.images.force();
-                    return work.await;
-                }
+        match self.attend(Phase::Closing, callers, work.as_mut()).await {
+            Waited::Done(outcome) => outcome,
+            Waited::Forced | Waited::CalledOff => {
+                // Each gives the store a last chance by itself, so this comes to an end.
+                self.images.force();
+                work.await
             }
         }
     }

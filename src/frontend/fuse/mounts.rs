@@ -29,12 +29,12 @@ pub fn mounted_at(dir: &Path) -> Mounted {
 
 /// What is on top at `dir` by the lines of `/proc/PID/mountinfo` (proc(5)).
 fn top_of(mountinfo: &str, dir: &Path) -> Mounted {
-    let kinds = mountinfo.lines().filter_map(|line| {
+    let mut kinds = mountinfo.lines().filter_map(|line| {
         let (before, behind) = line.split_once(" - ")?;
         let point = PathBuf::from(unescaped(before.split(' ').nth(4)?));
         (point == dir).then(|| behind.split(' ').next() == Some(KIND))
     });
-    match kinds.last() {
+    match kinds.next_back() {
         None => Mounted::Nothing,
         Some(true) => Mounted::Ours,
         Some(false) => Mounted::Other,
