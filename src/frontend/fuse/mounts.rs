@@ -34,7 +34,6 @@ fn top_of(mountinfo: &str, dir: &Path) -> Mounted {
         let point = PathBuf::from(unescaped(before.split(' ').nth(4)?));
         (point == dir).then(|| behind.split(' ').next() == Some(KIND))
     });
-    // Later mounts cover earlier ones.
     match kinds.next_back() {
         None => Mounted::Nothing,
         Some(true) => Mounted::Ours,
