@@ -34,6 +34,7 @@ pub(super) async fn create(context: &Context, create: args::Create) -> Result<()
         chunk_size: size::parse("--chunk-size", &create.chunk_size)?,
     };
     new.validate()?;
+    source.iter().try_for_each(|source| new.can_begin_as(source))?;
     let location = context.location()?;
     let backend = open_or_create(&location).await?;
     let id = backend.pool.create_from(&name, new, source).await?;

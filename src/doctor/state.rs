@@ -29,6 +29,8 @@ pub(super) struct State {
     pub live: SectorCount,
     pub terms: Terms,
     pub size: SectorCount,
+    /// Size as of when the tree was made: what was cut off since is in `changes`.
+    pub tree_size: SectorCount,
     /// What hides the tree.
     pub changes: Arc<Overlay>,
 }
@@ -46,6 +48,7 @@ impl State {
             live: checkpoint.live,
             terms: Terms::new(checkpoint.terms.clone()),
             size: checkpoint.size,
+            tree_size: checkpoint.size,
             changes: Arc::default(),
         }
     }

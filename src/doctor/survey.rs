@@ -8,9 +8,10 @@ use super::walk::{PARALLEL, Step, walk};
 use crate::error::{Error, Result};
 use crate::format::keys::MapObjectId;
 use crate::format::page::{CHUNKS_PER_PAGE, ChunkPage, Extent, ItemRef, parse_chunk_page};
+use crate::format::source::is_of_marks;
 use crate::map::Target;
 use crate::store::Store;
-use crate::units::{SectorRange, Seq};
+use crate::units::{Sector, SectorRange, Seq};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use std::collections::BTreeSet;
 
@@ -156,8 +157,9 @@ fn note(state: &State, range: SectorRange, extents: &[Extent], used: &mut Used) 
     for extent in extents {
         let place = extent.location();
         let end = range.start().0 + u64::from(extent.end());
-        if end > state.size.0 {
-            told = Some(format!("the map has sector {end}, beyond the end at {}", state.size));
+        let all = SectorRange::between(Sector(end - u64::from(extent.len())), Sector(end));
+        if end > state.tree_size.0 && !is_of_marks(all) {
+            told = Some(format!("the map has sector {end}, beyond the end at {}", state.tree_size));
         }
         if place.seq >= state.next {
             told = Some(format!("the map names log slot {}, which it was made before", place.seq));

@@ -91,6 +91,17 @@ impl NewVolume {
     }
 }
 
+impl NewVolume {
+    /// Refuses a source that is larger. Errors: usage.
+    pub fn can_begin_as(&self, source: &SourceObject) -> Result<()> {
+        if source.size <= self.size {
+            return Ok(());
+        }
+        let text = format!("the source has {} bytes, more than the volume", source.size);
+        Err(Error::usage(text).hint("make the volume larger, or leave out its size"))
+    }
+}
+
 impl Pool {
     /// Makes a volume called `name`. Returns its id.
     ///
@@ -109,10 +120,7 @@ impl Pool {
         source: Option<SourceObject>,
     ) -> Result<VolumeId> {
         new.validate()?;
-        if let Some(source) = source.as_ref().filter(|source| source.size > new.size) {
-            let text = format!("the source has {} bytes, more than the volume", source.size);
-            return Err(Error::usage(text).hint("make the volume larger, or leave out its size"));
-        }
+        source.iter().try_for_each(|source| new.can_begin_as(source))?;
         if get(&*self.store, &name.key()).await?.is_some() {
             return Err(name_taken(name));
         }

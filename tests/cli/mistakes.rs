@@ -61,7 +61,7 @@ const MISTAKES: &[(&[&str], i32, &str)] = &[
     (&["--store", "file:///x", "--region", "r", "list"], USAGE, "no endpoint and no region"),
     (&["--bucket", "UPPER", "list"], USAGE, "is no bucket name"),
     (&["--store", "file:///nonexistent/pool", "list"], NOT_FOUND, "is missing"),
-    (&["mount", "/mnt"], USAGE, "unrecognized subcommand 'mount'"),
+    (&["mirror", "a"], USAGE, "unrecognized subcommand 'mirror'"),
 ];
 
 #[test]

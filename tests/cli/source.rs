@@ -23,7 +23,7 @@ fn image() -> Vec<u8> {
 }
 
 fn source_of(home: &Home, name: &str) -> Value {
-    home.run(&["status", name, "--json"]).json()[0]["source"].clone()
+    home.run(&["status", name, "--json"]).json()["source"].clone()
 }
 
 /// What a volume holds, over NBD.

@@ -216,7 +216,7 @@ fn an_import_that_is_given_up_leaves_nothing() {
     assert!(is_empty(&home), "{:?}", home.objects());
     // With nothing to resume, it begins.
     home.run(&["import", text(&image), "disk", "--resume"]).ok();
-    home.run(&["delete", "disk", "--yes"]).ok();
+    home.run(&["delete", "disk", "--now", "--yes"]).ok();
     assert!(is_empty(&home), "{:?}", home.objects());
 }
 

@@ -228,8 +228,12 @@ impl Written {
         Some(volume)
     }
 
-    /// A later chunk within reach proves that `slot` was committed.
+    /// A later chunk proves that `slot` was committed, or what a later owner wrote: it had filled the slot,
+    /// and no checkpoint was made that could do without it.
     fn is_proved(&self, slot: usize) -> bool {
+        if (slot + 1..self.slots()).any(|at| self.epochs[at] > self.epochs[slot]) {
+            return true;
+        }
         let same_term = |at: &usize| self.epochs[*at] == self.epochs[slot];
         let later = (slot + 1..self.slots()).filter(same_term);
         later.filter_map(|at| self.committed[at]).any(|committed| committed > slot as u64)
