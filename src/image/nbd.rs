@@ -1,8 +1,8 @@
 //! An image on an NBD server: a client that only reads.
 //!
 //! Source: `doc/proto.md` of the NetworkBlockDevice project: fixed newstyle negotiation with
-//! `NBD_OPT_GO`, then simple replies. One request at a time on a connection, and as many connections as
-//! there are requests at once; one that failed is closed.
+//! `NBD_OPT_GO`, then simple replies. One request at a time on a connection, and some connections where the
+//! server says that it takes several (it may let others wait for ever); one that failed is closed.
 
 use super::address::{NbdAddress, NbdServer};
 use super::{Image, ImageError, ImageResult};
@@ -12,6 +12,7 @@ use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
 
 const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
 const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
@@ -26,6 +27,10 @@ const REPLY_INFO: u32 = 3;
 /// Replies that have this bit are refusals.
 const REPLY_ERROR: u32 = 1 << 31;
 const INFO_EXPORT: u16 = 0;
+/// Of an export: it may be used by several connections.
+const CAN_MULTI_CONN: u16 = 1 << 8;
+/// Connections to a server that takes several.
+const CONNECTIONS: usize = 4;
 const COMMAND_READ: u16 = 0;
 /// The longest reply to an option that is taken.
 const REPLY_MAX: u32 = 64 << 10;
@@ -42,7 +47,9 @@ pub(super) struct NbdImage {
     at: NbdAddress,
     size: u64,
     identity: String,
-    /// Connections that nobody uses.
+    /// How many connections there may be.
+    connections: Semaphore,
+    /// Those that nobody uses.
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -54,9 +61,10 @@ impl std::fmt::Debug for NbdImage {
 
 impl NbdImage {
     pub async fn open(at: NbdAddress) -> ImageResult<NbdImage> {
-        let (connection, size) = connect(&at).await?;
+        let (connection, Export { size, flags }) = connect(&at).await?;
         let identity = format!("{size} bytes");
-        Ok(NbdImage { at, size, identity, idle: Mutex::new(vec![connection]) })
+        let connections = Semaphore::new(if flags & CAN_MULTI_CONN != 0 { CONNECTIONS } else { 1 });
+        Ok(NbdImage { at, size, identity, connections, idle: Mutex::new(vec![connection]) })
     }
 
     async fn connection(&self) -> ImageResult<Connection> {
@@ -65,8 +73,8 @@ impl NbdImage {
             return Ok(idle);
         }
         match connect(&self.at).await? {
-            (connection, size) if size == self.size => Ok(connection),
-            (_, size) => {
+            (connection, export) if export.size == self.size => Ok(connection),
+            (_, Export { size, .. }) => {
                 let text = format!("{:?} has {size} bytes now, and had {}", self.at, self.size);
                 Err(ImageError::Changed(text))
             }
@@ -79,7 +87,14 @@ async fn patiently<T>(what: impl Future<Output = io::Result<T>>) -> io::Result<T
     tokio::time::timeout(PATIENCE, what).await.map_err(late)?
 }
 
-async fn connect(at: &NbdAddress) -> ImageResult<(Connection, u64)> {
+/// What is told of an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Export {
+    size: u64,
+    flags: u16,
+}
+
+async fn connect(at: &NbdAddress) -> ImageResult<(Connection, Export)> {
     let lost = |e: io::Error| ImageError::Unreachable(format!("{at:?}: {e}"));
     let connecting = async {
         let mut connection: Connection = match &at.server {
@@ -95,7 +110,7 @@ async fn connect(at: &NbdAddress) -> ImageResult<(Connection, u64)> {
     };
     let (connection, agreed) = patiently(connecting).await.map_err(lost)?;
     match agreed {
-        Ok(size) => Ok((connection, size)),
+        Ok(export) => Ok((connection, export)),
         Err(why) => Err(ImageError::Refused(format!("{at:?}: {why}"))),
     }
 }
@@ -104,8 +119,8 @@ fn garbled(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{what} is not that of the protocol"))
 }
 
-/// Returns the size of the export, or why the server does not give it.
-async fn negotiate(stream: &mut Connection, export: &str) -> io::Result<Result<u64, String>> {
+/// Returns what is told of the export, or why the server does not give it.
+async fn negotiate(stream: &mut Connection, export: &str) -> io::Result<Result<Export, String>> {
     if stream.read_u64().await? != INIT_MAGIC {
         return Err(garbled("its greeting"));
     }
@@ -123,7 +138,7 @@ async fn negotiate(stream: &mut Connection, export: &str) -> io::Result<Result<u
     asked.extend(export.as_bytes());
     asked.extend(0u16.to_be_bytes());
     stream.write_all(&asked).await?;
-    let mut size = None;
+    let mut told = None;
     for _ in 0..REPLIES_MAX {
         if stream.read_u64().await? != OPTION_REPLY_MAGIC || stream.read_u32().await? != OPTION_GO {
             return Err(garbled("its answer"));
@@ -135,8 +150,8 @@ async fn negotiate(stream: &mut Connection, export: &str) -> io::Result<Result<u
         let mut body = vec![0; len as usize];
         stream.read_exact(&mut body).await?;
         match kind {
-            REPLY_ACK => return Ok(size.ok_or_else(|| "its size is not told".into())),
-            REPLY_INFO => size = export_size(&body).or(size),
+            REPLY_ACK => return Ok(told.ok_or_else(|| "its size is not told".into())),
+            REPLY_INFO => told = export_of(&body).or(told),
             kind if kind & REPLY_ERROR != 0 => {
                 let text = String::from_utf8_lossy(&body).trim_end_matches('\0').to_owned();
                 let code = kind & !REPLY_ERROR;
@@ -148,11 +163,12 @@ async fn negotiate(stream: &mut Connection, export: &str) -> io::Result<Result<u
     Err(garbled("the number of its answers"))
 }
 
-/// The size in `NBD_INFO_EXPORT`: type u16, size u64, flags u16.
-fn export_size(body: &[u8]) -> Option<u64> {
+/// What `NBD_INFO_EXPORT` says: type u16, size u64, flags u16.
+fn export_of(body: &[u8]) -> Option<Export> {
     let (kind, rest) = body.split_first_chunk::<2>()?;
-    let size = rest.first_chunk::<8>().filter(|_| u16::from_be_bytes(*kind) == INFO_EXPORT)?;
-    Some(u64::from_be_bytes(*size))
+    let (size, rest) = rest.split_first_chunk::<8>()?;
+    let flags = rest.first_chunk::<2>().filter(|_| u16::from_be_bytes(*kind) == INFO_EXPORT)?;
+    Some(Export { size: u64::from_be_bytes(*size), flags: u16::from_be_bytes(*flags) })
 }
 
 /// Returns the bytes, or the server's error number.
@@ -197,6 +213,7 @@ impl Image for NbdImage {
 
     async fn read(&self, offset: u64, len: usize) -> ImageResult<Vec<u8>> {
         let lost = |e: String| ImageError::Unreachable(format!("{:?}: {e}", self.at));
+        let _one = self.connections.acquire().await.map_err(|e| lost(e.to_string()))?;
         let mut connection = self.connection().await?;
         let answer = patiently(read(&mut connection, offset, len)).await;
         let answer = answer.map_err(|e| lost(e.to_string()))?;
@@ -214,10 +231,10 @@ mod tests {
         let mut body = vec![0, 0];
         body.extend(77u64.to_be_bytes());
         body.extend([0, 1]);
-        assert_eq!(export_size(&body), Some(77));
-        assert_eq!(export_size(&body[..9]), None);
+        assert_eq!(export_of(&body), Some(Export { size: 77, flags: 1 }));
+        assert_eq!(export_of(&body[..11]), None);
         body[1] = 3;
-        assert_eq!(export_size(&body), None);
-        assert_eq!(export_size(&[]), None);
+        assert_eq!(export_of(&body), None);
+        assert_eq!(export_of(&[]), None);
     }
 }

