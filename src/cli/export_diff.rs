@@ -2,17 +2,18 @@
 
 use super::view::View;
 use super::{Context, args, size};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::pool::VolumeSpec;
 use crate::pool::backend::Backend;
+use crate::transfer::partial::Partial;
 use crate::transfer::progress::Progress;
 use crate::transfer::stream::{Sent, send};
 use serde_json::json;
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tokio::fs::{self, File, OpenOptions};
-use tokio::io::{AsyncWrite, BufWriter};
+use tokio::io::{AsyncWrite, AsyncWriteExt, BufWriter};
 
 /// Bytes that are written at once.
 const BUFFER: usize = 1 << 20;
@@ -115,32 +116,10 @@ async fn to_file(
         let mut out = BufWriter::with_capacity(BUFFER, file.map_err(|e| failed("open it", e))?);
         return write(backend, views, &mut out, progress).await;
     }
-    if there.is_some() && !force {
-        let text = "the file is there already";
-        return Err(Error::new(ErrorKind::Exists, text).hint("add --force to replace it"));
-    }
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let file = File::create(&partial).await.map_err(|e| failed("make it", e))?;
-    let mut out = BufWriter::with_capacity(BUFFER, file);
-    let written = async {
-        let sent = write(backend, views, &mut out, progress).await?;
-        out.get_ref().sync_all().await.map_err(|e| failed("write it", e))?;
-        fs::rename(&partial, path).await.map_err(|e| failed("rename it", e))?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = File::open(folder.unwrap_or(Path::new("."))).await;
-        let synced = match folder {
-            Ok(folder) => folder.sync_all().await,
-            Err(e) => Err(e),
-        };
-        synced.map_err(|e| failed("make it durable", e))?;
-        Ok(sent)
-    };
-    let written = written.await;
-    if written.is_err() {
-        // It may not be there, and what is left says by its name what it is.
-        let _ = fs::remove_file(&partial).await;
-    }
-    written
+    let partial = Partial::begin(path, force)?;
+    let mut out = BufWriter::with_capacity(BUFFER, File::from_std(partial.sized(0)?));
+    let sent = write(backend, views, &mut out, progress).await?;
+    out.flush().await.map_err(|e| failed("write it", e))?;
+    partial.finish()?;
+    Ok(sent)
 }

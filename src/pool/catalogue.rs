@@ -100,6 +100,22 @@ impl NewVolume {
         let text = format!("the source has {} bytes, more than the volume", source.size);
         Err(Error::usage(text).hint("make the volume larger, or leave out its size"))
     }
+
+    /// Its description, made now.
+    pub(super) fn described(&self, id: VolumeId, source: Option<SourceObject>) -> VolumeObject {
+        let incompat = if source.is_some() { Features::SOURCE } else { 0 };
+        VolumeObject {
+            version: VOLUME_VERSION,
+            id,
+            size: self.size,
+            block_size: self.block_size.bytes(),
+            chunk_size: self.chunk_size,
+            features: Features { incompat, ..Features::default() },
+            created_at_ms: SystemClock.now_ms(),
+            ancestors: Vec::new(),
+            source,
+        }
+    }
 }
 
 impl Pool {
@@ -125,20 +141,7 @@ impl Pool {
             return Err(name_taken(name));
         }
         let id = VolumeId::from_random(rand::random());
-        let volume = VolumeObject {
-            version: VOLUME_VERSION,
-            id,
-            size: new.size,
-            block_size: new.block_size.bytes(),
-            chunk_size: new.chunk_size,
-            features: match source {
-                Some(_) => Features { incompat: Features::SOURCE, ..Features::default() },
-                None => Features::default(),
-            },
-            created_at_ms: SystemClock.now_ms(),
-            ancestors: Vec::new(),
-            source,
-        };
+        let volume = new.described(id, source);
         put_description(&*self.store, &volume).await?;
         let named = self.give_name(name, id).await;
         // After any other error the name may be there, or may come yet: it needs its volume.

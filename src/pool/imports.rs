@@ -19,8 +19,8 @@ use super::{NewVolume, PARALLEL, Pool, VolumeName, damaged, get};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::pool::{ImportObject, encode_json, parse_json};
-use crate::format::volume::{VOLUME_VERSION, VolumeObject};
-use crate::format::{VolumeId, features::Features, keys};
+use crate::format::volume::VolumeObject;
+use crate::format::{VolumeId, keys};
 use crate::store::{StoreErrorKind, list_all};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
@@ -118,17 +118,7 @@ impl Pool {
                 .hint("resume it with the same flags")),
             };
         }
-        let volume = VolumeObject {
-            version: VOLUME_VERSION,
-            id,
-            size: new.size,
-            block_size: new.block_size.bytes(),
-            chunk_size: new.chunk_size,
-            features: Features::default(),
-            created_at_ms: SystemClock.now_ms(),
-            ancestors: Vec::new(),
-            source: None,
-        };
+        let volume = new.described(id, None);
         put_description(&*self.store, &volume).await?;
         Ok(volume)
     }

@@ -135,7 +135,7 @@ fn increments_go_to_another_pool_on_s3() {
     let full = home.run(&["export-diff", "data@s0", text(&file), "--json"]).json();
     assert_eq!(full["data_bytes"], 9 * MIB);
     assert_eq!(full["stream_bytes"], fs::metadata(&file).unwrap().len());
-    home.run(&["export-diff", "data@s0", text(&file)]).refuses(EXISTS, "add --force to replace it");
+    home.run(&["export-diff", "data@s0", text(&file)]).refuses(EXISTS, "replace it with --force");
     home.run(&["export-diff", "data@s0", text(&file), "--force"]).ok();
     far.run(&["import-diff", text(&file), "copy"]).ok();
     assert!(image(&far, "copy@s0") == image(&home, "data@s0"));
