@@ -13,7 +13,8 @@
 //! names.
 
 use foldhash::fast::FixedState;
-use std::collections::{HashMap, HashSet, VecDeque};
+use hashbrown::HashTable;
+use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -39,7 +40,8 @@ pub struct FifoCache<K, V> {
 #[derive(Debug)]
 struct Shard<K, V> {
     capacity: u64,
-    index: HashMap<K, u32, FixedState>,
+    /// The slots by the hashes of their keys.
+    index: HashTable<u32>,
     slots: Vec<Option<Entry<K, V>>>,
     unused: Vec<u32>,
     small: Queue,
@@ -50,6 +52,7 @@ struct Shard<K, V> {
 
 #[derive(Debug)]
 struct Entry<K, V> {
+    hash: u64,
     key: K,
     value: V,
     weight: u64,
@@ -79,8 +82,9 @@ impl<K: Hash + Eq + Copy, V> FifoCache<K, V> {
     /// What `look` says of the value of `key`, while the entry is locked: be short. It counts as a
     /// use of it where `counts` says so: the parts of a scan are none.
     pub fn with<R>(&self, key: &K, counts: bool, look: impl FnOnce(&V) -> R) -> Option<R> {
-        let mut shard = self.shard(key);
-        let slot = *shard.index.get(key)?;
+        let hash = self.hashing.hash_one(key);
+        let mut shard = self.shard(hash);
+        let slot = shard.find(hash, key)?;
         shard.hits += 1;
         let entry = shard.slots[slot as usize].as_mut()?;
         if counts && entry.uses < USES_MAX {
@@ -91,7 +95,8 @@ impl<K: Hash + Eq + Copy, V> FifoCache<K, V> {
 
     /// True where `key` is there; is no use of it, and is not counted.
     pub fn contains(&self, key: &K) -> bool {
-        self.shard(key).index.contains_key(key)
+        let hash = self.hashing.hash_one(key);
+        self.shard(hash).find(hash, key).is_some()
     }
 
     /// Puts an entry in, and as many others out as that takes. One that is heavier than a shard is
@@ -103,20 +108,20 @@ impl<K: Hash + Eq + Copy, V> FifoCache<K, V> {
     /// As [`Self::insert`] of what `make` makes, perhaps of a value that was put out. Nothing is
     /// locked meanwhile.
     pub fn insert_made(&self, key: K, weight: u64, make: impl FnOnce(Option<V>) -> V) {
+        let hash = self.hashing.hash_one(key);
         let out = {
-            let mut shard = self.shard(&key);
-            if weight > shard.capacity || shard.index.contains_key(&key) {
+            let mut shard = self.shard(hash);
+            if weight > shard.capacity || shard.find(hash, &key).is_some() {
                 return;
             }
-            shard.make_room(weight, &self.hashing)
+            shard.make_room(weight)
         };
         let value = make(out);
-        let hash = self.hashing.hash_one(key);
-        let mut shard = self.shard(&key);
+        let mut shard = self.shard(hash);
         // Somebody else may have put it in meanwhile: names are of immutable things.
-        if !shard.index.contains_key(&key) {
-            drop(shard.make_room(weight, &self.hashing));
-            shard.insert(key, value, weight, hash);
+        if shard.find(hash, &key).is_none() {
+            drop(shard.make_room(weight));
+            shard.insert(Entry { hash, key, value, weight, uses: 0, in_main: false });
         }
     }
 
@@ -136,10 +141,9 @@ impl<K: Hash + Eq + Copy, V> FifoCache<K, V> {
         (hits, self.misses.load(Ordering::Relaxed))
     }
 
-    fn shard(&self, key: &K) -> MutexGuard<'_, Shard<K, V>> {
-        let shards = self.shards.len();
-        // A map takes low bits and the highest seven of a hash; the shard comes from others.
-        let at = if shards == 1 { 0 } else { (self.hashing.hash_one(key) >> 40) as usize % shards };
+    fn shard(&self, hash: u64) -> MutexGuard<'_, Shard<K, V>> {
+        // A table takes low bits and the highest seven of a hash; the shard comes from others.
+        let at = (hash >> 40) as usize % self.shards.len();
         lock(&self.shards[at])
     }
 }
@@ -153,7 +157,7 @@ impl<K: Hash + Eq + Copy, V> Shard<K, V> {
     fn new(capacity: u64) -> Shard<K, V> {
         Shard {
             capacity,
-            index: HashMap::default(),
+            index: HashTable::new(),
             slots: Vec::new(),
             unused: Vec::new(),
             small: Queue::default(),
@@ -167,14 +171,19 @@ impl<K: Hash + Eq + Copy, V> Shard<K, V> {
         self.small.weight + self.main.weight
     }
 
+    fn find(&self, hash: u64, key: &K) -> Option<u32> {
+        let is_it = |slot: &u32| self.slots[*slot as usize].as_ref().is_some_and(|e| e.key == *key);
+        self.index.find(hash, is_it).copied()
+    }
+
     /// Puts entries out until `weight` fits. Returns the last of them.
-    fn make_room(&mut self, weight: u64, hashing: &FixedState) -> Option<V> {
+    fn make_room(&mut self, weight: u64) -> Option<V> {
         let mut out = None;
         while self.weight() + weight > self.capacity {
             let Some(entry) = self.evict() else { break };
             if !entry.in_main {
                 let remembered = self.index.len();
-                self.ghosts.add(hashing.hash_one(entry.key), remembered);
+                self.ghosts.add(entry.hash, remembered);
             }
             out = Some(entry.value);
         }
@@ -201,28 +210,27 @@ impl<K: Hash + Eq + Copy, V> Shard<K, V> {
             }
             self.unused.push(slot);
             let entry = place.take()?;
-            self.index.remove(&entry.key);
+            if let Ok(found) = self.index.find_entry(entry.hash, |at| *at == slot) {
+                found.remove();
+            }
             return Some(entry);
         }
     }
 
-    fn insert(&mut self, key: K, value: V, weight: u64, hash: u64) {
-        let in_main = self.ghosts.remove(hash);
-        let entry = Some(Entry { key, value, weight, uses: 0, in_main });
-        let slot = match self.unused.pop() {
-            Some(slot) => {
-                self.slots[slot as usize] = entry;
-                slot
-            }
-            None => {
-                self.slots.push(entry);
-                (self.slots.len() - 1) as u32
-            }
-        };
-        self.index.insert(key, slot);
-        let queue = if in_main { &mut self.main } else { &mut self.small };
+    fn insert(&mut self, mut entry: Entry<K, V>) {
+        let (hash, weight) = (entry.hash, entry.weight);
+        entry.in_main = self.ghosts.remove(hash);
+        let queue = if entry.in_main { &mut self.main } else { &mut self.small };
+        let slot = self.unused.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            (self.slots.len() - 1) as u32
+        });
+        self.slots[slot as usize] = Some(entry);
         queue.weight += weight;
         queue.order.push_back(slot);
+        let slots = &self.slots;
+        let hash_of = |slot: &u32| slots[*slot as usize].as_ref().map_or(0, |entry| entry.hash);
+        self.index.insert_unique(hash, slot, hash_of);
     }
 }
 

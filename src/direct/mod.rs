@@ -12,10 +12,12 @@ mod blocks;
 mod fill;
 mod nowait;
 mod server;
+mod slots;
 
 pub use blocks::{BLOCK, Blocks, check_place};
 pub use fill::{FIRST, GRANULE};
 pub use nowait::read_from_memory;
+pub use slots::{Slot, Slots};
 
 use crate::sync::{Mutex, oneshot};
 use fill::Fill;

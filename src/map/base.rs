@@ -53,6 +53,22 @@ pub fn find_leaf(page: &MapPage, index: u32) -> Option<ItemRef> {
 }
 
 impl Base {
+    /// The leaf of an index, if there is one: all of it is a hole otherwise.
+    ///
+    /// # Errors
+    /// [`Missing`]: load it, and ask again.
+    pub fn leaf(
+        &self,
+        index: u64,
+        items: &dyn ItemSource,
+    ) -> Result<Option<Arc<Vec<Extent>>>, Missing> {
+        let (page, slot) = page_of(index);
+        let Some(&page_ref) = self.root.get(&page) else { return Ok(None) };
+        let page = items.map_page(page_ref).ok_or(Missing::MapPage(page_ref))?;
+        let Some(leaf_ref) = find_leaf(&page, slot) else { return Ok(None) };
+        items.leaf(leaf_ref).map(Some).ok_or(Missing::Leaf(leaf_ref))
+    }
+
     /// Calls `piece` for each run of `range`, in order.
     ///
     /// # Errors

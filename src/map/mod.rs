@@ -16,11 +16,15 @@ pub mod base;
 pub mod diff;
 pub mod leaf;
 pub mod overlay;
+mod recent;
 
 pub use base::{Base, ItemSource, Missing};
 pub use overlay::{Overlay, Target};
 
-use crate::format::page::Location;
+use base::{leaf_index, leaf_range};
+use recent::Recent;
+
+use crate::format::page::{Extent, Location};
 use crate::units::{Sector, SectorCount, SectorRange};
 
 /// Where a run of sectors is.
@@ -47,12 +51,14 @@ pub struct Map {
     active: Overlay,
     frozen: Option<std::sync::Arc<Overlay>>,
     base: Base,
+    /// Of the base.
+    recent: Recent,
 }
 
 impl Map {
     /// A map that begins with the tree of a checkpoint.
     pub fn new(base: Base) -> Map {
-        Map { active: Overlay::default(), frozen: None, base }
+        Map { active: Overlay::default(), frozen: None, base, recent: Recent::default() }
     }
 
     /// `range` now has its contents at `target`.
@@ -103,7 +109,7 @@ impl Map {
     /// # Errors
     /// [`Missing`]: as [`Map::lookup`].
     pub fn single(
-        &self,
+        &mut self,
         range: SectorRange,
         items: &dyn ItemSource,
     ) -> Result<Option<Source>, Missing> {
@@ -111,13 +117,22 @@ impl Map {
         if len < range.len() {
             return Ok(None);
         }
-        let mut found = target.map(Source::from);
-        if found.is_none() {
-            self.base.lookup(range, items, &mut |run, source| {
-                found = (run == range).then_some(source);
-            })?;
+        if let Some(target) = target {
+            return Ok(Some(target.into()));
         }
-        Ok(found)
+        let index = leaf_index(range.start());
+        let span = leaf_range(index);
+        if range.end() > span.end() {
+            return Ok(None);
+        }
+        let (start, end) = (range.start().0 - span.start().0, range.end().0 - span.start().0);
+        let find = |leaf: &[Extent]| leaf::single(leaf, start as u32, end as u32);
+        if let Some(leaf) = self.recent.leaf(index) {
+            return Ok(find(leaf));
+        }
+        let Some(leaf) = self.base.leaf(index, items)? else { return Ok(Some(Source::Hole)) };
+        self.recent.note(index, &leaf);
+        Ok(find(&leaf))
     }
 
     /// The first run of `range` of which an overlay knows, or does not know, as a whole.
@@ -145,6 +160,7 @@ impl Map {
     /// Ends a checkpoint: `base` holds all that was frozen.
     pub fn install(&mut self, base: Base) {
         self.base = base;
+        self.recent = Recent::default();
         self.frozen = None;
     }
 

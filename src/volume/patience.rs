@@ -20,13 +20,13 @@ impl Shared {
         cause: &str,
         request: impl Future<Output = DeviceResult<T>>,
     ) -> DeviceResult<T> {
-        let (limit, hopeless) = (self.options.io_timeout, self.options.hopeless.clone());
-        if limit.is_none() && hopeless.is_none() {
-            return request.await;
-        }
         let mut request = pin!(request);
         if let Poll::Ready(done) = futures::poll!(request.as_mut()) {
             return done;
+        }
+        let (limit, hopeless) = (self.options.io_timeout, self.options.hopeless.clone());
+        if limit.is_none() && hopeless.is_none() {
+            return request.await;
         }
         let mut timer = JoinSet::new();
         if let Some(limit) = limit {

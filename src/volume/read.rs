@@ -2,7 +2,6 @@
 //! then ranged GETs.
 
 use super::items::ItemError;
-use super::readahead::Step;
 use super::shared::Shared;
 use super::tier::Tier;
 use crate::cache::FrameId;
@@ -55,8 +54,7 @@ impl Shared {
         if let Some(recorder) = self.recorder.as_ref().filter(|_| !is_of_marks(range)) {
             recorder.note(range);
         }
-        let step =
-            self.readahead.try_lock().map_or_else(|_| Step::default(), |mut r| r.on_read(range));
+        let step = self.readers.on_read(range);
         if !self.read_at_once(range, step.sequential, buf)? {
             self.read_patiently(range, step.sequential, buf).await?;
         }
@@ -70,7 +68,7 @@ impl Shared {
     /// where it takes the long one.
     fn read_at_once(&self, range: SectorRange, scan: bool, buf: &mut [u8]) -> DeviceResult<bool> {
         let (chunk, place) = {
-            let state = self.state();
+            let mut state = self.state();
             state.check()?;
             let place = match state.map.single(range, &*self.items) {
                 Ok(Some(Source::Data(place))) => place,

@@ -1,6 +1,9 @@
-//! Detects a sequential reader and says what to fetch next. Pure.
+//! Detects a sequential reader and says what to fetch next.
 
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Sequential reads in a row after which something is fetched ahead.
 const STREAK: u32 = 2;
@@ -11,9 +14,35 @@ const WINDOW_MAX: u64 = 64 << 10;
 /// The window's part of the cache, of which it may use a quarter before it is read.
 const CACHE_PART: u64 = 8;
 
-/// State of one volume's read-ahead.
+/// One volume's read-ahead, for all who read it. Only a hint: where several look at it, some reads are
+/// left out.
 #[derive(Debug)]
-pub(super) struct Readahead {
+pub(super) struct Readers {
+    /// Where the last read ended: most random reads see there that they do not go on, and lock nothing.
+    end: AtomicU64,
+    readahead: Mutex<Readahead>,
+}
+
+impl Readers {
+    /// For a cache of so many bytes.
+    pub fn new(cache_bytes: u64) -> Readers {
+        Readers { end: AtomicU64::new(0), readahead: Mutex::new(Readahead::new(cache_bytes)) }
+    }
+
+    /// `range` is being read.
+    pub fn on_read(&self, range: SectorRange) -> Step {
+        let goes_on = self.end.load(Relaxed) == range.start().0;
+        self.end.store(range.end().0, Relaxed);
+        match self.readahead.try_lock() {
+            Ok(mut readahead) if goes_on => readahead.on_read(range),
+            _ => Step::default(),
+        }
+    }
+}
+
+/// State of a reader.
+#[derive(Debug)]
+struct Readahead {
     next: Sector,
     streak: u32,
     window: u64,
@@ -32,29 +61,27 @@ pub(super) struct Step {
 }
 
 impl Readahead {
-    /// For a cache of so many bytes.
-    pub fn new(cache_bytes: u64) -> Readahead {
+    fn new(cache_bytes: u64) -> Readahead {
         let max = (cache_bytes / CACHE_PART / SECTOR_SIZE).clamp(WINDOW_MIN, WINDOW_MAX);
         Readahead { next: Sector(0), streak: 0, window: WINDOW_MIN, max, ahead: Sector(0) }
     }
 
-    /// `range` is being read.
-    pub fn on_read(&mut self, range: SectorRange) -> Step {
-        let sequential = range.start() == self.next;
-        self.next = range.end();
-        if !sequential {
-            (self.streak, self.window, self.ahead) = (0, WINDOW_MIN, range.end());
-            return Step::default();
+    /// `range` is being read, from where the last read ended.
+    fn on_read(&mut self, range: SectorRange) -> Step {
+        if range.start() != self.next {
+            // There were others in between.
+            (self.streak, self.window, self.ahead) = (0, WINDOW_MIN, range.start());
         }
+        self.next = range.end();
         self.streak = self.streak.saturating_add(1);
         let used = self.ahead.0 <= self.next.0 + self.window / 2;
         if self.streak < STREAK || !used {
-            return Step { sequential, ahead: None };
+            return Step { sequential: true, ahead: None };
         }
         let start = self.ahead.max(self.next);
         self.ahead = Sector(self.next.0 + self.window);
         self.window = (self.window * 2).min(self.max);
-        Step { sequential, ahead: Some(SectorRange::between(start, self.ahead)) }
+        Step { sequential: true, ahead: Some(SectorRange::between(start, self.ahead)) }
     }
 }
 
@@ -65,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_reader_from_the_first_sector_on_is_sequential() {
-        let mut readahead = Readahead::new(1 << 30);
+        let readahead = Readers::new(1 << 30);
         let range = |i: u64| SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
         assert_eq!(readahead.on_read(range(0)), Step { sequential: true, ahead: None });
         let window = readahead.on_read(range(1)).ahead.unwrap();
@@ -74,7 +101,7 @@ mod tests {
 
     #[test]
     fn windows_follow_a_sequential_reader_without_gap_or_overlap() {
-        let mut readahead = Readahead::new(1 << 30);
+        let readahead = Readers::new(1 << 30);
         let mut fetched = Sector(0);
         for i in 1..400u64 {
             let range = SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
@@ -87,12 +114,15 @@ mod tests {
         }
         let random = SectorRange::new(Sector(7), SectorCount(8)).unwrap();
         assert_eq!(readahead.on_read(random), Step::default());
+        let next = |n: u64| SectorRange::new(Sector(15 + n * 8), SectorCount(8)).unwrap();
+        assert_eq!(readahead.on_read(next(0)), Step { sequential: true, ahead: None });
+        assert!(readahead.on_read(next(1)).ahead.is_some());
     }
 
     #[test]
     fn a_window_fits_its_part_of_the_cache() {
         for (cache, most) in [(0, WINDOW_MIN), (64 << 20, 16 << 10), (1 << 40, WINDOW_MAX)] {
-            let mut readahead = Readahead::new(cache);
+            let readahead = Readers::new(cache);
             let range = |i: u64| SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
             let lead = (0..4000).filter_map(|i| {
                 let window = readahead.on_read(range(i)).ahead?;

@@ -7,7 +7,7 @@ use super::items::Items;
 use super::local;
 use super::options::{Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus};
 use super::profile::{ProfileUse, Recorder};
-use super::readahead::Readahead;
+use super::readahead::Readers;
 use super::schedule::Schedule;
 use super::snapshots::Snapshots;
 use super::state::{Limits, Phase, State};
@@ -57,7 +57,7 @@ pub(super) struct Shared {
     pub frame_flights: Flights<FrameId, FetchResult<Bytes>>,
     pub fetcher: Fetcher,
     pub items: Arc<Items>,
-    pub readahead: Mutex<Readahead>,
+    pub readers: Readers,
     /// Notes what is read, where the options say so.
     pub recorder: Option<Recorder>,
     /// The journal has something to write, or may have room for it.
@@ -106,7 +106,7 @@ impl Shared {
             items: parts.items,
             env: parts.env,
             stores: parts.stores,
-            readahead: Mutex::new(Readahead::new(parts.options.cache_bytes)),
+            readers: Readers::new(parts.options.cache_bytes),
             recorder: (parts.options.profile == Some(ProfileUse::Record)).then(Recorder::default),
             limits: Limits::of(&parts.options, chunk_size),
             options: parts.options,

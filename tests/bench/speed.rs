@@ -8,7 +8,8 @@
 //!
 //! It runs as the optimised program does (profile `bench`, which is `release`). Needs what the system
 //! tests need: fio and nbdkit for the part `nbd`, the S3 server for `store`, `cost`, `snapshots` and `peers`,
-//! s3backer for the last of these, and a guest with fio for `ublk`.
+//! s3backer for the last of these, and guests with fio for `ublk` (whose kernel is built, once) and
+//! `ublk-emulated`.
 
 #![allow(clippy::unwrap_used, reason = "a measurement fails by panicking")]
 #![allow(dead_code, reason = "the modules of the system tests are used in part")]
@@ -67,12 +68,13 @@ fn main() {
     // `cargo bench` passes options of the standard harness.
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (settings, wanted) = Settings::parse(&words);
-    let parts: [(&str, Part); 8] = [
+    let parts: [(&str, Part); 9] = [
         ("engine", engine::run),
         ("cache", cached::run),
         ("nbd", served::run),
         ("store", store::run),
-        ("ublk", ublk::run),
+        ("ublk", ublk::native),
+        ("ublk-emulated", ublk::emulated),
         ("cost", cost::run),
         ("snapshots", family::run),
         ("peers", peers::run),

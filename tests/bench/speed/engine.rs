@@ -24,6 +24,9 @@ const BATCH: u64 = 4096;
 const BURST: u64 = 64 * MIB / PAGE as u64;
 /// Bursts of a turn; the store keeps all of it in memory.
 const BURSTS: u32 = 16;
+/// A large request of a ublk device, and how many buffers for such take turns.
+const LARGE: usize = 512 << 10;
+const IN_FLIGHT: usize = 16;
 const LIMIT: &str = "RAM disk";
 
 /// Does a request here and now; the runtime has to help only if it must wait.
@@ -64,6 +67,20 @@ fn reads(ground: &Ground, device: &impl BlockDevice, pages: u64, turn: Duration)
         done += BATCH;
     }
     done as f64 / 1e6 / begun.elapsed().as_secs_f64()
+}
+
+/// Large reads in order, for a while: GB a second.
+fn large_reads(ground: &Ground, device: &impl BlockDevice, turn: Duration) -> f64 {
+    let (mut buffers, mut done) = (vec![vec![0; LARGE]; IN_FLIGHT], 0_u64);
+    let begun = Instant::now();
+    while begun.elapsed() < turn {
+        for buffer in &mut buffers {
+            let at = Sector(done % SIZE / SECTOR_SIZE);
+            inline(ground, device.read(at, buffer)).unwrap();
+            done += LARGE as u64;
+        }
+    }
+    done as f64 / 1e9 / begun.elapsed().as_secs_f64()
 }
 
 /// How long so many random writes take.
@@ -125,6 +142,11 @@ fn cached_reads(settings: &Settings, report: &mut Report) {
             let work = format!("cached 4 KiB random reads, {name}{part}");
             report.add(&work, "M/s", LIMIT, figures);
         }
+        let figures = take_turns(
+            settings.rounds,
+            [&mut || large_reads(&ground, &volume, turn), &mut || large_reads(&ground, &ram, turn)],
+        );
+        report.add(&format!("cached 512 KiB reads in order, {name}"), "GB/s", LIMIT, figures);
         assert_eq!(volume.status().cache_misses, misses, "all reads are of cached frames");
         ground.wait(volume.close()).unwrap();
     }
