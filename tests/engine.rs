@@ -12,6 +12,8 @@ mod chase;
 mod clones;
 #[path = "engine/collect.rs"]
 mod collect;
+#[path = "engine/compressed.rs"]
+mod compressed;
 #[path = "engine/crash.rs"]
 mod crash;
 #[path = "engine/damage.rs"]

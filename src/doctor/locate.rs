@@ -228,15 +228,15 @@ impl Located {
         self.found = Finding::Data;
         match header(store, id).await? {
             Err(flaw) => self.fail(flaw),
-            Ok(header) if place.offset >= header.payload_sectors => {
-                self.fail(format!("the chunk has {} sectors", header.payload_sectors));
+            Ok(header) if place.offset >= header.payload_sectors() => {
+                self.fail(format!("the chunk has {} sectors", header.payload_sectors()));
             }
             Ok(header) => {
                 let start = frame_place(&header, frame).start;
                 let inside = SectorCount(u64::from(place.offset % FRAME_SECTORS)).bytes();
                 stored.frame_offset = Some(start);
                 stored.offset = Some(start + inside);
-                let entry = header.frames.get(frame as usize);
+                let entry = header.frames.entries.get(frame as usize);
                 stored.crc32c = entry.map(|entry| format!("{:08x}", entry.crc));
                 let mut why = frames(store, id, &header, frame..frame + 1).await?;
                 if why.iter().any(Option::is_some) {

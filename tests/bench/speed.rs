@@ -19,6 +19,8 @@ mod cached;
 mod chart;
 #[path = "../support/nbd_client.rs"]
 mod client;
+#[path = "speed/compressed.rs"]
+mod compressed;
 #[path = "speed/contest.rs"]
 mod contest;
 #[path = "speed/cost.rs"]
@@ -67,8 +69,9 @@ fn main() {
     // `cargo bench` passes options of the standard harness.
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (settings, wanted) = Settings::parse(&words);
-    let parts: [(&str, Part); 8] = [
+    let parts: [(&str, Part); 9] = [
         ("engine", engine::run),
+        ("compressed", compressed::run),
         ("cache", cached::run),
         ("nbd", served::run),
         ("store", store::run),
