@@ -7,6 +7,7 @@ use super::state::State;
 use crate::error::{Error, Result};
 use crate::format::VolumeId;
 use crate::format::chunk::FRAME_SECTORS;
+use crate::format::frame::frame_payload_len;
 use crate::format::page::{ItemRef, Location, parse_leaf, parse_map_page};
 use crate::map::Target;
 use crate::map::base::{find_leaf, leaf_index, leaf_range, page_of};
@@ -235,8 +236,10 @@ impl Located {
                 let start = frame_place(&header, frame).start;
                 let inside = SectorCount(u64::from(place.offset % FRAME_SECTORS)).bytes();
                 stored.frame_offset = Some(start);
-                stored.offset = Some(start + inside);
                 let entry = header.frames.entries.get(frame as usize);
+                let payload = frame_payload_len(header.payload_sectors(), frame as usize);
+                let is_plain = entry.is_some_and(|entry| entry.encoded_len as usize == payload);
+                stored.offset = is_plain.then_some(start + inside);
                 stored.crc32c = entry.map(|entry| format!("{:08x}", entry.crc));
                 let mut why = frames(store, id, &header, frame..frame + 1).await?;
                 if why.iter().any(Option::is_some) {
