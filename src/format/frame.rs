@@ -234,7 +234,7 @@ impl Sampling {
 
     /// Whether the next frame is to be tried.
     fn tries(self) -> bool {
-        self.failures < Sampling::PATIENCE || self.failures % Sampling::EVERY == 0
+        self.failures < Sampling::PATIENCE || self.failures.is_multiple_of(Sampling::EVERY)
     }
 
     /// The next frame got smaller, or did not or was not tried.
@@ -253,7 +253,9 @@ pub struct FrameEncoder {
 
 impl fmt::Debug for FrameEncoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FrameEncoder").field("compression", &self.compression).finish()
+        f.debug_struct("FrameEncoder")
+            .field("compression", &self.compression)
+            .finish_non_exhaustive()
     }
 }
 
