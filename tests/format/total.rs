@@ -145,3 +145,16 @@ fn every_truncation_is_noticed() {
         }
     }
 }
+
+/// The digits of a checksum are written in one way only.
+#[test]
+fn any_changed_bit_of_a_json_object_is_noticed() {
+    for (name, bytes) in samples::json() {
+        for bit in 0..bytes.len() * 8 {
+            let mut changed = bytes.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            let parsed = parse_json::<serde_json::Value>("json", &changed);
+            assert!(parsed.is_err(), "{name} bit {bit}");
+        }
+    }
+}
