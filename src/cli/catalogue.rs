@@ -229,7 +229,7 @@ fn details(line: &Line) -> String {
         ("epoch", or_dash(line.epoch, |epoch| epoch.to_string())),
         ("device", or_dash(line.device.clone(), |device| device)),
         ("parent", or_dash(line.parent.clone(), |parent| parent)),
-        ("compression", or_dash(line.compression.as_ref(), compressed)),
+        ("compressed", or_dash(line.compression.as_ref(), compressed)),
         ("features", or_dash(line.features, bits)),
         ("health", line.health.clone()),
         ("made", or_dash(line.created_at_ms, render::time)),

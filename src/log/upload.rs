@@ -134,8 +134,8 @@ impl Uploader {
         Ok(seq)
     }
 
-    /// The chunk's object. Whoever else has something to do gets a turn after each compressed frame, so that
-    /// no read waits for a whole chunk.
+    /// The chunk's object. Whoever else has something to do gets a turn after each millisecond or so of
+    /// that, so that no read waits for a whole chunk.
     async fn encode(&self, chunk: &SealedChunk, memory: Vec<u8>) -> Bytes {
         let parts = ChunkParts {
             volume: self.volume,
@@ -148,13 +148,21 @@ impl Uploader {
             compression: self.compression,
         };
         let mut encoder = parts.encoder(memory);
+        let turn = match self.compression {
+            Compression::None => usize::MAX,
+            Compression::Lz4 => 8,
+            Compression::Zstd(..4) => 2,
+            Compression::Zstd(_) => 1,
+        };
+        let mut done = 0_usize;
         loop {
             let mut sampling = self.sampling();
             if !encoder.frame(&mut sampling) {
                 break;
             }
             self.learn(sampling);
-            if self.compression != Compression::None {
+            done += 1;
+            if done.is_multiple_of(turn) {
                 tokio::task::yield_now().await;
             }
         }

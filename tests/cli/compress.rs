@@ -33,7 +33,7 @@ fn volumes_take_what_their_compression_leaves() {
         let ratio = info["compression"]["ratio"].as_f64();
         assert_eq!(ratio.is_some_and(|ratio| ratio > 1.8), how != "none", "{info}");
         let text = home.run(&["info", &name]).ok();
-        let line = text.lines().find(|line| line.starts_with("compression")).unwrap();
+        let line = text.lines().find(|line| line.starts_with("compressed")).unwrap();
         assert!(line.contains(how) && line.contains("x in") == (how != "none"), "{line}");
         home.run(&["export", &name, to, "--force"]).ok();
         assert!(fs::read(to).unwrap() == image(), "{how}");
