@@ -233,7 +233,7 @@ impl Sampling {
     pub const EVERY: u32 = 8;
 
     /// Whether the next frame is to be tried.
-    fn tries(self) -> bool {
+    pub fn tries(self) -> bool {
         self.failures < Sampling::PATIENCE || self.failures.is_multiple_of(Sampling::EVERY)
     }
 

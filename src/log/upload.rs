@@ -157,12 +157,13 @@ impl Uploader {
         let mut done = 0_usize;
         loop {
             let mut sampling = self.sampling();
+            let tries = sampling.tries();
             if !encoder.frame(&mut sampling) {
                 break;
             }
             self.learn(sampling);
-            done += 1;
-            if done.is_multiple_of(turn) {
+            done += usize::from(tries);
+            if tries && done.is_multiple_of(turn) {
                 tokio::task::yield_now().await;
             }
         }
