@@ -6,7 +6,7 @@ use objblk::host::Host;
 use objblk::pool::{NewVolume, Pool};
 use objblk::store::Store;
 use objblk::store::memory::MemoryStore;
-use objblk::units::{BlockSize, Sector};
+use objblk::units::Sector;
 use objblk::volume::{Env, Stores, Volume, VolumeOptions};
 use std::error::Error;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 pub async fn main() -> Result<(), Box<dyn Error>> {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let pool = Pool::init(store.clone(), false).await?;
-    let new = NewVolume { size: 1 << 30, block_size: BlockSize::B512, chunk_size: 4 << 20 };
+    let new = NewVolume::of_size(1 << 30);
     let id = pool.create(&"data".parse()?, new).await?;
 
     let env = Env { runtime: Handle::current(), clock: Arc::new(SystemClock) };

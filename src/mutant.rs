@@ -66,6 +66,8 @@ pub enum Mutant {
     FrameCrcIgnored,
     /// A header's checksum is not verified.
     HeaderCrcIgnored,
+    /// A frame is looked for where it would be if none before it were compressed.
+    FramesSoughtAsPlain,
     /// The end of a frame that was cut off reads as zeros.
     ShortFrameZeroed,
     /// A batch's checksum is not verified.
@@ -126,7 +128,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`.
-    pub const ALL: [Mutant; 54] = [
+    pub const ALL: [Mutant; 55] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -156,6 +158,7 @@ impl Mutant {
         Mutant::RivalIgnored,
         Mutant::FrameCrcIgnored,
         Mutant::HeaderCrcIgnored,
+        Mutant::FramesSoughtAsPlain,
         Mutant::ShortFrameZeroed,
         Mutant::BatchCrcIgnored,
         Mutant::SegmentReusedEarly,

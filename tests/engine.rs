@@ -12,6 +12,8 @@ mod chase;
 mod clones;
 #[path = "engine/collect.rs"]
 mod collect;
+#[path = "engine/compressed.rs"]
+mod compressed;
 #[path = "engine/crash.rs"]
 mod crash;
 #[path = "engine/damage.rs"]
@@ -30,6 +32,8 @@ mod dump;
 mod durability;
 #[path = "engine/file_disk.rs"]
 mod file_disk;
+#[path = "engine/golden_pool.rs"]
+mod golden_pool;
 #[path = "engine/idle.rs"]
 mod idle;
 #[path = "engine/local.rs"]

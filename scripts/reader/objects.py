@@ -24,7 +24,12 @@ HEADER_MAX = 8 << 20
 NONE = "00000000-0000-0000-0000-000000000000"
 # Feature bits that make a difference to a reader, of those that are known.
 INCOMPAT_CLONE = 1
-INCOMPAT_KNOWN = INCOMPAT_CLONE
+INCOMPAT_LZ4 = 1 << 8
+INCOMPAT_ZSTD = 1 << 9
+INCOMPAT_KNOWN = INCOMPAT_CLONE | INCOMPAT_LZ4
+
+# How frames are compressed.
+PLAIN, LZ4 = 0, 1
 
 DATA, ZERO, TRIM, EPOCH_START, RESIZE, CLOSE, MADE, DELETED, ROLLED_BACK = range(1, 10)
 
@@ -114,6 +119,8 @@ def check_features(what: str, description: dict[str, Any]) -> None:
     bits = features.get("incompat") if isinstance(features, dict) else None
     if not isinstance(bits, int):
         raise Damage(what, "lacks its feature bits")
+    if bits & INCOMPAT_ZSTD:
+        raise Damage(what, "is compressed with zstd, which this reader does not know: read it with objblk")
     unknown = bits & ~INCOMPAT_KNOWN
     if unknown:
         raise Damage(what, f"has unknown incompat features {unknown:#x}: a newer reader is needed")
@@ -314,8 +321,9 @@ class Chunk:
     payload: int
     header_len: int
     records: list[Record]
-    # Of each frame: length in bytes, crc32c.
-    frames: list[tuple[int, int]]
+    codec: int
+    # Of each frame: length in the object in bytes, crc32c of that, length of the payload.
+    frames: list[tuple[int, int, int]]
 
 
 def chunk_header_len(what: str, data: bytes) -> int:
@@ -337,7 +345,7 @@ def parse_chunk(what: str, data: bytes) -> Chunk:
     cursor = Cursor(what, sealed(what, data[:length]))
     cursor.head(b"OBJBLKCH")
     codec, cipher = cursor.unpack("BB")
-    if codec or cipher:
+    if codec not in (PLAIN, LZ4) or cipher:
         raise cursor.bad(f"has codec {codec} and cipher {cipher}: a newer reader is needed")
     cursor.zeros(4)
     volume, (epoch, seq, committed, _) = cursor.id(), cursor.unpack("QQQQ")
@@ -347,10 +355,58 @@ def parse_chunk(what: str, data: bytes) -> Chunk:
     records = [_record(cursor, payload) for _ in range(record_count)]
     frames = [cursor.unpack("II") for _ in range(frame_count)]
     cursor.end()
-    sectors = [min(FRAME_SECTORS, payload - at) for at in range(0, payload, FRAME_SECTORS)]
-    if [size for size, _ in frames] != [SECTOR * count for count in sectors]:
+    payloads = [SECTOR * min(FRAME_SECTORS, payload - at) for at in range(0, payload, FRAME_SECTORS)]
+    # A frame that did not get smaller is stored as it is.
+    least = [1 if codec == LZ4 else size for size in payloads]
+    if any(not a <= size <= b for a, (size, _), b in zip(least, frames, payloads)):
         raise cursor.bad("has frames of other lengths than their payload")
-    return Chunk(volume, epoch, seq, committed, payload, length, records, frames)
+    all_of = [(size, crc, of) for (size, crc), of in zip(frames, payloads)]
+    return Chunk(volume, epoch, seq, committed, payload, length, records, codec, all_of)
+
+
+def open_frame(what: str, data: bytes, frame: tuple[int, int, int]) -> bytes:
+    """The payload of a frame out of its bytes in the object."""
+    length, crc, payload = frame
+    if len(data) != length or crc32c(data) != crc:
+        raise Damage(what, "its checksum is wrong")
+    return data if length == payload else lz4_block(what, data, payload)
+
+
+def lz4_block(what: str, data: bytes, length: int) -> bytes:
+    """What an LZ4 block of so many bytes unpacks to: literals and copies of what is there already."""
+    out, at = bytearray(), 0
+
+    def more(number: int) -> int:
+        nonlocal at
+        while number >= 15:
+            at += 1
+            number += data[at - 1]
+            if data[at - 1] != 255:
+                break
+        return number
+
+    try:
+        while True:
+            token, at = data[at], at + 1
+            literals = more(token >> 4)
+            if at + literals > len(data) or len(out) + literals > length:
+                break
+            out += data[at : at + literals]
+            at += literals
+            if at == len(data):
+                break
+            offset, at = data[at] | data[at + 1] << 8, at + 2
+            size = more(token & 15) + 4
+            if not 1 <= offset <= len(out) or len(out) + size > length:
+                break
+            start = len(out) - offset
+            copied = bytes(out[start : start + size])
+            out += (copied * (size // len(copied) + 1))[:size]
+    except IndexError:
+        pass
+    if at != len(data) or len(out) != length:
+        raise Damage(what, "does not unpack to its payload")
+    return bytes(out)
 
 
 BODIES = {DATA: "QII", ZERO: "QQ", TRIM: "QQ", EPOCH_START: "", RESIZE: "Q", CLOSE: ""}

@@ -278,24 +278,23 @@ class Volume:
         """Has frames kept, but those that are not whole."""
         chunk, key = self.chunk(seq, epoch), self.slot_key(seq, epoch)
         frames = chunk.frames[first:end]
-        offset = chunk.header_len + sum(length for length, _ in chunk.frames[:first])
-        data = need(self.store, key, offset, sum(length for length, _ in frames))
+        offset = chunk.header_len + sum(frame[0] for frame in chunk.frames[:first])
+        data = need(self.store, key, offset, sum(frame[0] for frame in frames))
         at = 0
-        for index, (length, crc) in enumerate(frames, first):
-            frame, at = data[at : at + length], at + length
-            if len(frame) == length and crc32c(frame) == crc:
-                self.cache.put((key, index), frame)
+        for index, frame in enumerate(frames, first):
+            stored, at = data[at : at + frame[0]], at + frame[0]
+            try:
+                self.cache.put((key, index), objects.open_frame(key, stored, frame))
+            except Damage:
+                pass
 
     def _frame(self, seq: int, epoch: int, index: int) -> bytes:
         chunk, key = self.chunk(seq, epoch), self.slot_key(seq, epoch)
         if index >= len(chunk.frames):
             raise Damage(key, f"has no frame {index}, which the map expects")
-        offset = chunk.header_len + sum(length for length, _ in chunk.frames[:index])
-        length, crc = chunk.frames[index]
-        data = need(self.store, key, offset, length)
-        if len(data) != length or crc32c(data) != crc:
-            raise Damage(f"frame {index} of {key}", "its checksum is wrong")
-        return data
+        offset = chunk.header_len + sum(frame[0] for frame in chunk.frames[:index])
+        data = need(self.store, key, offset, chunk.frames[index][0])
+        return objects.open_frame(f"frame {index} of {key}", data, chunk.frames[index])
 
     # States.
 

@@ -7,6 +7,7 @@ use crate::format::VolumeId;
 use crate::format::volume::EpochObject;
 use crate::host::Host;
 use crate::pool::{Entry, Health, Info, Standing, VolumeName, standing};
+use crate::volume::compression_sample;
 use serde::Serialize;
 
 /// A volume of the pool, as far as it can be told.
@@ -28,9 +29,18 @@ struct Line {
     parent: Option<String>,
     source: Option<String>,
     features: Option<crate::format::features::Features>,
+    compression: Option<Compressed>,
     created_at_ms: Option<u64>,
     checkpoint_at_ms: Option<u64>,
     schedule: Option<Vec<schedule::Shown>>,
+}
+
+/// How the volume compresses, and in `info` what came of that in some of its chunks.
+#[derive(Debug, Serialize)]
+struct Compressed {
+    how: String,
+    ratio: Option<f64>,
+    looked_at_chunks: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,6 +78,7 @@ fn bare(name: String, id: VolumeId, state: &'static str, health: String) -> Line
         parent: None,
         source: None,
         features: None,
+        compression: None,
         created_at_ms: None,
         checkpoint_at_ms: None,
         schedule: None,
@@ -99,6 +110,11 @@ fn known(name: String, info: &Info, host: &Host, targets: &[KnownTarget]) -> Lin
         device: device(targets, volume.id),
         source: volume.source.as_ref().map(|source| source.url.clone()),
         features: Some(volume.features),
+        compression: Some(Compressed {
+            how: volume.features.compression().to_string(),
+            ratio: None,
+            looked_at_chunks: None,
+        }),
         created_at_ms: Some(volume.created_at_ms),
         checkpoint_at_ms: Some(ownership.checkpoint_at_ms).filter(|ms| *ms > 0),
         ..bare(name, volume.id, state, "ok".into())
@@ -168,9 +184,24 @@ pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
         let origins = pool.origins([&info.volume].into_iter(), &pool.names().await?).await?;
         line.parent = origins.get(&info.volume.id).cloned();
     }
+    if let Some(compressed) = line.compression.as_mut().filter(|c| c.how != "none") {
+        let sample = compression_sample(&**pool.store(), info.volume.id).await?;
+        compressed.ratio = sample.ratio();
+        compressed.looked_at_chunks = Some(sample.chunks);
+    }
     let trouble = rules.map(|rules| line.schedule = Some(schedule::shown(&rules))).err();
     context.show(&line, || details(&line))?;
     trouble.map_or(Ok(()), Err)
+}
+
+fn compressed(of: &Compressed) -> String {
+    match (of.ratio, of.looked_at_chunks) {
+        (Some(ratio), Some(1)) => format!("{}, {ratio:.2}x in the chunk there is", of.how),
+        (Some(ratio), Some(chunks)) => {
+            format!("{}, {ratio:.2}x in {chunks} chunks that were looked at", of.how)
+        }
+        _ => of.how.clone(),
+    }
 }
 
 fn details(line: &Line) -> String {
@@ -198,6 +229,7 @@ fn details(line: &Line) -> String {
         ("epoch", or_dash(line.epoch, |epoch| epoch.to_string())),
         ("device", or_dash(line.device.clone(), |device| device)),
         ("parent", or_dash(line.parent.clone(), |parent| parent)),
+        ("compressed", or_dash(line.compression.as_ref(), compressed)),
         ("features", or_dash(line.features, bits)),
         ("health", line.health.clone()),
         ("made", or_dash(line.created_at_ms, render::time)),

@@ -48,6 +48,7 @@ pub(super) async fn import(context: &Context, args: args::Import) -> Result<()> 
     let name: VolumeName = args.name.parse()?;
     let block_size = volume::block_size(&args.block_size)?;
     let chunk_size = size::parse("--chunk-size", &args.chunk_size)?;
+    let compression = volume::compression(&args.compress)?;
     let wanted = args.size.as_deref().map(|text| size::parse("--size", text)).transpose()?;
     let location = context.location()?;
     // Before anything is fetched for nothing.
@@ -62,7 +63,7 @@ pub(super) async fn import(context: &Context, args: args::Import) -> Result<()> 
     let mut interrupt = Interrupt::new()?;
     let origin = origin.map_err(|e| e.context(format!("cannot import {name}")))?;
     let size = volume_size(&origin, wanted, block_size.bytes().into())?;
-    let new = NewVolume { size, block_size, chunk_size };
+    let new = NewVolume { size, block_size, chunk_size, compression };
     new.validate()?;
     let backend = volume::open_or_create(&location).await?;
     let begun = backend.pool.import_to_resume(&name, args.resume).await?;

@@ -148,9 +148,9 @@ async fn target(backend: &Backend, header: &StreamHeader, name: &VolumeName) -> 
         Err(e) if e.kind() == ErrorKind::NotFound => match &header.base {
             None => {
                 let new = NewVolume {
-                    size: header.to.size.bytes(),
                     block_size: header.block_size,
                     chunk_size: header.chunk_size,
+                    ..NewVolume::of_size(header.to.size.bytes())
                 };
                 backend.pool.create(name, new).await
             }

@@ -5,6 +5,7 @@ use crate::daemon::journals::refuse_journaled;
 use crate::daemon::{KnownTarget, RunDir, client, environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
+use crate::format::frame::Compression;
 use crate::format::source::SourceObject;
 use crate::format::volume::EpochObject;
 use crate::host::Host;
@@ -32,6 +33,7 @@ pub(super) async fn create(context: &Context, create: args::Create) -> Result<()
         size: size_of(&create, source.as_ref(), block_size)?,
         block_size,
         chunk_size: size::parse("--chunk-size", &create.chunk_size)?,
+        compression: compression(&create.compress)?,
     };
     new.validate()?;
     source.iter().try_for_each(|source| new.can_begin_as(source))?;
@@ -53,6 +55,13 @@ pub(super) fn block_size(text: &str) -> Result<BlockSize> {
     let block_size = text.parse().ok().and_then(BlockSize::from_bytes);
     block_size.ok_or_else(|| {
         Error::usage(format!("--block-size {text:?} is no block size")).hint("use 512 or 4096")
+    })
+}
+
+pub(super) fn compression(text: &str) -> Result<Compression> {
+    text.parse().map_err(|e| {
+        Error::usage(format!("--compress {text:?} is no compression: {e}"))
+            .hint("use lz4, which costs least, zstd where space counts most, or none")
     })
 }
 
@@ -102,7 +111,8 @@ pub(super) async fn resize(
     let backend = context.open().await?;
     let (id, volume) = backend.pool.lookup(name).await?;
     let (block_size, chunk_size) = (volume.block(), volume.chunk_size);
-    NewVolume { size, block_size, chunk_size }.validate()?;
+    let compression = volume.features.compression();
+    NewVolume { size, block_size, chunk_size, compression }.validate()?;
     let run_dir = RunDir::open()?;
     let serves = |target: &KnownTarget| {
         target.alive && target.state.volumes.iter().any(|v| v.id == id && !v.read_only)

@@ -3,7 +3,7 @@
 use super::flaw::{Flaw, Found};
 use super::used::Known;
 use crate::error::Result;
-use crate::format::chunk::{ChunkHeader, FRAME_SECTORS, open_frame};
+use crate::format::chunk::{ChunkHeader, FRAME_SECTORS};
 use crate::format::codec::FormatError;
 use crate::format::keys::ChunkId;
 use crate::log::fetch::{FetchError, fetch_header};
@@ -39,16 +39,16 @@ pub(super) async fn verify(store: &dyn Store, known: Known, data: bool) -> Resul
     };
     let mut bad = Bad { flaw: Flaw::Missing, sectors: Vec::new() };
     let mut flaws = Vec::new();
-    if let Some(said) = known.payload.filter(|said| *said != header.payload_sectors) {
+    if let Some(said) = known.payload.filter(|said| *said != header.payload_sectors()) {
         let text =
-            format!("a chunk page says {said} sectors, and it has {}", header.payload_sectors);
+            format!("a chunk page says {said} sectors, and it has {}", header.payload_sectors());
         flaws.push(Flaw::Inconsistent(text));
     }
-    if known.end > header.payload_sectors {
+    if known.end > header.payload_sectors() {
         let text =
-            format!("it has {} sectors, of which the map names more", header.payload_sectors);
+            format!("it has {} sectors, of which the map names more", header.payload_sectors());
         flaws.push(Flaw::Inconsistent(text));
-        bad.sectors.push(header.payload_sectors..u32::MAX);
+        bad.sectors.push(header.payload_sectors()..u32::MAX);
     }
     let is = match known.size {
         Some(size) => size,
@@ -71,7 +71,7 @@ pub(super) async fn verify(store: &dyn Store, known: Known, data: bool) -> Resul
     };
     for (index, flaw) in broken {
         let start = index * FRAME_SECTORS;
-        bad.sectors.push(start..(start + FRAME_SECTORS).min(header.payload_sectors));
+        bad.sectors.push(start..(start + FRAME_SECTORS).min(header.payload_sectors()));
         flaws.extend(flaw.map(Flaw::Damaged));
     }
     bad.sectors.sort_by_key(|run| run.start);
@@ -99,17 +99,16 @@ pub(super) async fn header(store: &dyn Store, id: ChunkId) -> Result<Found<Chunk
 
 /// Where a frame is: from the object's start.
 pub(super) fn frame_place(header: &ChunkHeader, index: u32) -> Range<u64> {
-    let before =
-        header.frames.iter().take(index as usize).map(|frame| u64::from(frame.encoded_len));
-    let start = u64::from(header.header_len) + before.sum::<u64>();
-    let len = header.frames.get(index as usize).map_or(0, |frame| u64::from(frame.encoded_len));
+    let start = u64::from(header.header_len) + header.frames.before(index as usize);
+    let frame = header.frames.entries.get(index as usize);
+    let len = frame.map_or(0, |frame| u64::from(frame.encoded_len));
     start..start + len
 }
 
 /// The frames that an object of `size` bytes does not have as a whole.
 fn cut_frames(header: &ChunkHeader, size: u64) -> Vec<(u32, Option<FormatError>)> {
     let mut end = u64::from(header.header_len);
-    let cut = header.frames.iter().zip(0..).filter_map(|(frame, index)| {
+    let cut = header.frames.entries.iter().zip(0..).filter_map(|(frame, index)| {
         end += u64::from(frame.encoded_len);
         (end > size).then_some((index, None))
     });
@@ -122,7 +121,7 @@ async fn broken_frames(
     header: &ChunkHeader,
 ) -> Result<Vec<(u32, Option<FormatError>)>> {
     let mut broken = Vec::new();
-    let count = header.frames.len() as u32;
+    let count = header.frames.entries.len() as u32;
     for first in (0..count).step_by(FRAMES) {
         let run = first..(first + FRAMES as u32).min(count);
         let once = frames(store, id, header, run.clone()).await?;
@@ -159,8 +158,7 @@ pub(super) async fn frames(
         let place = frame_place(header, index);
         let from = ((place.start - offset) as usize).min(bytes.len());
         let to = ((place.end - offset) as usize).min(bytes.len());
-        let entry = header.frames.get(index as usize)?;
-        open_frame(*entry, index as usize, &bytes[from..to]).err()
+        header.frames.open(index as usize, &bytes[from..to]).err()
     };
     Ok(run.map(check).collect())
 }

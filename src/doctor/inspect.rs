@@ -3,8 +3,9 @@
 use super::gather::is_damage;
 use crate::error::{Error, Result};
 use crate::format::checkpoint::{self, Checkpoint, Garbage};
-use crate::format::chunk::{self, ChunkHeader, open_frame};
+use crate::format::chunk::{self, ChunkHeader};
 use crate::format::fence::{self, Fence};
+use crate::format::frame::frame_payload_len;
 use crate::format::keys;
 use crate::format::map_object::{self, ItemKind, parse_directory};
 use crate::format::page::{ItemRef, LEAF_SECTORS, parse_chunk_page, parse_leaf, parse_map_page};
@@ -103,12 +104,13 @@ fn decode_chunk(key: &Key, _: Option<VolumeId>, bytes: &[u8]) -> Decoded {
     let mut offset = header.header_len as usize;
     let mut broken = Vec::new();
     let mut frames = Vec::new();
-    for (index, frame) in header.frames.iter().enumerate() {
+    for (index, frame) in header.frames.entries.iter().enumerate() {
         let end = offset + frame.encoded_len as usize;
         let stored = bytes.get(offset.min(bytes.len())..end.min(bytes.len())).unwrap_or_default();
-        let why = open_frame(*frame, index, stored).err();
+        let why = header.frames.open(index, stored).err();
         frames.push(json!({
             "frame": index, "offset": offset, "length": frame.encoded_len,
+            "payload": frame_payload_len(header.payload_sectors(), index),
             "crc32c": hex(frame.crc), "ok": why.is_none(),
         }));
         broken.extend(why);
@@ -124,7 +126,8 @@ fn decode_chunk(key: &Key, _: Option<VolumeId>, bytes: &[u8]) -> Decoded {
     let contents = json!({
         "volume": header.volume, "epoch": header.epoch, "seq": header.seq,
         "committed": header.committed, "sealed_at_ms": header.sealed_at_ms,
-        "payload_sectors": header.payload_sectors, "header_bytes": header.header_len,
+        "payload_sectors": header.payload_sectors(),
+        "codec": header.frames.codec.name(), "header_bytes": header.header_len,
         "records": records, "frames": frames,
     });
     Ok((contents, damage))

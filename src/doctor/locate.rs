@@ -7,6 +7,7 @@ use super::state::State;
 use crate::error::{Error, Result};
 use crate::format::VolumeId;
 use crate::format::chunk::FRAME_SECTORS;
+use crate::format::frame::frame_payload_len;
 use crate::format::page::{ItemRef, Location, parse_leaf, parse_map_page};
 use crate::map::Target;
 use crate::map::base::{find_leaf, leaf_index, leaf_range, page_of};
@@ -228,15 +229,17 @@ impl Located {
         self.found = Finding::Data;
         match header(store, id).await? {
             Err(flaw) => self.fail(flaw),
-            Ok(header) if place.offset >= header.payload_sectors => {
-                self.fail(format!("the chunk has {} sectors", header.payload_sectors));
+            Ok(header) if place.offset >= header.payload_sectors() => {
+                self.fail(format!("the chunk has {} sectors", header.payload_sectors()));
             }
             Ok(header) => {
                 let start = frame_place(&header, frame).start;
                 let inside = SectorCount(u64::from(place.offset % FRAME_SECTORS)).bytes();
                 stored.frame_offset = Some(start);
-                stored.offset = Some(start + inside);
-                let entry = header.frames.get(frame as usize);
+                let entry = header.frames.entries.get(frame as usize);
+                let payload = frame_payload_len(header.payload_sectors(), frame as usize);
+                let is_plain = entry.is_some_and(|entry| entry.encoded_len as usize == payload);
+                stored.offset = is_plain.then_some(start + inside);
                 stored.crc32c = entry.map(|entry| format!("{:08x}", entry.crc));
                 let mut why = frames(store, id, &header, frame..frame + 1).await?;
                 if why.iter().any(Option::is_some) {

@@ -11,29 +11,29 @@
 //!  40  8 seq                          crc32c of the encoded bytes u32} each; 4 crc32c
 //! ```
 //!
-//! Frames follow the header back to back. A frame is 64 KiB of payload, the last one shorter; it
-//! is the unit of compression, encryption and checksum. Codec and cipher other than 0, "none", are
-//! reserved ids today and refused; so the encoded length is that of the payload. A header has at most
+//! Frames follow the header back to back: see [`frame`](super::frame), which says what the codec and the
+//! frame table mean. Ciphers other than 0, "none", are reserved ids today and refused. A header has at most
 //! 8 MiB. `committed` is not greater than `seq`.
 //!
 //! `committed` lets a reader of the log tell a slot that was never written from one that was lost:
 //! a slot below the `committed` of any later chunk must be there.
 
 use super::VolumeId;
-use super::codec::{FormatError, FormatResult, Problem, Reader, Writer, check_trailing_crc};
+use super::codec::{FormatResult, Problem, Reader, Writer, check_trailing_crc};
+use super::frame::{
+    Codec, Compression, FrameEncoder, FrameEntry, FrameTable, Sampling, frame_payload_len,
+};
 use super::record::Record;
-use crate::mutant::{self, Mutant};
 use crate::units::{Epoch, SECTOR_SIZE, Seq};
+use std::slice::Chunks;
+
+pub use super::frame::{FRAME_SECTORS, FRAME_SIZE};
 
 /// First bytes of a chunk.
 pub const MAGIC: &[u8; 8] = b"OBJBLKCH";
 const VERSION: u16 = 1;
 const OBJECT: &str = "chunk";
 
-/// Bytes of payload in a frame.
-pub const FRAME_SIZE: usize = 64 << 10;
-/// Sectors of payload in a frame.
-pub const FRAME_SECTORS: u32 = (FRAME_SIZE as u64 / SECTOR_SIZE) as u32;
 /// Smallest chunk size a volume may have, in bytes of payload.
 pub const CHUNK_SIZE_MIN: u64 = 256 << 10;
 /// Largest chunk size a volume may have, in bytes of payload.
@@ -45,29 +45,12 @@ pub const HEADER_MAX: usize = 8 << 20;
 /// Records a chunk may hold, so that its header stays below [`HEADER_MAX`].
 pub const RECORDS_MAX: usize = 256 << 10;
 
-/// How frames are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Codec {
-    /// Stored as they are.
-    #[default]
-    None,
-}
-
 /// How frames are encrypted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Cipher {
     /// Stored in the clear.
     #[default]
     None,
-}
-
-/// Where a frame lies and what its bytes must sum to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FrameEntry {
-    /// Length in the object, in bytes.
-    pub encoded_len: u32,
-    /// crc32c of those bytes.
-    pub crc: u32,
 }
 
 /// Everything about a chunk but its payload.
@@ -85,14 +68,10 @@ pub struct ChunkHeader {
     pub sealed_at_ms: u64,
     /// What it does, in order.
     pub records: Vec<Record>,
-    /// Payload, in sectors.
-    pub payload_sectors: u32,
-    /// Compression of the frames.
-    pub codec: Codec,
     /// Encryption of the frames.
     pub cipher: Cipher,
     /// The frames.
-    pub frames: Vec<FrameEntry>,
+    pub frames: FrameTable,
     /// Length of the header: where the first frame begins.
     pub header_len: u32,
 }
@@ -114,32 +93,69 @@ pub struct ChunkParts<'a> {
     pub records: &'a [Record],
     /// Payload: whole sectors, at most [`CHUNK_SIZE_MAX`].
     pub payload: &'a [u8],
+    /// How it is compressed.
+    pub compression: Compression,
 }
 
-impl ChunkParts<'_> {
+impl<'a> ChunkParts<'a> {
     /// The object's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        self.encode_in(Vec::new())
+        let (mut encoder, mut sampling) = (self.encoder(Vec::new()), Sampling::default());
+        while encoder.frame(&mut sampling) {}
+        encoder.finish()
     }
 
-    /// The object's bytes, in `memory` (instead of what is in it), which grows where it must.
-    pub fn encode_in(&self, memory: Vec<u8>) -> Vec<u8> {
+    /// An encoder of the object in `memory` (instead of what is in it), which grows where it must.
+    pub fn encoder(&self, memory: Vec<u8>) -> ChunkEncoder<'a> {
         let frames = self.payload.chunks(FRAME_SIZE);
         let size = FIXED + self.records.len() * super::record::MAX_LEN + frames.len() * 8 + 4;
-        let mut w = Writer::reusing(memory, size + self.payload.len());
-        w.put(MAGIC).u16(VERSION).u8(0).u8(0).zeros(4).put(&self.volume.bytes());
+        // What does not get smaller needs some room to show it.
+        let mut w = Writer::reusing(memory, size + self.payload.len() + FRAME_SIZE / 8);
+        w.put(MAGIC).u16(VERSION).u8(self.compression.codec().id()).u8(0).zeros(4);
+        w.put(&self.volume.bytes());
         w.u64(self.epoch.0).u64(self.seq.0).u64(self.committed.0).u64(self.sealed_at_ms);
         w.u32(self.records.len() as u32).u32(frames.len() as u32);
         w.u32((self.payload.len() as u64 / SECTOR_SIZE) as u32).u32(0);
         for record in self.records {
             record.encode(&mut w);
         }
-        for frame in frames {
-            w.u32(frame.len() as u32).u32(crc32c::crc32c(frame));
-        }
-        w.patch_u32(FIXED - 4, (w.len() + 4) as u32);
-        w.crc().put(self.payload);
-        w.finish()
+        let table = w.len();
+        w.zeros(frames.len() * 8 + 4);
+        w.patch_u32(FIXED - 4, w.len() as u32);
+        let (object, header_len) = (w.finish(), table + frames.len() * 8 + 4);
+        let encoder = FrameEncoder::new(self.compression);
+        ChunkEncoder { object, frames, encoder, next: table, header_len }
+    }
+}
+
+/// Encodes a chunk frame by frame, so that its caller can do something else in between.
+#[derive(Debug)]
+pub struct ChunkEncoder<'a> {
+    object: Vec<u8>,
+    frames: Chunks<'a, u8>,
+    encoder: FrameEncoder,
+    /// Where the entry of the next frame goes.
+    next: usize,
+    header_len: usize,
+}
+
+impl ChunkEncoder<'_> {
+    /// Encodes the next frame. False: there was none.
+    pub fn frame(&mut self, sampling: &mut Sampling) -> bool {
+        let Some(payload) = self.frames.next() else { return false };
+        let entry = self.encoder.encode(payload, &mut self.object, sampling);
+        self.object[self.next..][..4].copy_from_slice(&entry.encoded_len.to_le_bytes());
+        self.object[self.next + 4..][..4].copy_from_slice(&entry.crc.to_le_bytes());
+        self.next += 8;
+        true
+    }
+
+    /// The object's bytes, once all frames are encoded.
+    pub fn finish(mut self) -> Vec<u8> {
+        debug_assert_eq!(self.next + 4, self.header_len, "all frames are encoded");
+        let crc = crc32c::crc32c(&self.object[..self.header_len - 4]);
+        self.object[self.header_len - 4..self.header_len].copy_from_slice(&crc.to_le_bytes());
+        self.object
     }
 }
 
@@ -190,7 +206,8 @@ impl ChunkHeader {
         let records = (0..record_count)
             .map(|_| Record::parse(&mut r, payload_sectors))
             .collect::<FormatResult<Vec<_>>>()?;
-        let frames = parse_frames(&mut r, frame_count, payload_sectors)?;
+        let entries = parse_frames(&mut r, frame_count, payload_sectors, codec)?;
+        let frames = FrameTable { codec, payload_sectors, entries };
         r.end()?;
         let header_len = len as u32;
         Ok(ChunkHeader {
@@ -200,8 +217,6 @@ impl ChunkHeader {
             committed,
             sealed_at_ms,
             records,
-            payload_sectors,
-            codec,
             cipher,
             frames,
             header_len,
@@ -210,8 +225,12 @@ impl ChunkHeader {
 
     /// Size of the whole object, in bytes.
     pub fn object_len(&self) -> u64 {
-        let frames: u64 = self.frames.iter().map(|f| u64::from(f.encoded_len)).sum();
-        u64::from(self.header_len) + frames
+        u64::from(self.header_len) + self.frames.encoded_len()
+    }
+
+    /// Payload, in sectors.
+    pub fn payload_sectors(&self) -> u32 {
+        self.frames.payload_sectors
     }
 }
 
@@ -219,6 +238,7 @@ fn parse_frames(
     r: &mut Reader<'_>,
     count: usize,
     payload_sectors: u32,
+    codec: Codec,
 ) -> FormatResult<Vec<FrameEntry>> {
     if count * 8 > r.remaining() {
         return Err(r.error("frame table", Problem::Truncated));
@@ -226,7 +246,8 @@ fn parse_frames(
     let mut frames = Vec::with_capacity(count);
     for index in 0..count {
         let entry = FrameEntry { encoded_len: r.u32("frame length")?, crc: r.u32("frame crc")? };
-        if entry.encoded_len as usize != frame_payload_len(payload_sectors, index) {
+        let payload = frame_payload_len(payload_sectors, index);
+        if !codec.may_be(entry.encoded_len as usize, payload) {
             return Err(r.bad("frame length", entry.encoded_len));
         }
         frames.push(entry);
@@ -234,17 +255,10 @@ fn parse_frames(
     Ok(frames)
 }
 
-/// Bytes of payload in frame `index` of a chunk of `payload_sectors`.
-pub fn frame_payload_len(payload_sectors: u32, index: usize) -> usize {
-    let total = payload_sectors as usize * SECTOR_SIZE as usize;
-    total.saturating_sub(index * FRAME_SIZE).min(FRAME_SIZE)
-}
-
 fn parse_codec(r: &mut Reader<'_>) -> FormatResult<Codec> {
-    match r.u8("codec")? {
-        0 => Ok(Codec::None),
-        id => Err(r.error("codec", Problem::Unsupported(id.to_string()))),
-    }
+    let id = r.u8("codec")?;
+    let unknown = || r.error("codec", Problem::Unsupported(id.to_string()));
+    Codec::from_id(id).ok_or_else(unknown)
 }
 
 fn parse_cipher(r: &mut Reader<'_>) -> FormatResult<Cipher> {
@@ -252,17 +266,4 @@ fn parse_cipher(r: &mut Reader<'_>) -> FormatResult<Cipher> {
         0 => Ok(Cipher::None),
         id => Err(r.error("cipher", Problem::Unsupported(id.to_string()))),
     }
-}
-
-/// Gives the payload of frame `index` out of its encoded bytes, or says that they are damaged.
-pub fn open_frame(entry: FrameEntry, index: usize, encoded: &[u8]) -> FormatResult<()> {
-    let problem = if encoded.len() != entry.encoded_len as usize {
-        Problem::Truncated
-    } else if crc32c::crc32c(encoded) != entry.crc && !mutant::on(Mutant::FrameCrcIgnored) {
-        Problem::Checksum
-    } else {
-        return Ok(());
-    };
-    let offset = index * FRAME_SIZE;
-    Err(FormatError { object: OBJECT, field: "frame payload", offset, problem })
 }

@@ -1,5 +1,6 @@
 //! Feature bits of pools and volumes.
 
+use super::frame::Compression;
 use serde::{Deserialize, Serialize};
 
 /// What an objblk must know to use an object.
@@ -32,9 +33,55 @@ impl Features {
     /// Incompat bit: the volume began as an image outside the pool, and may lack parts of it.
     pub const SOURCE: u64 = 2;
 
+    /// Incompat bit: frames may be compressed with LZ4, and new ones are, unless with Zstandard.
+    pub const LZ4: u64 = 1 << 8;
+
+    /// Incompat bit: frames may be compressed with Zstandard, and new ones are.
+    pub const ZSTD: u64 = 1 << 9;
+
+    /// Compat bits: the level of that; 0 is none in particular. It is of no use to a reader.
+    pub const ZSTD_LEVEL: u64 = 31;
+
     /// The features this objblk knows.
-    pub const KNOWN: Features =
-        Features { compat: 0, ro_compat: 0, incompat: Features::CLONE | Features::SOURCE };
+    pub const KNOWN: Features = Features {
+        compat: Features::ZSTD_LEVEL,
+        ro_compat: 0,
+        incompat: Features::CLONE | Features::SOURCE | Features::LZ4 | Features::ZSTD,
+    };
+
+    /// These features, and what a volume needs that is compressed like that.
+    pub fn compressed(self, compression: Compression) -> Features {
+        let (incompat, level) = match compression {
+            Compression::None => (0, 0),
+            Compression::Lz4 => (Features::LZ4, 0),
+            Compression::Zstd(level) => (Features::ZSTD, u64::from(level)),
+        };
+        Features { compat: self.compat | level, incompat: self.incompat | incompat, ..self }
+    }
+
+    /// How what is written is compressed.
+    pub fn compression(&self) -> Compression {
+        let level = (self.compat & Features::ZSTD_LEVEL) as u8;
+        match self.incompat {
+            bits if bits & Features::ZSTD != 0 => {
+                match (1..=Compression::ZSTD_MAX).contains(&level) {
+                    true => Compression::Zstd(level),
+                    false => Compression::Zstd(Compression::ZSTD_DEFAULT),
+                }
+            }
+            bits if bits & Features::LZ4 != 0 => Compression::Lz4,
+            _ => Compression::None,
+        }
+    }
+
+    /// The bits that keep this objblk from using an object, for people.
+    pub fn unknown(&self) -> String {
+        let (unknown, read_only) = (
+            self.incompat & !Features::KNOWN.incompat,
+            self.ro_compat & !Features::KNOWN.ro_compat,
+        );
+        format!("incompat bits {unknown:#x}, ro-compat bits {read_only:#x}")
+    }
 
     /// What may be done with an object that has these features.
     pub fn access(&self) -> Access {
@@ -59,5 +106,23 @@ mod tests {
         assert_eq!(Features { compat: 1, ..none }.access(), Access::Full);
         assert_eq!(Features { ro_compat: 1, ..none }.access(), Access::ReadOnly);
         assert_eq!(Features { ro_compat: 1, incompat: 1 << 63, ..none }.access(), Access::None);
+    }
+
+    #[test]
+    fn compression_is_kept_in_bits() {
+        let all =
+            [Compression::None, Compression::Lz4, Compression::Zstd(1), Compression::Zstd(19)];
+        for compression in all {
+            let features = Features { incompat: Features::CLONE, ..Features::default() };
+            let features = features.compressed(compression);
+            assert_eq!(features.compression(), compression);
+            assert_eq!(features.access(), Access::Full);
+            assert_eq!(features.incompat & Features::CLONE, Features::CLONE);
+        }
+        // A level that nobody knows, or none, is of no account.
+        for compat in [0, 20, 31, 1 << 40] {
+            let features = Features { compat, incompat: Features::ZSTD, ro_compat: 0 };
+            assert_eq!(features.compression(), Compression::Zstd(Compression::ZSTD_DEFAULT));
+        }
     }
 }

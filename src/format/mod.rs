@@ -3,7 +3,7 @@
 //! | object | form | module |
 //! | --- | --- | --- |
 //! | pool, name, volume, epoch, tombstone | JSON, so that standard tools read them | [`pool`], [`volume`] |
-//! | chunk: header (records, frame table), frames | binary | [`chunk`], [`record`] |
+//! | chunk: header (records, frame table), frames | binary | [`chunk`], [`record`], [`frame`] |
 //! | fence | binary, in a slot of the log | [`fence`] |
 //! | map object: packed leaves and pages | binary | [`map_object`], [`page`] |
 //! | checkpoint | binary | [`checkpoint`] |
@@ -51,7 +51,8 @@
 //!      never committed, fences that were put ahead.
 //! 4. **A sector** is where the records of step 3 say, the last one first; else where its leaf's extent
 //!    says ([`page`]); else it is zeros. The slot's object is named by the term: the last one whose first seq
-//!    is not behind the slot. The frames that are needed are verified, each by its crc.
+//!    is not behind the slot. The frames that are needed are verified, each by its crc, and decoded as
+//!    the chunk's header says ([`frame`]).
 //!
 //! A **snapshot** is the checkpoint in its object, without any log behind it: map, size and terms are those
 //! in it. Which object belongs to the volume and which to an ancestor, [`lineage`] says. The
@@ -70,6 +71,7 @@ pub mod chunk;
 pub mod codec;
 pub mod features;
 pub mod fence;
+pub mod frame;
 mod id;
 pub mod keys;
 pub mod lineage;

@@ -137,6 +137,10 @@ fn check_json<'a>(object: &'static str, bytes: &'a [u8]) -> FormatResult<&'a [u8
     let digits = sealed.and_then(|bytes| bytes.split_last_chunk::<CRC_DIGITS>());
     let parts = digits.and_then(|(body, crc)| {
         let body = body.strip_suffix(CRC_FIELD.as_bytes())?;
+        // Of the digits there is one way to write them, so that no bit of them may be another one.
+        if !crc.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
+            return None;
+        }
         Some((body, u32::from_str_radix(std::str::from_utf8(crc).ok()?, 16).ok()?))
     });
     let Some((body, crc)) = parts else {

@@ -2,13 +2,15 @@
 
 use crate::flight::{Flights, Turn};
 use crate::format::FormatError;
-use crate::format::chunk::{self, ChunkHeader, FrameEntry, HEADER_MAX};
+use crate::format::chunk::{self, ChunkHeader, HEADER_MAX};
 use crate::format::codec::Problem;
+use crate::format::frame::{FRAME_SIZE, FrameTable, frame_payload_len};
 use crate::format::keys::ChunkId;
 use crate::mutant::{self, Mutant};
 use crate::store::{GetRange, Key, Store, StoreError, StoreErrorKind};
 use bytes::Bytes;
 use lru::LruCache;
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -46,16 +48,16 @@ pub type FetchResult<T> = Result<T, FetchError>;
 
 /// The frames of a chunk and where they begin.
 #[derive(Debug)]
-pub struct FrameTable {
-    frames: Vec<FrameEntry>,
+struct Placed {
+    table: FrameTable,
     header_len: u32,
 }
 
 /// Fetches frames of committed chunks.
 #[derive(Debug)]
 pub struct Fetcher {
-    tables: Mutex<LruCache<ChunkId, Arc<FrameTable>>>,
-    flights: Flights<ChunkId, FetchResult<Arc<FrameTable>>>,
+    tables: Mutex<LruCache<ChunkId, Arc<Placed>>>,
+    flights: Flights<ChunkId, FetchResult<Arc<Placed>>>,
 }
 
 impl Default for Fetcher {
@@ -66,7 +68,7 @@ impl Default for Fetcher {
 
 impl Fetcher {
     /// The frame table of a chunk: from memory, or by one GET that concurrent callers share.
-    async fn table(&self, store: &dyn Store, id: ChunkId) -> FetchResult<Arc<FrameTable>> {
+    async fn table(&self, store: &dyn Store, id: ChunkId) -> FetchResult<Arc<Placed>> {
         let known = |id| self.tables.lock().ok()?.get(&id).cloned();
         if let Some(table) = known(id) {
             return Ok(table);
@@ -116,14 +118,17 @@ impl Fetcher {
         id: ChunkId,
         range: &Range<u32>,
     ) -> FetchResult<Vec<FetchResult<Bytes>>> {
-        let table = self.table(store, id).await?;
+        let placed = self.table(store, id).await?;
+        let table = &placed.table;
         let damaged = |why| FetchError::Damaged { key: id.key(), why };
-        let wanted = table.frames.get(range.start as usize..range.end as usize);
+        let wanted = table.entries.get(range.start as usize..range.end as usize);
         let wanted = wanted.ok_or_else(|| damaged(no_such_frame(range)))?;
-        let before: u64 =
-            table.frames[..range.start as usize].iter().map(|f| u64::from(f.encoded_len)).sum();
+        let before = match mutant::on(Mutant::FramesSoughtAsPlain) {
+            true => u64::from(range.start) * FRAME_SIZE as u64,
+            false => table.before(range.start as usize),
+        };
         let len: u64 = wanted.iter().map(|f| u64::from(f.encoded_len)).sum();
-        let offset = u64::from(table.header_len) + before;
+        let offset = u64::from(placed.header_len) + before;
         let bytes = match store.get(&id.key(), GetRange::Part { offset, len }).await {
             Ok(bytes) => bytes,
             // The object ends before these frames.
@@ -137,19 +142,22 @@ impl Fetcher {
             at += entry.encoded_len as usize;
             if mutant::on(Mutant::ShortFrameZeroed) && encoded.len() < entry.encoded_len as usize {
                 let mut padded = encoded.to_vec();
-                padded.resize(entry.encoded_len as usize, 0);
+                padded.resize(frame_payload_len(table.payload_sectors, index as usize), 0);
                 return Ok(padded.into());
             }
-            chunk::open_frame(*entry, index as usize, &encoded).map_err(damaged)?;
-            Ok(encoded)
+            let payload = match table.open(index as usize, &encoded).map_err(damaged)? {
+                Cow::Borrowed(_) => None,
+                Cow::Owned(payload) => Some(payload),
+            };
+            Ok(payload.map_or(encoded, Bytes::from))
         });
         Ok(frames.collect())
     }
 }
 
-async fn fetch_table(store: &dyn Store, id: ChunkId) -> FetchResult<Arc<FrameTable>> {
+async fn fetch_table(store: &dyn Store, id: ChunkId) -> FetchResult<Arc<Placed>> {
     let header = fetch_header(store, id).await?;
-    Ok(Arc::new(FrameTable { frames: header.frames, header_len: header.header_len }))
+    Ok(Arc::new(Placed { table: header.frames, header_len: header.header_len }))
 }
 
 fn no_such_frame(range: &Range<u32>) -> FormatError {

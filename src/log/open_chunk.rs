@@ -124,8 +124,14 @@ impl OpenChunk {
 
     /// Appends a record without payload.
     pub fn push(&mut self, record: Record) {
-        self.records.push(record);
         self.changed = true;
+        if let (Some(Record::Zero(last)), Record::Zero(range)) = (self.records.last_mut(), record)
+            && last.end() == range.start()
+        {
+            *last = SectorRange::between(last.start(), range.end());
+            return;
+        }
+        self.records.push(record);
     }
 
     /// The payload so far.

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::VolumeId;
 use crate::format::chunk::ChunkParts;
 use crate::format::fence::{self, Fence};
+use crate::format::frame::{Compression, Sampling};
 use crate::format::keys;
 use crate::mutant::{self, Mutant};
 use crate::store::{GetRange, Key, ReadBack, Store, StoreError, StoreErrorKind, StoreResult};
@@ -62,6 +63,10 @@ pub struct Uploader {
     pub clock: Arc<dyn Clock>,
     /// Memory of encoded chunks that are in the store, while others are on their way.
     pub spares: Arc<Mutex<Vec<Vec<u8>>>>,
+    /// How chunks are compressed.
+    pub compression: Compression,
+    /// What is worth a try: of all chunks together.
+    pub sampling: Arc<Mutex<Sampling>>,
 }
 
 impl Uploader {
@@ -117,6 +122,21 @@ impl Uploader {
 
     async fn put(self, seq: Seq, sink: Arc<dyn UploadSink>) -> Result<Seq, Error> {
         let chunk = sink.chunk(seq).await?;
+        let memory = match chunk.payload.len() < SPARE_MIN {
+            true => Vec::new(),
+            false => self.spares().pop().unwrap_or_default(),
+        };
+        let body = self.encode(&chunk, memory).await;
+        let key = keys::slot(self.volume, seq, self.epoch);
+        put_slot(&*self.store, &key, &body).await?;
+        self.reuse(body);
+        sink.stored(&chunk);
+        Ok(seq)
+    }
+
+    /// The chunk's object. Whoever else has something to do gets a turn after each millisecond or so of
+    /// that, so that no read waits for a whole chunk.
+    async fn encode(&self, chunk: &SealedChunk, memory: Vec<u8>) -> Bytes {
         let parts = ChunkParts {
             volume: self.volume,
             epoch: self.epoch,
@@ -125,17 +145,37 @@ impl Uploader {
             sealed_at_ms: self.clock.now_ms(),
             records: &chunk.records,
             payload: &chunk.payload,
+            compression: self.compression,
         };
-        let memory = match chunk.payload.len() < SPARE_MIN {
-            true => Vec::new(),
-            false => self.spares().pop().unwrap_or_default(),
+        let mut encoder = parts.encoder(memory);
+        let turn = match self.compression {
+            Compression::None => usize::MAX,
+            Compression::Lz4 => 8,
+            Compression::Zstd(..4) => 2,
+            Compression::Zstd(_) => 1,
         };
-        let body = Bytes::from(parts.encode_in(memory));
-        let key = keys::slot(self.volume, seq, self.epoch);
-        put_slot(&*self.store, &key, &body).await?;
-        self.reuse(body);
-        sink.stored(&chunk);
-        Ok(seq)
+        let mut done = 0_usize;
+        loop {
+            let mut sampling = self.sampling();
+            let tries = sampling.tries();
+            if !encoder.frame(&mut sampling) {
+                break;
+            }
+            self.learn(sampling);
+            done += usize::from(tries);
+            if tries && done.is_multiple_of(turn) {
+                tokio::task::yield_now().await;
+            }
+        }
+        Bytes::from(encoder.finish())
+    }
+
+    fn sampling(&self) -> Sampling {
+        *self.sampling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn learn(&self, sampling: Sampling) {
+        *self.sampling.lock().unwrap_or_else(PoisonError::into_inner) = sampling;
     }
 }
 

@@ -6,6 +6,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::features::{Access, Features};
+use crate::format::frame::Compression;
 use crate::format::keys;
 use crate::format::pool::{NameObject, TombstoneObject, encode_json, parse_json};
 use crate::format::source::SourceObject;
@@ -25,6 +26,8 @@ pub struct NewVolume {
     pub block_size: BlockSize,
     /// Payload of a full chunk, in bytes.
     pub chunk_size: u64,
+    /// How what is written is compressed.
+    pub compression: Compression,
 }
 
 /// A volume and its present state.
@@ -68,6 +71,16 @@ impl Entry {
 }
 
 impl NewVolume {
+    /// One of `size` bytes, with the defaults for all else.
+    pub fn of_size(size: u64) -> NewVolume {
+        NewVolume {
+            size,
+            block_size: BlockSize::default(),
+            chunk_size: 4 << 20,
+            compression: Compression::Lz4,
+        }
+    }
+
     /// Refuses what no volume may be. Errors: usage.
     pub fn validate(&self) -> Result<()> {
         let block = u64::from(self.block_size.bytes());
@@ -110,7 +123,7 @@ impl NewVolume {
             size: self.size,
             block_size: self.block_size.bytes(),
             chunk_size: self.chunk_size,
-            features: Features { incompat, ..Features::default() },
+            features: Features { incompat, ..Features::default() }.compressed(self.compression),
             created_at_ms: SystemClock.now_ms(),
             ancestors: Vec::new(),
             source,
@@ -280,7 +293,8 @@ impl Pool {
             return Err(Error::corrupt(message));
         }
         if object.features.access() == Access::None {
-            let message = format!("volume {name} uses features of a newer objblk");
+            let unknown = object.features.unknown();
+            let message = format!("volume {name} uses features of a newer objblk: {unknown}");
             return Err(Error::new(ErrorKind::Unsupported, message).hint("upgrade objblk"));
         }
         Ok(object)

@@ -108,11 +108,13 @@ impl Pool {
         let key = keys::volume(id);
         if let Some(bytes) = get(&*self.store, &key).await? {
             let found = VolumeObject::parse(&bytes).map_err(|e| damaged(&*self.store, &key, e))?;
-            let made = (found.size, found.block_size, found.chunk_size);
-            return match made == (new.size, new.block_size.bytes(), new.chunk_size) {
+            let (found_is, is) = (found.features.compression(), new.compression);
+            let made = (found.size, found.block_size, found.chunk_size, found_is);
+            return match made == (new.size, new.block_size.bytes(), new.chunk_size, is) {
                 true => Ok(found),
                 false => Err(Error::usage(format!(
-                    "the import was begun with a size of {} bytes, --block-size {} and --chunk-size {}",
+                    "the import was begun with a size of {} bytes, --block-size {}, --chunk-size {} and \
+                     --compress {found_is}",
                     found.size, found.block_size, found.chunk_size
                 ))
                 .hint("resume it with the same flags")),
@@ -208,13 +210,18 @@ pub(super) fn under_way(name: &VolumeName, import: &ImportObject) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::frame::Compression;
     use crate::store::Store;
     use crate::store::memory::MemoryStore;
     use crate::units::BlockSize;
     use std::sync::Arc;
 
-    const NEW: NewVolume =
-        NewVolume { size: 1 << 20, block_size: BlockSize::B512, chunk_size: 4 << 20 };
+    const NEW: NewVolume = NewVolume {
+        size: 1 << 20,
+        block_size: BlockSize::B512,
+        chunk_size: 4 << 20,
+        compression: Compression::Lz4,
+    };
 
     async fn pool() -> (Pool, VolumeName) {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());

@@ -57,6 +57,7 @@ mod options;
 mod patience;
 pub mod present;
 mod profile;
+mod ratio;
 mod read;
 mod readahead;
 mod received;
@@ -83,6 +84,7 @@ pub use options::{
     Mode, SpaceStatus, Stores, VolumeOptions, VolumeStatus,
 };
 pub use profile::{ProfileUse, RECORD_FOR};
+pub use ratio::{Sample, compression_sample};
 pub use received::{as_receiver, original, unfinished_receipt};
 pub use schedule::schedule;
 pub use snapshots::SNAPSHOTS_MAX;

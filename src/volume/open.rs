@@ -319,7 +319,7 @@ async fn load(
                 (map, size, records) = (rollback::map_of(&to), to.size, later);
             }
             apply(chunk.seq, records, &mut map, &mut size)?;
-            payloads.insert(chunk.seq, chunk.payload_sectors);
+            payloads.insert(chunk.seq, chunk.payload_sectors());
             changes.extend(chunk.records.iter().copied().filter(snapshots::is_change));
             if let Some(claimed) = claimed.filter(|_| replay.is_long()) {
                 replay.bar(claimed, owner).await?;
@@ -470,6 +470,8 @@ pub(super) fn start(
         parallel: options.uploads.clamp(1, 16),
         clock: env.clock.clone(),
         spares: Arc::default(),
+        compression: description.features.compression(),
+        sampling: Arc::default(),
     };
     let checkpointer = Checkpointer::new(loaded.checkpoint, loaded.obsolete);
     // Deaths in quick succession must not make the log to be replayed longer each time.

@@ -3,12 +3,18 @@
 use super::shared::Shared;
 use super::state::{PIECE, State};
 use crate::device::DeviceResult;
+use crate::format::frame::Compression;
 use crate::format::record::Record;
 use crate::journal::ring::Stage;
 use crate::sync::Notified;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
 
 impl Shared {
+    /// Whether zeros go into the log as such, without data.
+    fn elides_zeros(&self) -> bool {
+        self.description.features.compression() != Compression::None
+    }
+
     /// Puts `data` into the open chunk.
     pub async fn write(&self, start: Sector, data: &[u8]) -> DeviceResult<()> {
         let mut done = 0;
@@ -16,7 +22,14 @@ impl Shared {
             let at = Sector(start.0 + done as u64 / SECTOR_SIZE);
             // A piece is copied in one critical section: bounds how long others wait for the lock.
             let piece = &data[done..(done + PIECE).min(data.len())];
-            match self.change(|state| state.write(at, piece))? {
+            let range = SectorRange::between(at, Sector(at.0 + piece.len() as u64 / SECTOR_SIZE));
+            let written = match self.elides_zeros() && is_zeros(piece) {
+                true => self.change(|state| {
+                    state.clear(range, Record::Zero(range)).map(|()| range.len())
+                })?,
+                false => self.change(|state| state.write(at, piece))?,
+            };
+            match written {
                 Ok(written) => done += written.bytes() as usize,
                 Err(progress) => progress.await,
             }
@@ -64,5 +77,33 @@ impl Shared {
             self.wake();
         }
         done.map(Ok)
+    }
+}
+
+/// Looks no further than the first word that is something, so that it costs little where it is of no use.
+fn is_zeros(data: &[u8]) -> bool {
+    data.chunks(4096).all(|part| {
+        let (words, rest) = part.as_chunks::<8>();
+        words.first().is_none_or(|word| *word == [0; 8])
+            && words.iter().fold(0, |all, word| all | u64::from_le_bytes(*word)) == 0
+            && rest.iter().all(|byte| *byte == 0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bit_anywhere_is_no_zeros() {
+        for len in [512, 4096, 12800, PIECE] {
+            let mut data = vec![0; len];
+            assert!(is_zeros(&data));
+            for at in [0, 7, 8, 511, len / 2, len - 9, len - 1] {
+                data[at] = 0x10;
+                assert!(!is_zeros(&data), "{at} of {len}");
+                data[at] = 0;
+            }
+        }
     }
 }

@@ -20,6 +20,8 @@ mod cached;
 mod chart;
 #[path = "../support/nbd_client.rs"]
 mod client;
+#[path = "speed/compressed.rs"]
+mod compressed;
 #[path = "speed/contest.rs"]
 mod contest;
 #[path = "speed/cost.rs"]
@@ -70,6 +72,7 @@ fn main() {
     let (settings, wanted) = Settings::parse(&words);
     let parts: [(&str, Part); 9] = [
         ("engine", engine::run),
+        ("compressed", compressed::run),
         ("cache", cached::run),
         ("nbd", served::run),
         ("store", store::run),

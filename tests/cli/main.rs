@@ -9,6 +9,7 @@
 mod attached;
 mod bench;
 mod clones;
+mod compress;
 mod diff;
 mod doctor;
 mod gate;

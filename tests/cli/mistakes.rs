@@ -16,7 +16,7 @@ const MISTAKES: &[(&[&str], i32, &str)] = &[
     (&["create", "v"], USAGE, "--size <S>"),
     (&["create", "v", "--size", "1G", "--block-size", "1024"], USAGE, "use 512 or 4096"),
     (&["create", "v", "--size", "1G", "--chunk-size", "3M"], USAGE, "power of two"),
-    (&["create", "v", "--size", "1G", "--compress", "zstd"], USAGE, "unexpected argument"),
+    (&["create", "v", "--size", "1G", "--compress", "gzip"], USAGE, "--compress \"gzip\" is no"),
     (&["create", "a/b", "--size", "1G"], USAGE, "it holds '/'"),
     (&["create", "v@s", "--size", "1G"], USAGE, "names a snapshot, and a volume is wanted"),
     (&["create", "data", "--size", "1G"], EXISTS, "there is a volume called data already"),

@@ -5,7 +5,7 @@ use serde_json::json;
 
 fn home() -> Home {
     let home = Home::new();
-    home.run(&["create", "data", "--size", "64M"]).ok();
+    home.run(&["create", "data", "--size", "64M", "--compress", "none"]).ok();
     home
 }
 

@@ -309,7 +309,7 @@ fn from_the_web_in_parts() {
     let child = begin(&home, &["import", &web.url, "disk"]);
     web.wait_for(far);
     // What was fetched before is written, and its chunks stored, but for the last.
-    until("chunks are stored", || stored(&home) > 90 * MIB);
+    until("chunks are stored", || stored(&home) > 106 * MIB);
     tool("kill", &["-9", &child.id().to_string()]);
     assert_eq!(ended(child).0, None);
     web.asked();

@@ -6,6 +6,7 @@ use objblk::clock::SystemClock;
 use objblk::device::BlockDevice;
 use objblk::doctor::Doctor;
 use objblk::error::{ErrorKind, Result};
+use objblk::format::frame::Compression;
 use objblk::format::keys;
 use objblk::format::{SnapshotId, VolumeId};
 use objblk::host::Host;
@@ -55,7 +56,8 @@ impl Family {
         rig.memory.delete(&[keys::volume(rig.id)]).await.unwrap();
         let pool = Pool::init(rig.store.clone(), false).await.unwrap();
         let (block_size, chunk_size) = (BlockSize::default(), CHUNK);
-        let new = NewVolume { size: SIZE, block_size, chunk_size };
+        let compression = [Compression::None, Compression::Lz4][(seed % 2) as usize];
+        let new = NewVolume { size: SIZE, block_size, chunk_size, compression };
         let id = pool.create(&name("v0"), new).await.unwrap();
         let rng = StdRng::seed_from_u64(seed);
         let mut family = Family { rig, pool, rng, members: BTreeMap::new(), stamp: 0 };

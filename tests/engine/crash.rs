@@ -65,7 +65,7 @@ fn add_faults(rig: &Rig) {
 
 async fn run(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
-    let rig = Rig::new(seed, SECTORS * 512).await;
+    let rig = Rig::any(seed, SECTORS * 512).await;
     add_faults(&rig);
     let mut base: Image = vec![0; SECTORS as usize];
     let mut stamp = 0;

@@ -285,7 +285,7 @@ const SPAN: u64 = 3000;
 async fn lives(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut disk = MemoryDisk::new(JOURNAL);
-    let mut rig = Rig::new(seed, SECTORS * 512).await;
+    let mut rig = Rig::any(seed, SECTORS * 512).await;
     rig.options.dirty_bytes = [64 << 10, 1 << 20][rng.random_range(0..2)];
     rig.options.seal_after = Duration::from_millis([5, 2000][rng.random_range(0..2)]);
     // Stamps that each sector may have: the flushed one and what was written later.

@@ -24,7 +24,7 @@ async fn equals_a_byte_array() {
 
 async fn run(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
-    let rig = Rig::new(seed, SECTORS * 512).await;
+    let rig = Rig::any(seed, SECTORS * 512).await;
     let mut volume = rig.open().await;
     let mut model = vec![0u8; SECTORS as usize * 512];
     for step in 0..600u64 {
@@ -34,7 +34,10 @@ async fn run(seed: u64) {
         let span = start as usize * 512..(start + len) as usize * 512;
         match rng.random_range(0..100) {
             0..50 => {
-                let data = pattern(start, len, step);
+                let data = match step % 8 {
+                    0 => vec![0; span.len()],
+                    _ => pattern(start, len, step),
+                };
                 write(&volume, start, &data).await.unwrap();
                 model[span].copy_from_slice(&data);
             }

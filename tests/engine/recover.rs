@@ -28,7 +28,7 @@ pub struct Host {
 impl Host {
     pub async fn new(seed: u64) -> Host {
         let folder = tempfile::tempdir().unwrap();
-        let mut rig = Rig::new(seed, SECTORS * 512).await;
+        let mut rig = Rig::any(seed, SECTORS * 512).await;
         let mirror = folder.path().join("mirror");
         rig.options.mirror = Some(mirror.clone());
         Host { rig, mirror, _folder: folder }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use objblk::clock::SystemClock;
 use objblk::device::{BlockDevice, DeviceError, WriteFlags};
 use objblk::error::Result;
+use objblk::format::frame::Compression;
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{VolumeId, features::Features, keys, pool};
 use objblk::store::fault::{FaultHandle, FaultStore};
@@ -45,6 +46,16 @@ pub fn owner(pid: u32) -> EpochObject {
 
 impl Rig {
     pub async fn new(seed: u64, size: u64) -> Rig {
+        Rig::with(seed, size, Compression::None).await
+    }
+
+    /// As [`Rig::new`]; every other one is of a compressed volume.
+    pub async fn any(seed: u64, size: u64) -> Rig {
+        let all = [Compression::None, Compression::Lz4, Compression::None, Compression::Zstd(1)];
+        Rig::with(seed, size, all[(seed % 4) as usize]).await
+    }
+
+    pub async fn with(seed: u64, size: u64, compression: Compression) -> Rig {
         let memory = MemoryStore::new();
         let faulty = FaultStore::new(Arc::new(memory.clone()), seed);
         let faults = faulty.handle();
@@ -63,7 +74,7 @@ impl Rig {
             size,
             block_size: 512,
             chunk_size: CHUNK,
-            features: Features::default(),
+            features: Features::default().compressed(compression),
             created_at_ms: 0,
             ancestors: Vec::new(),
             source: None,

@@ -108,18 +108,20 @@ impl Images for Fake {
 async fn begin(rig: &mut Rig, image: &Fake) {
     let key = keys::volume(rig.id);
     let body = rig.memory.get(&key, GetRange::All).await.unwrap();
+    let before = VolumeObject::parse(&body).unwrap();
+    let incompat = before.features.incompat | Features::SOURCE;
     let description = VolumeObject {
         size: SECTORS * 512,
-        features: Features { incompat: Features::SOURCE, ..Features::default() },
+        features: Features { incompat, ..before.features },
         source: Some(SourceObject::new("fake".into(), IMAGE, "first".into())),
-        ..VolumeObject::parse(&body).unwrap()
+        ..before
     };
     rig.memory.put(&key, Bytes::from(pool::encode_json(&description))).await.unwrap();
     rig.options.images = Some(Arc::new(image.clone()));
 }
 
 async fn rig(seed: u64, image: &Fake) -> Rig {
-    let mut rig = Rig::new(seed, SECTORS * 512).await;
+    let mut rig = Rig::any(seed, SECTORS * 512).await;
     begin(&mut rig, image).await;
     rig
 }

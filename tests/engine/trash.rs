@@ -3,6 +3,7 @@
 use crate::rig::{CHUNK, Rig, owner, pattern, read, write};
 use objblk::clock::{Clock, SystemClock};
 use objblk::error::{ErrorKind, Result};
+use objblk::format::frame::Compression;
 use objblk::format::keys;
 use objblk::format::pool::{TombstoneObject, encode_json};
 use objblk::format::{SnapshotId, VolumeId};
@@ -107,7 +108,12 @@ impl World {
 }
 
 pub fn size() -> NewVolume {
-    NewVolume { size: SIZE, block_size: BlockSize::default(), chunk_size: CHUNK }
+    NewVolume {
+        size: SIZE,
+        block_size: BlockSize::default(),
+        chunk_size: CHUNK,
+        compression: Compression::Lz4,
+    }
 }
 
 /// Lets `work` get as far as its request `number`, which then hangs: before it takes effect, or after. What

@@ -7,6 +7,7 @@ use objblk::format::checkpoint::{Checkpoint, Garbage, MapObjectUse, Term};
 use objblk::format::chunk::ChunkParts;
 use objblk::format::features::Features;
 use objblk::format::fence::Fence;
+use objblk::format::frame::Compression;
 use objblk::format::keys::{ChunkId, MapObjectId};
 use objblk::format::lineage::Ancestor;
 use objblk::format::map_object::{ItemKind, MapObjectBuilder};
@@ -88,6 +89,38 @@ pub fn chunk() -> Vec<u8> {
         sealed_at_ms: 1_700_000_000_123,
         records: &records(),
         payload: &payload(),
+        compression: Compression::None,
+    };
+    parts.encode()
+}
+
+/// A frame of text, one of zeros, and a short one of noise.
+pub fn mixed_payload() -> Vec<u8> {
+    let lines = (0..).map(|n| format!("{n}: objblk keeps its bytes in an object store\n"));
+    let mut payload: Vec<u8> = lines.flat_map(String::into_bytes).take(64 << 10).collect();
+    payload.resize(2 * (64 << 10), 0);
+    let mut word = 0x1234_5678_9abc_def1u64;
+    payload.extend((0..1024).map(|_| {
+        word ^= word << 13;
+        word ^= word >> 7;
+        word ^= word << 17;
+        (word >> 20) as u8
+    }));
+    payload
+}
+
+pub fn compressed_chunk(compression: Compression) -> Vec<u8> {
+    let payload = mixed_payload();
+    let sectors = payload.len() as u64 / 512;
+    let parts = ChunkParts {
+        volume: volume(),
+        epoch: Epoch(3),
+        seq: Seq(0x1235),
+        committed: Seq(0x1231),
+        sealed_at_ms: 1_700_000_000_124,
+        records: &[Record::Data { range: range(64, sectors), offset: 0 }],
+        payload: &payload,
+        compression,
     };
     parts.encode()
 }

@@ -7,6 +7,7 @@ use objblk::format::FormatResult;
 use objblk::format::checkpoint::Checkpoint;
 use objblk::format::chunk::{self, ChunkHeader};
 use objblk::format::fence::Fence;
+use objblk::format::frame::Compression;
 use objblk::format::keys::MapObjectId;
 use objblk::format::map_object::parse_directory;
 use objblk::format::page::{
@@ -57,10 +58,16 @@ fn parse_all(bytes: &[u8]) {
     let _ = TrashEntry::parse(bytes);
 }
 
+fn objects() -> Vec<(&'static str, Vec<u8>)> {
+    let compressed = [("chunk-lz4", Compression::Lz4), ("chunk-zstd", Compression::Zstd(3))];
+    let compressed = compressed.map(|(name, how)| (name, samples::compressed_chunk(how)));
+    samples::binary().into_iter().chain(compressed).collect()
+}
+
 /// Where the checksum of a sample lies, and where what it covers begins.
 fn checksum(name: &str, bytes: &[u8]) -> (usize, usize) {
     let end = match name {
-        "chunk-v1.hex" => chunk::header_len(bytes).unwrap(),
+        name if name.starts_with("chunk") => chunk::header_len(bytes).unwrap(),
         _ => bytes.len(),
     };
     let start = if name.starts_with("map") { bytes.len() - 16 - 3 * 20 } else { 0 };
@@ -77,12 +84,12 @@ proptest! {
 
     #[test]
     fn changed_objects(
-        which in 0..7usize,
+        which in 0..9usize,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         cut in prop::option::of(any::<prop::sample::Index>()),
         repair in any::<bool>(),
     ) {
-        let (name, mut bytes) = samples::binary().swap_remove(which);
+        let (name, mut bytes) = objects().swap_remove(which);
         let (start, crc_at) = checksum(name, &bytes);
         for (at, value) in changes {
             let at = start + at.index(crc_at - start);
@@ -99,13 +106,13 @@ proptest! {
     }
 
     #[test]
-    fn a_single_changed_bit_is_noticed(which in 0..7usize, at in any::<prop::sample::Index>()) {
-        let (name, mut bytes) = samples::binary().swap_remove(which);
+    fn a_single_changed_bit_is_noticed(which in 0..9usize, at in any::<prop::sample::Index>()) {
+        let (name, mut bytes) = objects().swap_remove(which);
         let (start, crc_at) = checksum(name, &bytes);
         let bit = at.index((crc_at + 4 - start) * 8);
         bytes[start + bit / 8] ^= 1 << (bit % 8);
         let noticed = match name {
-            "chunk-v1.hex" => ChunkHeader::parse(&bytes).is_err(),
+            name if name.starts_with("chunk") => ChunkHeader::parse(&bytes).is_err(),
             "fence-v1.hex" => Fence::parse(&bytes).is_err(),
             "checkpoint-v1.hex" | "checkpoint-snapshots-v1.hex" => {
                 Checkpoint::parse(&bytes).is_err()
@@ -120,12 +127,12 @@ proptest! {
 
 #[test]
 fn every_truncation_is_noticed() {
-    for (name, bytes) in samples::binary() {
+    for (name, bytes) in objects() {
         let (_, crc_at) = checksum(name, &bytes);
         for len in 0..crc_at + 4 {
             let bytes = &bytes[..len];
             let noticed = match name {
-                "chunk-v1.hex" => ChunkHeader::parse(bytes).is_err(),
+                name if name.starts_with("chunk") => ChunkHeader::parse(bytes).is_err(),
                 "fence-v1.hex" => Fence::parse(bytes).is_err(),
                 "checkpoint-v1.hex" | "checkpoint-snapshots-v1.hex" => {
                     Checkpoint::parse(bytes).is_err()
@@ -135,6 +142,19 @@ fn every_truncation_is_noticed() {
                 _ => map_directory(bytes).is_err(),
             };
             assert!(noticed, "{name} cut to {len} bytes");
+        }
+    }
+}
+
+/// The digits of a checksum are written in one way only.
+#[test]
+fn any_changed_bit_of_a_json_object_is_noticed() {
+    for (name, bytes) in samples::json() {
+        for bit in 0..bytes.len() * 8 {
+            let mut changed = bytes.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            let parsed = parse_json::<serde_json::Value>("json", &changed);
+            assert!(parsed.is_err(), "{name} bit {bit}");
         }
     }
 }

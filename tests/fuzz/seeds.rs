@@ -38,6 +38,8 @@ fn objects() -> Vec<Seed> {
     let records = [&chunk[72..76], &chunk[80..chunk.len() - 4 - 8 * frames]].concat();
     let mut seeds = vec![
         ("chunk", "golden", chunk),
+        ("chunk", "golden-lz4", golden("chunk-lz4-v1.hex")),
+        ("chunk", "golden-zstd", golden("chunk-zstd-v1.hex")),
         ("record", "golden", records),
         ("fence", "golden", golden("fence-v1.hex")),
         ("checkpoint", "golden", golden("checkpoint-v1.hex")),

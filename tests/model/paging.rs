@@ -69,7 +69,7 @@ impl Disk {
 }
 
 async fn run(seed: u64) {
-    let mut rig = Rig::new(seed, SIZE * 512).await;
+    let mut rig = Rig::any(seed, SIZE * 512).await;
     (rig.options.checkpoint_extents, rig.options.checkpoint_slots) = (50_000, 10_000);
     rig.options.map_bytes = 0;
     let keeper = Keeper::new(rig.store.clone());

@@ -10,6 +10,7 @@ use objblk::device::BlockDevice;
 use objblk::error::{ErrorKind, Result};
 use objblk::format::chunk::ChunkParts;
 use objblk::format::fence::Fence;
+use objblk::format::frame::Compression;
 use objblk::format::keys;
 use objblk::format::page::Location;
 use objblk::format::record::Record;
@@ -164,6 +165,7 @@ async fn write_log(log: &[Slot]) -> Written {
                     sealed_at_ms: 0,
                     records: &records,
                     payload: &payload,
+                    compression: Compression::None,
                 };
                 parts.encode()
             }

@@ -269,7 +269,7 @@ impl Audited {
                 let seq = Seq(page * CHUNKS_PER_PAGE + u64::from(*slot));
                 let chunk =
                     self.keeper.slots.lock().unwrap()[&terms.slot_key(self.rig.id, seq)].clone();
-                let payload = ChunkHeader::parse(&chunk).unwrap().payload_sectors;
+                let payload = ChunkHeader::parse(&chunk).unwrap().payload_sectors();
                 assert_eq!(used.payload, payload, "sectors in slot {seq}");
             }
             assert!(!slots.is_empty(), "an empty page");

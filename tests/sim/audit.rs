@@ -9,7 +9,7 @@ use crate::model::Image;
 use bytes::Bytes;
 use futures::FutureExt;
 use objblk::format::checkpoint::Checkpoint;
-use objblk::format::chunk::{ChunkHeader, FRAME_SIZE, open_frame};
+use objblk::format::chunk::ChunkHeader;
 use objblk::format::fence::{self, Fence};
 use objblk::format::map_object::check_item;
 use objblk::format::page::{
@@ -173,35 +173,38 @@ impl Auditor<'_> {
 
     /// The contents of the volume.
     pub fn image(&self, found: &Recovered) -> Audit<Image> {
-        let mut chunks: BTreeMap<Seq, (ChunkHeader, Bytes)> = BTreeMap::new();
+        let mut chunks: BTreeMap<Seq, Vec<u8>> = BTreeMap::new();
         let mut stamps = vec![0; found.places.len()];
         for (sector, place) in found.places.iter().enumerate() {
             let Some(place) = place else { continue };
-            let (header, object) = match chunks.entry(place.seq) {
+            let payload = match chunks.entry(place.seq) {
                 Entry::Occupied(known) => known.into_mut(),
                 Entry::Vacant(new) => {
                     new.insert(self.chunk(&found.slot_key(self.volume, place.seq))?)
                 }
             };
-            if place.offset >= header.payload_sectors {
+            let at = place.offset as usize * 512;
+            if at >= payload.len() {
                 return Err(format!("sector {sector} lies behind the end of slot {}", place.seq));
             }
-            let at = header.header_len as usize + place.offset as usize * 512;
-            stamps[sector] = layout::stamp_of(sector, &object[at..at + 512])?;
+            stamps[sector] = layout::stamp_of(sector, &payload[at..at + 512])?;
         }
         Ok(Image { size: self.layout.indices(everything(found.size)).end, stamps })
     }
 
-    fn chunk(&self, key: &Key) -> Audit<(ChunkHeader, Bytes)> {
+    /// The payload of a chunk.
+    fn chunk(&self, key: &Key) -> Audit<Vec<u8>> {
         let object = self.need(key)?;
         let header = ChunkHeader::parse(&object).map_err(|e| format!("{key}: {e}"))?;
-        let payload = &object[header.header_len as usize..];
-        for ((index, entry), frame) in
-            header.frames.iter().enumerate().zip(payload.chunks(FRAME_SIZE))
-        {
-            open_frame(*entry, index, frame).map_err(|e| format!("{key}: {e}"))?;
+        let (mut payload, mut at) = (Vec::new(), header.header_len as usize);
+        for (index, entry) in header.frames.entries.iter().enumerate() {
+            let end = at + entry.encoded_len as usize;
+            let frame = object.get(at..end).ok_or_else(|| format!("{key} is cut off"))?;
+            let opened = header.frames.open(index, frame).map_err(|e| format!("{key}: {e}"))?;
+            payload.extend_from_slice(&opened);
+            at = end;
         }
-        Ok((header, object))
+        Ok(payload)
     }
 }
 

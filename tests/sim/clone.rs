@@ -61,7 +61,10 @@ pub fn make(
     let description = VolumeObject {
         id,
         size: object.entry.size.bytes(),
-        features: Features { incompat: Features::CLONE, ..parent.features },
+        features: Features {
+            incompat: Features::CLONE | parent.features.incompat,
+            ..parent.features
+        },
         ancestors: vec![Ancestor { volume: origin, snapshot: of, next, epoch }],
         ..parent
     };

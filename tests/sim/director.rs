@@ -129,7 +129,7 @@ impl Director {
             size: world.layout.size(world.layout.sectors()).bytes(),
             block_size: 512,
             chunk_size: 256 << 10,
-            features: Features::default(),
+            features: Features::default().compressed(world.compression),
             created_at_ms: 0,
             ancestors: Vec::new(),
             source: None,

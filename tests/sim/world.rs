@@ -17,6 +17,7 @@ use crate::wire::{Reply, Request};
 use futures::FutureExt;
 use objblk::device::BlockDevice;
 use objblk::format::fence::Fence;
+use objblk::format::frame::Compression;
 use objblk::format::volume::EpochObject;
 use objblk::format::{SnapshotId, VolumeId, keys};
 use objblk::journal::ring::SIZE_MIN;
@@ -175,6 +176,7 @@ pub struct State {
 pub struct World {
     pub id: VolumeId,
     pub layout: Layout,
+    pub compression: Compression,
     pub memory: MemoryStore,
     /// For the mirrors of its devices.
     pub folder: PathBuf,
@@ -247,6 +249,7 @@ impl World {
         World {
             id: VolumeId::from_random([7; 16]),
             layout,
+            compression: [Compression::None, Compression::Lz4][(seed % 2) as usize],
             memory: MemoryStore::new(),
             folder: folder.to_owned(),
             journal_bytes,

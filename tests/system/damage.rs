@@ -42,7 +42,7 @@ fn chunks(world: &World) -> Vec<(Key, Vec<u8>, ChunkHeader)> {
     let bodies = keys(world, "log/").into_iter().map(|key| (key.clone(), body(world, &key)));
     let parsed = bodies.filter_map(|(key, body)| {
         let header = ChunkHeader::parse(&body).ok()?;
-        (header.payload_sectors > 0).then_some((key, body, header))
+        (header.payload_sectors() > 0).then_some((key, body, header))
     });
     parsed.collect()
 }
@@ -72,18 +72,18 @@ fn s3_damaged_chunks_fail_exactly_their_blocks() {
     assert!(chunks.len() >= 8, "{} chunks hold 8 MiB", chunks.len());
     // Three frames and a half are left of the first one.
     let (key, mut bytes, header) = chunks.swap_remove(0);
-    let frame = (FRAME_SECTORS * 512) as usize;
-    bytes.truncate(header.header_len as usize + 3 * frame + frame / 2);
+    let begin = |index: usize| header.header_len as usize + header.frames.before(index) as usize;
+    bytes.truncate(begin(3) + (begin(4) - begin(3)) / 2);
     world.replace(&key, bytes);
-    let mut bad = pages(&header, 3..header.frames.len() as u32);
+    let mut bad = pages(&header, 3..header.frames.entries.len() as u32);
     // One bit of the fifth frame of another, and all of a third.
     let (key, mut bytes, header) = chunks.swap_remove(0);
-    bytes[header.header_len as usize + 4 * frame + 1234] ^= 0x10;
+    bytes[header.header_len as usize + header.frames.before(4) as usize + 1234] ^= 0x10;
     world.replace(&key, bytes);
     bad.extend(pages(&header, 4..5));
     let (key, _, header) = chunks.swap_remove(0);
     world.wait(world.store().delete(&[key])).unwrap();
-    bad.extend(pages(&header, 0..header.frames.len() as u32));
+    bad.extend(pages(&header, 0..header.frames.entries.len() as u32));
 
     let server = world.serve("disk", &[]);
     let mut client = server.connect();

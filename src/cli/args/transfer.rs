@@ -19,6 +19,9 @@ pub(in crate::cli) struct Import {
     /// Size of a chunk object: a power of two from 256K to 64M
     #[arg(long, value_name = "S", default_value = "4M")]
     pub(in crate::cli) chunk_size: String,
+    /// How what is written is compressed: none, lz4, zstd, or zstd:1 (fast) to zstd:19 (small)
+    #[arg(long, value_name = "HOW", visible_alias = "compression", default_value = "lz4")]
+    pub(in crate::cli) compress: String,
     /// Go on with an import of the same image that was cut off, if there is one
     #[arg(long)]
     pub(in crate::cli) resume: bool,

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use objblk::clock::SystemClock;
+use objblk::format::frame::Compression;
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{VolumeId, features::Features, keys, pool};
 use objblk::store::Store;
@@ -31,6 +32,10 @@ impl Ground {
 
     /// Makes a volume of `size` bytes.
     pub fn create(&self, size: u64) -> VolumeId {
+        self.create_with(size, Compression::None)
+    }
+
+    pub fn create_with(&self, size: u64, compression: Compression) -> VolumeId {
         let id = VolumeId::from_random(rand::random());
         let description = VolumeObject {
             version: 1,
@@ -38,7 +43,7 @@ impl Ground {
             size,
             block_size: 512,
             chunk_size: 4 * MIB,
-            features: Features::default(),
+            features: Features::default().compressed(compression),
             created_at_ms: 0,
             ancestors: Vec::new(),
             source: None,

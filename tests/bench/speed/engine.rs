@@ -13,15 +13,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-const SIZE: u64 = 256 * MIB;
-const PAGES: u64 = SIZE / PAGE as u64;
+pub const SIZE: u64 = 256 * MIB;
+pub const PAGES: u64 = SIZE / PAGE as u64;
 /// What the processor's caches hold of it: reads of no more show what the engine itself costs, those
 /// of the whole disk wait for memory most of the time.
 const HOT: u64 = 8 * MIB / PAGE as u64;
 /// Requests between two looks at the clock.
 const BATCH: u64 = 4096;
 /// What is written in one go: less than writers may be ahead of the store.
-const BURST: u64 = 64 * MIB / PAGE as u64;
+pub const BURST: u64 = 64 * MIB / PAGE as u64;
 /// Bursts of a turn; the store keeps all of it in memory.
 const BURSTS: u32 = 16;
 /// A large request of a ublk device, and how many buffers for such take turns.
@@ -30,7 +30,7 @@ const IN_FLIGHT: usize = 16;
 const LIMIT: &str = "RAM disk";
 
 /// Does a request here and now; the runtime has to help only if it must wait.
-fn inline<T>(ground: &Ground, request: impl Future<Output = T>) -> T {
+pub fn inline<T>(ground: &Ground, request: impl Future<Output = T>) -> T {
     let mut request = pin!(request);
     match request.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => done,
@@ -38,15 +38,15 @@ fn inline<T>(ground: &Ground, request: impl Future<Output = T>) -> T {
     }
 }
 
-fn sector(page: u64) -> Sector {
+pub fn sector(page: u64) -> Sector {
     Sector(page * PAGE as u64 / SECTOR_SIZE)
 }
 
-fn ground() -> Ground {
+pub fn ground() -> Ground {
     Ground { runtime: Ground::runtime(), store: Arc::new(MemoryStore::new()) }
 }
 
-fn options() -> VolumeOptions {
+pub fn options() -> VolumeOptions {
     // All of the disk is cached, and nothing is done for its age.
     VolumeOptions {
         cache_bytes: 2 * SIZE,
@@ -57,7 +57,7 @@ fn options() -> VolumeOptions {
 }
 
 /// Random reads of the first `pages` for a while: millions a second.
-fn reads(ground: &Ground, device: &impl BlockDevice, pages: u64, turn: Duration) -> f64 {
+pub fn reads(ground: &Ground, device: &impl BlockDevice, pages: u64, turn: Duration) -> f64 {
     let (mut dice, mut page, mut done) = (Dice::new(1), [0; PAGE], 0);
     let begun = Instant::now();
     while begun.elapsed() < turn {

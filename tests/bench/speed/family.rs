@@ -6,6 +6,7 @@ use crate::disk::{Dice, Ground, MIB, PAGE, noise};
 use crate::store::Place;
 use crate::table::{print, row};
 use objblk::device::{BlockDevice, WriteFlags};
+use objblk::format::frame::Compression;
 use objblk::format::{SnapshotId, VolumeId};
 use objblk::pool::{NewVolume, Pool, VolumeName};
 use objblk::store::list_all;
@@ -45,7 +46,7 @@ impl Family {
 
     fn create(&self, name: &str, size: u64) -> VolumeId {
         let (block_size, chunk_size) = (BlockSize::default(), 4 * MIB);
-        let new = NewVolume { size, block_size, chunk_size };
+        let new = NewVolume { size, block_size, chunk_size, compression: Compression::None };
         self.ground().wait(self.pool.create(&volume_name(name), new)).unwrap()
     }
 

@@ -1,0 +1,127 @@
+//! What compression costs: a volume with it beside one without, on stores in memory. Its data is such
+//! that a frame gets half as long. (`engine` compares the one without it with a disk in memory.)
+
+use crate::contest::{Report, Settings, take_turns};
+use crate::disk::{Dice, Ground, MIB, PAGE, noise};
+use crate::engine::{BURST, PAGES, SIZE, ground, inline, options, reads, sector};
+use objblk::device::{BlockDevice, WriteFlags};
+use objblk::format::frame::Compression;
+use objblk::volume::Volume;
+use std::time::{Duration, Instant};
+
+const LIMIT: &str = "uncompressed";
+const ALL: [Compression; 2] = [Compression::Lz4, Compression::Zstd(3)];
+/// Written in a turn, and by how many flushes.
+const BURSTS: u64 = 4;
+
+/// Half of it is text that repeats, half is not.
+fn page() -> Vec<u8> {
+    let mut page = noise(PAGE);
+    let lines = (0..).flat_map(|n: u64| format!("{n:04x} objblk keeps its bytes ").into_bytes());
+    page.iter_mut().zip(lines).take(PAGE / 2).for_each(|(to, from)| *to = from);
+    page
+}
+
+/// CPU time of this process so far, in seconds.
+fn cpu() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    // Of users and of the kernel, in hundredths.
+    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / 100.0
+}
+
+/// What a turn of writes took.
+struct Written {
+    /// While they were being made.
+    making: Duration,
+    /// Seconds of the processor until they were stored.
+    cpu: f64,
+}
+
+fn written(compression: Compression) -> Written {
+    let ground = ground();
+    let volume = ground.open(ground.create_with(SIZE, compression), options());
+    let pages: Vec<Vec<u8>> = (0..64).map(|_| page()).collect();
+    let (mut dice, mut making, before) = (Dice::new(3), Duration::ZERO, cpu());
+    for _ in 0..BURSTS {
+        let begun = Instant::now();
+        for _ in 0..BURST {
+            let (at, page) = (sector(dice.below(PAGES)), &pages[dice.below(64) as usize]);
+            inline(&ground, volume.write(at, page, WriteFlags::default())).unwrap();
+        }
+        making += begun.elapsed();
+        ground.wait(volume.flush()).unwrap();
+    }
+    let cpu = cpu() - before;
+    ground.wait(volume.close()).unwrap();
+    Written { making, cpu }
+}
+
+/// A volume of which all is cached.
+fn cached(ground: &Ground, compression: Compression) -> Volume {
+    let id = ground.create_with(SIZE, compression);
+    let volume = ground.open(id, options());
+    for number in 0..PAGES {
+        inline(ground, volume.write(sector(number), &page(), WriteFlags::default())).unwrap();
+    }
+    ground.wait(volume.close()).unwrap();
+    let (volume, mut page) = (ground.open(id, options()), [0; PAGE]);
+    for number in 0..PAGES {
+        inline(ground, volume.read(sector(number), &mut page)).unwrap();
+    }
+    volume
+}
+
+/// Reads all of a new volume that was written with it, from the store: GiB for a second of the processor.
+fn cold(compression: Compression) -> f64 {
+    let ground = ground();
+    let id = ground.create_with(SIZE, compression);
+    let (volume, pages) = (ground.open(id, options()), (0..64).map(|_| page()).collect::<Vec<_>>());
+    for number in 0..PAGES {
+        let page = &pages[number as usize % 64];
+        inline(&ground, volume.write(sector(number), page, WriteFlags::default())).unwrap();
+    }
+    ground.wait(volume.close()).unwrap();
+    let (volume, mut buf) = (ground.open(id, options()), vec![0; MIB as usize]);
+    let before = cpu();
+    for at in 0..SIZE / MIB {
+        inline(&ground, volume.read(sector(at * MIB / PAGE as u64), &mut buf)).unwrap();
+    }
+    let took = cpu() - before;
+    ground.wait(volume.close()).unwrap();
+    SIZE as f64 / (1u64 << 30) as f64 / took
+}
+
+pub fn run(settings: &Settings, report: &mut Report) {
+    let of_one = |written: &Written| (BURSTS * BURST) as f64 / 1e6 / written.making.as_secs_f64();
+    let gib = (BURSTS * BURST) as f64 * PAGE as f64 / (1u64 << 30) as f64;
+    for compression in ALL {
+        let mut spent = [Vec::new(), Vec::new()];
+        let [ours, plain] = [compression, Compression::None].map(|compression| {
+            move |spent: &mut Vec<f64>| {
+                let written = written(compression);
+                spent.push(gib / written.cpu);
+                of_one(&written)
+            }
+        });
+        let [mine, theirs] = &mut spent;
+        let figures = take_turns(settings.rounds, [&mut || ours(mine), &mut || plain(theirs)]);
+        report.add(&format!("4 KiB random writes, {compression}"), "M/s", LIMIT, figures);
+        report.add(&format!("writes for a CPU second, {compression}"), "GiB", LIMIT, spent);
+        let figures = take_turns(
+            settings.rounds,
+            [&mut || cold(compression), &mut || cold(Compression::None)],
+        );
+        report.add(&format!("cold reads for a CPU second, {compression}"), "GiB", LIMIT, figures);
+        let (ground, turn) = (ground(), settings.turn(2.0));
+        let [ours, plain] = [compression, Compression::None].map(|c| cached(&ground, c));
+        let figures = take_turns(
+            settings.rounds,
+            [&mut || reads(&ground, &ours, PAGES, turn), &mut || {
+                reads(&ground, &plain, PAGES, turn)
+            }],
+        );
+        report.add(&format!("cached 4 KiB reads, {compression}"), "M/s", LIMIT, figures);
+        [ours, plain].iter().for_each(|volume| ground.wait(volume.close()).unwrap());
+    }
+}
