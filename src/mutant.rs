@@ -116,6 +116,10 @@ pub enum Mutant {
     RollbackNotReplayed,
     /// A snapshot is deleted although clones need it.
     ChildrenIgnored,
+    /// What the volume has lost is deleted although it is still kept for the past.
+    RetentionIgnored,
+    /// What a point of the past needs is deleted before the point itself is.
+    PointOutlivesGarbage,
     /// Who gives a volume a name does not look whether it is being purged.
     NameUnchecked,
     /// Who purges a volume does not look, once that is known, whether it has a name or clones.
@@ -126,7 +130,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`.
-    pub const ALL: [Mutant; 54] = [
+    pub const ALL: [Mutant; 56] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -181,6 +185,8 @@ impl Mutant {
         Mutant::RollbackKeepsBase,
         Mutant::RollbackNotReplayed,
         Mutant::ChildrenIgnored,
+        Mutant::RetentionIgnored,
+        Mutant::PointOutlivesGarbage,
     ];
 }
 

@@ -36,6 +36,8 @@ mod idle;
 mod local;
 #[path = "engine/model.rs"]
 mod model;
+#[path = "engine/past.rs"]
+mod past;
 #[path = "engine/patience.rs"]
 mod patience;
 #[path = "engine/profile.rs"]

@@ -1,13 +1,15 @@
 //! Verbs that show the volumes of the pool.
 
-use super::{Context, damaged, render, schedule, size};
+use super::{Context, damaged, render, retain, schedule, size};
 use crate::daemon::{KnownTarget, RunDir};
 use crate::error::Result;
 use crate::format::VolumeId;
 use crate::format::volume::EpochObject;
 use crate::host::Host;
 use crate::pool::{Entry, Health, Info, Standing, VolumeName, standing};
+use crate::volume::past;
 use serde::Serialize;
+use std::time::Duration;
 
 /// A volume of the pool, as far as it can be told.
 #[derive(Debug, Serialize)]
@@ -31,6 +33,11 @@ struct Line {
     created_at_ms: Option<u64>,
     checkpoint_at_ms: Option<u64>,
     schedule: Option<Vec<schedule::Shown>>,
+    /// How long the past is kept.
+    retention_ms: Option<u64>,
+    /// The oldest moment of it that can be read.
+    oldest_seq: Option<u64>,
+    oldest_at_ms: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -71,6 +78,9 @@ fn bare(name: String, id: VolumeId, state: &'static str, health: String) -> Line
         created_at_ms: None,
         checkpoint_at_ms: None,
         schedule: None,
+        retention_ms: None,
+        oldest_seq: None,
+        oldest_at_ms: None,
     }
 }
 
@@ -163,10 +173,15 @@ pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
     let pool = context.open().await?.pool;
     let info = pool.info(name).await?;
     let rules = crate::volume::schedule(&**pool.store(), info.volume.id).await;
+    let past = past(&**pool.store(), info.volume.id).await?;
     let mut line = known(name.to_string(), &info, &Host::local()?, &attached());
     if info.volume.origin().is_some() {
         let origins = pool.origins([&info.volume].into_iter(), &pool.names().await?).await?;
         line.parent = origins.get(&info.volume.id).cloned();
+    }
+    line.retention_ms = past.retention.map(|time| time.as_millis() as u64);
+    if let Some((seq, at_ms)) = past.oldest.filter(|_| past.retention.is_some()) {
+        (line.oldest_seq, line.oldest_at_ms) = (Some(seq.0), Some(at_ms));
     }
     let trouble = rules.map(|rules| line.schedule = Some(schedule::shown(&rules))).err();
     context.show(&line, || details(&line))?;
@@ -184,6 +199,10 @@ fn details(line: &Line) -> String {
         let since = render::time(owner.claimed_at_ms);
         format!("process {} on host {} since {since}", owner.pid, owner.host)
     });
+    let mut past = retain::words(line.retention_ms.map(Duration::from_millis));
+    if let (Some(seq), Some(at_ms)) = (line.oldest_seq, line.oldest_at_ms) {
+        past += &format!(", from slot {seq}, {} on", render::time(at_ms));
+    }
     let mut fields = vec![
         ("name", line.name.clone()),
         ("id", line.id.to_string()),
@@ -191,6 +210,7 @@ fn details(line: &Line) -> String {
         ("used", or_dash(line.used, size::show)),
         ("snapshots", or_dash(line.snapshots, |count| count.to_string())),
         ("schedule", or_dash(line.schedule.as_deref(), schedule::words)),
+        ("past", past),
         ("block size", or_dash(line.block_size, |bytes| size::show(bytes.into()))),
         ("chunk size", or_dash(line.chunk_size, size::show)),
         ("state", line.state.into()),

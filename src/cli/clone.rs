@@ -71,10 +71,15 @@ pub(super) async fn flatten(context: &Context, name: &VolumeName) -> Result<()> 
         "moved_bytes": done.moved_bytes,
         "done": done.done,
         "needed_by_snapshots": done.needed_by,
+        "needed_by_past": done.past,
     });
     context.show(&document, || {
         let moved = size::show(done.moved_bytes);
         match done.needed_by.is_empty() {
+            true if done.past => format!(
+                "{name}: {moved} moved; what is kept of its past still needs the origin: end that with \
+                 `objblk retain {name} off`, and flatten it again"
+            ),
             true => format!("{name}: {moved} moved, needs its origin no more"),
             false => format!(
                 "{name}: {moved} moved; its snapshots still need the origin: {}",

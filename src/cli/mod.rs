@@ -23,11 +23,13 @@ mod inspect;
 mod interrupt;
 mod journal;
 mod logging;
+mod moment;
 mod mount;
 mod path;
 mod pool;
 mod recover;
 mod render;
+mod retain;
 mod schedule;
 mod serve;
 mod snapshot;
@@ -135,6 +137,7 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Resize { name, size, shrink } => {
             volume::resize(context, &name.parse()?, &size, shrink).await
         }
+        Verb::Retain { name, time } => retain::retain(context, &name.parse()?, &time).await,
         Verb::Rename { name, new } => volume::rename(context, &name, &new).await,
         Verb::Delete(delete) => delete::delete(context, delete).await,
         Verb::Trash(Trash::List { orphans }) => trash::list(context, orphans).await,

@@ -11,6 +11,7 @@ use crate::units::{SECTOR_SIZE, SectorCount};
 use crate::volume::{Collected, Durability, Flattened, Volume};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::RwLock;
 
 /// What a target serves, as its main loop and its control socket both see it.
@@ -189,6 +190,11 @@ impl Shared {
     /// Sets the schedule of a volume. Errors: not found; those of the volume.
     pub(super) async fn set_schedule(&self, id: VolumeId, rules: Vec<Rule>) -> Result<()> {
         self.volume(id)?.set_schedule(rules).await
+    }
+
+    /// Sets how long the past of a volume is kept. Errors: not found; those of the volume.
+    pub(super) async fn retain(&self, id: VolumeId, time_ms: Option<u64>) -> Result<()> {
+        self.volume(id)?.retain(time_ms.map(Duration::from_millis)).await
     }
 
     fn volume(&self, id: VolumeId) -> Result<&Volume> {

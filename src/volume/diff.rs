@@ -6,11 +6,11 @@
 //!
 //! The states may be of volumes that come from each other by clones: what they share is named alike.
 
-use super::hydrate;
 use super::items::Items;
 use super::look::{check_features, read_description};
-use super::open::{self, Loaded, find_snapshot};
+use super::open::find_snapshot;
 use super::options::{Env, Mode, Stores, VolumeOptions};
+use super::past::View;
 use super::{Volume, checkpoint};
 use crate::device::BlockState;
 use crate::error::{Error, ErrorKind, Result};
@@ -66,11 +66,7 @@ impl Volume {
         let id = snapshot.checkpoint.volume;
         let description = read_description(&*stores.setup, id).await?;
         check_features(&description, Mode::ReadOnly)?;
-        let options = VolumeOptions { mode: Mode::ReadOnly, ..options };
-        let loaded = Loaded::snapshot(snapshot);
-        let volume = open::start(env, stores, options, description, None, (loaded, None))?;
-        hydrate::start(&volume.shared).await?;
-        Ok(volume)
+        Volume::open_view(env, stores, description, View::of(snapshot.checkpoint), options).await
     }
 
     /// The snapshot `name` of this volume, to be read: a volume of its own.

@@ -16,6 +16,8 @@
 //! | --- | --- |
 //! | `look`, [`present`] | what the store says of a volume, without owning it |
 //! | [`open`](mod@open) | claims an epoch, replays, fences |
+//! | `redo` | records of the log, done again |
+//! | `retention`, `past` | what is kept of the past; the volume as of a moment of it |
 //! | `recover` | goes on where a dead owner left off |
 //! | `state` | what is behind the one lock: open chunk, map, commit point |
 //! | `backlog` | sealed chunks that wait for the store |
@@ -54,6 +56,7 @@ mod local;
 mod look;
 pub mod open;
 mod options;
+mod past;
 mod patience;
 pub mod present;
 mod profile;
@@ -61,6 +64,8 @@ mod read;
 mod readahead;
 mod received;
 mod recover;
+mod redo;
+mod retention;
 mod rollback;
 mod schedule;
 mod shared;
@@ -82,6 +87,7 @@ pub use options::{
     DiskCacheStatus, Durability, Env, JournalOptions, JournalStatus, MAP_BYTES_MIN, MapStatus,
     Mode, SpaceStatus, Stores, VolumeOptions, VolumeStatus,
 };
+pub use past::{Moment, Past, past};
 pub use profile::{ProfileUse, RECORD_FOR};
 pub use received::{as_receiver, original, unfinished_receipt};
 pub use schedule::schedule;

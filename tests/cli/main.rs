@@ -16,6 +16,7 @@ mod journal;
 mod mistakes;
 mod mount;
 mod outage;
+mod past;
 mod paths;
 mod program;
 mod reader;

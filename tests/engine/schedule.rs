@@ -13,14 +13,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const MINUTE: u64 = 60_000;
-const HOUR: u64 = 60 * MINUTE;
+pub const HOUR: u64 = 60 * MINUTE;
 const SIZE: u64 = 1 << 20;
 /// When tests begin: a day does.
 const BEGIN: u64 = 1_000_008 * HOUR;
 
 /// The time of the test's runtime, and what somebody has set the clock ahead.
 #[derive(Debug)]
-struct Watch {
+pub struct Watch {
     begun: Instant,
     ahead: AtomicU64,
 }
@@ -31,7 +31,7 @@ impl Clock for Watch {
     }
 }
 
-fn watch() -> Arc<Watch> {
+pub fn watch() -> Arc<Watch> {
     Arc::new(Watch { begun: Instant::now(), ahead: AtomicU64::new(0) })
 }
 
@@ -56,7 +56,7 @@ fn periods(volume: &Volume, minutes: u64) -> Vec<u64> {
     made.map(|entry| (entry.made_at_ms - BEGIN) / (minutes * MINUTE)).collect()
 }
 
-async fn pass(minutes: u64) {
+pub async fn pass(minutes: u64) {
     tokio::time::sleep(Duration::from_millis(minutes * MINUTE)).await;
 }
 

@@ -43,6 +43,7 @@ fn objects() -> Vec<Seed> {
         ("checkpoint", "golden", golden("checkpoint-v1.hex")),
         ("snapshot", "golden", golden("snapshot-v1.hex")),
         ("checkpoint", "golden-snapshots", golden("checkpoint-snapshots-v1.hex")),
+        ("checkpoint", "golden-past", golden("checkpoint-past-v2.hex")),
         ("profile", "golden", golden("profile-v1.hex")),
     ];
     // Three items: a leaf, a map page and a chunk page.

@@ -178,6 +178,13 @@ pub(in crate::cli) enum Verb {
         #[arg(long)]
         shrink: bool,
     },
+    /// Keep the past of a volume from now on, so that it can be read as of any moment (--at)
+    Retain {
+        name: String,
+        /// How long: 24h, 7d; off ends it and deletes what was kept
+        #[arg(value_name = "TIME|off")]
+        time: String,
+    },
     /// Give a volume another name
     Rename { name: String, new: String },
     /// Delete a volume: into the trash, from where it can be restored
@@ -221,6 +228,9 @@ pub(in crate::cli) struct Create {
     /// Size of a chunk object: a power of two from 256K to 64M
     #[arg(long, value_name = "S", default_value = "4M")]
     pub(in crate::cli) chunk_size: String,
+    /// Keep its past for that long (24h, 7d), see retain
+    #[arg(long, value_name = "TIME")]
+    pub(in crate::cli) retain: Option<String>,
     /// Go on to attach it; prints the device as well
     #[arg(long)]
     pub(in crate::cli) attach: bool,
