@@ -18,7 +18,7 @@
 //! (4) and 4 zero bytes before the tables, and after the snapshots
 //!
 //! ```text
-//!                                    points:      {next seq u64, epoch u64, time u64}
+//!                                    points:      {next seq u64, epoch u64, time u64, freed slots u64}
 //! ```
 //!
 //! A **point** is an older checkpoint that is kept, ascending. Who knows version 1 only would delete it, and
@@ -97,10 +97,12 @@ pub struct Point {
     pub epoch: Epoch,
     /// When it was made, in milliseconds since 1970.
     pub made_at_ms: u64,
+    /// How many slots its garbage has.
+    pub freed: u64,
 }
 
 /// Bytes of a point.
-const POINT_LEN: usize = 24;
+const POINT_LEN: usize = 32;
 
 /// The state of a volume as of a position of its log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +142,12 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// This one as a point of later ones.
     pub fn point(&self) -> Point {
-        Point { next: self.next, epoch: self.epoch, made_at_ms: self.made_at_ms }
+        let slots = |garbage: &Garbage| match garbage {
+            Garbage::Slots { count, .. } => *count,
+            Garbage::Map(_) | Garbage::Snapshot(_) => 0,
+        };
+        let freed = self.garbage.iter().map(slots).fold(0, u64::saturating_add);
+        Point { next: self.next, epoch: self.epoch, made_at_ms: self.made_at_ms, freed }
     }
 
     fn version(&self) -> u16 {
@@ -206,8 +213,8 @@ impl Checkpoint {
             };
         }
         self.snapshots.iter().for_each(|snapshot| snapshot.encode(&mut w));
-        for Point { next, epoch, made_at_ms } in &self.points {
-            w.u64(next.0).u64(epoch.0).u64(*made_at_ms);
+        for Point { next, epoch, made_at_ms, freed } in &self.points {
+            w.u64(next.0).u64(epoch.0).u64(*made_at_ms).u64(*freed);
         }
         w.crc();
         w.finish()
@@ -369,7 +376,8 @@ fn parse_points(r: &mut Reader<'_>, count: usize, next: Seq) -> FormatResult<Vec
         if !ascends || seq >= next {
             return Err(r.bad("point position", seq));
         }
-        points.push(Point { next: seq, epoch, made_at_ms: r.u64("point time")? });
+        let (made_at_ms, freed) = (r.u64("point time")?, r.u64("point freed slots")?);
+        points.push(Point { next: seq, epoch, made_at_ms, freed });
     }
     Ok(points)
 }

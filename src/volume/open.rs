@@ -220,7 +220,9 @@ impl Loaded {
 
 impl From<View> for Loaded {
     fn from(view: View) -> Loaded {
-        let View { checkpoint, map, size, terms, end } = view;
+        let View { checkpoint, mut map, size, terms, end } = view;
+        // Nobody will change it any more.
+        map.freeze();
         Loaded {
             obsolete: Vec::new(),
             map,

@@ -103,7 +103,8 @@ impl Volume {
             let ms = time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
             checkpointer.retention.time_ms = ms;
             // A checkpoint needs a position of its own.
-            let target = shared.state().probe().map_err(|_| shared.failure())?;
+            let probed = shared.state().probe();
+            let target = probed.map_err(|_| shared.failure())?;
             shared.wait_committed(target).await?;
             checkpoint::complete(&shared, &mut checkpointer).await?;
             shared.checkpoint_due.notify_one();

@@ -69,7 +69,8 @@ impl Volume {
             return Err(Error::usage(format!("this is no schedule: {problem}")));
         }
         // A deposed owner does not get past this.
-        let target = shared.state().probe().map_err(|_| shared.failure())?;
+        let probed = shared.state().probe();
+        let target = probed.map_err(|_| shared.failure())?;
         shared.wait_committed(target).await?;
         put(&*shared.stores.background, shared.id, rules).await?;
         shared.schedule.changed.notify_one();

@@ -182,7 +182,7 @@ fn numbers_beyond_their_limits_are_refused() {
     let far = objblk::units::Seq(1 << 60);
     let entry = samples::snapshot().entry;
     let with = |entry| Checkpoint { snapshots: vec![entry], ..intact.clone() };
-    let point = |next: &u64| Point { next: Seq(*next), epoch: Epoch(0), made_at_ms: 0 };
+    let point = |next: &u64| Point { next: Seq(*next), epoch: Epoch(0), made_at_ms: 0, freed: 0 };
     let past = |points: &[u64]| Checkpoint {
         points: points.iter().map(point).collect(),
         ..intact.clone()
