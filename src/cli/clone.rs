@@ -1,6 +1,7 @@
 //! Clones: volumes that begin as what a snapshot is, share its data, and may do without it later.
 
-use super::{Context, render, size, volume};
+use super::{Context, clone_past, moment, render, size, volume};
+use crate::clock::SystemClock;
 use crate::daemon::{KnownTarget, RunDir, client};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
@@ -10,11 +11,22 @@ use crate::volume::Flattened;
 use serde_json::json;
 use std::io::IsTerminal;
 
-/// Makes `new` of the snapshot `of`, whoever owns its volume.
-pub(super) async fn clone(context: &Context, of: &VolumeSpec, new: &VolumeName) -> Result<()> {
+/// Makes `new` of the snapshot `of`, whoever owns its volume; with `at`, of the volume `of` as it was then.
+pub(super) async fn clone(
+    context: &Context,
+    of: &VolumeSpec,
+    at: Option<&str>,
+    new: &VolumeName,
+) -> Result<()> {
+    if let Some(at) = at {
+        let moment = moment::parse(at, &SystemClock)?;
+        let called = moment::view(of, moment)?;
+        return clone_past::clone(context, (&of.volume(), moment, &called), new).await;
+    }
     let snapshot = of.snapshot().ok_or_else(|| {
-        Error::usage(format!("{of} names no snapshot"))
-            .hint(format!("make one with `objblk snapshot create {of}@SNAP`, then clone that"))
+        Error::usage(format!("{of} names no snapshot")).hint(format!(
+            "make one with `objblk snapshot create {of}@SNAP`, then clone that; or name a moment with --at"
+        ))
     })?;
     let backend = context.open().await?;
     let made = backend.pool.clone_volume(&of.volume(), snapshot, new).await;

@@ -9,6 +9,7 @@ mod bench;
 mod catalogue;
 mod check;
 mod clone;
+mod clone_past;
 mod confirm;
 mod copy;
 mod delete;
@@ -125,7 +126,9 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Bench(bench) => bench::bench(context, bench).await,
         Verb::Gc { name, full } => gc::gc(context, &name.parse()?, full).await,
         Verb::Snapshot(verb) => snapshot::dispatch(context, verb).await,
-        Verb::Clone { of, new } => clone::clone(context, &of.parse()?, &new.parse()?).await,
+        Verb::Clone { of, at, new } => {
+            clone::clone(context, &of.parse()?, at.as_deref(), &new.parse()?).await
+        }
         Verb::Children { of } => clone::children(context, &of.parse()?).await,
         Verb::Flatten { name } => clone::flatten(context, &name.parse()?).await,
         Verb::Import(import) => import::import(context, import).await,

@@ -109,6 +109,8 @@ pub enum SnapshotAction {
     Make(String),
     /// Delete the one of this name.
     Delete(String),
+    /// Do not delete the one of this name when its time has come.
+    Keep(String),
     /// Nothing.
     List,
 }

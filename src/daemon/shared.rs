@@ -254,6 +254,7 @@ pub async fn act(volume: &Volume, action: SnapshotAction) -> Result<Vec<Snapshot
             vec![volume.make_snapshot(SnapshotId::from_random(rand::random()), &name).await?]
         }
         SnapshotAction::Delete(name) => vec![volume.delete_snapshot(&name).await?],
+        SnapshotAction::Keep(name) => vec![volume.keep_snapshot(&name).await?],
         SnapshotAction::List => volume.snapshots(),
     };
     Ok(entries.into_iter().map(SnapshotReport::from).collect())

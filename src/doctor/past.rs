@@ -93,7 +93,11 @@ impl Gathered {
                 Err(Flaw::Missing) if first.is_none() && listed.contains(&key) => continue,
                 Err(flaw) => {
                     self.lost.push(Affected::all(called.clone(), newest.size.0));
-                    self.damages.push(Damage::of(&key, &flaw, &format!("what is kept of {called}")));
+                    self.damages.push(Damage::of(
+                        &key,
+                        &flaw,
+                        &format!("what is kept of {called}"),
+                    ));
                     garbage.push(Vec::new());
                 }
             }
@@ -167,6 +171,8 @@ async fn read_point(
     let found = read(store, key, Checkpoint::parse).await?;
     Ok(found.and_then(|found| match (found.volume, found.point()) == (id, *point) {
         true => Ok(found),
-        false => Err(Flaw::Inconsistent("it is another checkpoint than the newest one names".into())),
+        false => {
+            Err(Flaw::Inconsistent("it is another checkpoint than the newest one names".into()))
+        }
     }))
 }

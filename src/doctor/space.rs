@@ -82,7 +82,16 @@ impl<'a> Sorter<'a> {
         let checkpoint = gathered.checkpoint.as_ref()?;
         let next = checkpoint.next;
         let (dead, kept) = (Listed::of(&gathered.past.dead), Listed::of(&gathered.past.kept));
-        Some(Sorter { id, gathered, map_objects, dead, kept, next, has_newest: false, beyond: None })
+        Some(Sorter {
+            id,
+            gathered,
+            map_objects,
+            dead,
+            kept,
+            next,
+            has_newest: false,
+            beyond: None,
+        })
     }
 
     /// Lists all objects of the volume; sizes of chunks go to `used`. Returns a chunk, too, that lies
@@ -160,6 +169,7 @@ impl<'a> Sorter<'a> {
         let is_known = *key == keys::volume(id)
             || *key == keys::profile(id)
             || keys::parse_received(id, key).is_some()
+            || keys::parse_kept(id, key).is_some()
             || keys::parse_schedule(id, key).is_some()
             || keys::parse_epoch(id, key).is_some()
             || keys::parse_child(id, key).is_some();

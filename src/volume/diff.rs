@@ -103,7 +103,9 @@ impl Volume {
         let old = match base {
             Some(base) => match base.tree().await? {
                 (old, None) => Some(old),
-                (_, Some(_)) => return Err(Error::usage("no changes can be told since that moment")),
+                (_, Some(_)) => {
+                    return Err(Error::usage("no changes can be told since that moment"));
+                }
             },
             None => None,
         };

@@ -41,6 +41,7 @@
 //! The hot path takes the state lock once, for a short time, and never waits under it. Whatever
 //! has to wait runs on the given runtime, so the device's futures may be polled by any executor.
 
+mod aging;
 mod backlog;
 mod census;
 pub mod checkpoint;
@@ -77,6 +78,7 @@ mod tree;
 mod victims;
 mod write;
 
+pub use aging::kept_snapshots;
 pub use collect::Collected;
 pub use diff::{Changed, Changes};
 pub use flatten::Flattened;

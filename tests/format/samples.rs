@@ -180,8 +180,11 @@ pub fn checkpoint_with_snapshots() -> Checkpoint {
 
 /// With what is kept of the past.
 pub fn checkpoint_with_past() -> Checkpoint {
-    let point = |next, epoch, made_at_ms| {
-        Point { next: Seq(next), epoch: Epoch(epoch), made_at_ms, freed: next + 1 }
+    let point = |next, epoch, made_at_ms| Point {
+        next: Seq(next),
+        epoch: Epoch(epoch),
+        made_at_ms,
+        freed: next + 1,
     };
     let points = vec![point(3, 1, 1_699_999_000_000), point(4, 2, 1_699_999_900_000)];
     Checkpoint { retention_ms: 86_400_000, points, ..checkpoint_with_snapshots() }

@@ -143,8 +143,13 @@ pub(in crate::cli) enum Verb {
     Snapshot(Snapshot),
     /// Make a volume that begins as what a snapshot is, and shares its data
     Clone {
-        #[arg(value_name = "NAME@SNAP")]
+        /// A snapshot, or with --at a volume
+        #[arg(value_name = "NAME[@SNAP]")]
         of: String,
+        /// Of what the volume was at a moment that is still kept (see retain): a time (2026-11-22T10:00:00Z),
+        /// how long ago (-2h), or a slot of its log (#1234); copies what has changed since
+        #[arg(long, value_name = "TIME|SEQ", allow_hyphen_values = true)]
+        at: Option<String>,
         /// The name of the new volume
         new: String,
     },
@@ -274,9 +279,17 @@ pub(in crate::cli) enum Snapshot {
     Rollback {
         #[arg(value_name = "NAME@SNAP")]
         name: String,
+        /// How long what it was is kept: the owner deletes that snapshot then; off keeps it until you delete it
+        #[arg(long, value_name = "TIME|off", default_value = "7d")]
+        keep_before_rollback: String,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
+    },
+    /// Keep a snapshot that would be deleted by itself: what a volume was before a rollback
+    Keep {
+        #[arg(value_name = "NAME@SNAP")]
+        name: String,
     },
     /// Delete a snapshot; those who read it get I/O errors
     Delete {
