@@ -38,6 +38,8 @@ mod local;
 mod model;
 #[path = "engine/past.rs"]
 mod past;
+#[path = "engine/past_family.rs"]
+mod past_family;
 #[path = "engine/patience.rs"]
 mod patience;
 #[path = "engine/profile.rs"]

@@ -38,6 +38,9 @@ struct Line {
     /// The oldest moment of it that can be read.
     oldest_seq: Option<u64>,
     oldest_at_ms: Option<u64>,
+    /// Chunks that are stored for its sake alone, and how many bytes they are at most.
+    past_chunks: Option<u64>,
+    past_bytes_at_most: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -81,6 +84,8 @@ fn bare(name: String, id: VolumeId, state: &'static str, health: String) -> Line
         retention_ms: None,
         oldest_seq: None,
         oldest_at_ms: None,
+        past_chunks: None,
+        past_bytes_at_most: None,
     }
 }
 
@@ -182,6 +187,9 @@ pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
     line.retention_ms = past.retention.map(|time| time.as_millis() as u64);
     if let Some((seq, at_ms)) = past.oldest.filter(|_| past.retention.is_some()) {
         (line.oldest_seq, line.oldest_at_ms) = (Some(seq.0), Some(at_ms));
+        line.past_chunks = Some(past.chunks);
+        let bytes = past.chunks.saturating_mul(info.volume.chunk_size.into());
+        line.past_bytes_at_most = Some(bytes);
     }
     let trouble = rules.map(|rules| line.schedule = Some(schedule::shown(&rules))).err();
     context.show(&line, || details(&line))?;
@@ -202,6 +210,9 @@ fn details(line: &Line) -> String {
     let mut past = retain::words(line.retention_ms.map(Duration::from_millis));
     if let (Some(seq), Some(at_ms)) = (line.oldest_seq, line.oldest_at_ms) {
         past += &format!(", from slot {seq}, {} on", render::time(at_ms));
+    }
+    if let (Some(chunks), Some(bytes)) = (line.past_chunks, line.past_bytes_at_most) {
+        past += &format!("; {chunks} chunks for it, {} at most", size::show(bytes));
     }
     let mut fields = vec![
         ("name", line.name.clone()),

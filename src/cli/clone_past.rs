@@ -39,12 +39,9 @@ pub(super) async fn clone(
                 "name": new, "id": id, "parent": now, "of": called,
                 "data_bytes": put.data_bytes, "zero_bytes": put.zero_bytes,
             });
-            context.show(&document, || {
-                format!(
-                    "{new}\n  as {called} was: {} copied; its parent is {now}",
-                    size::show(put.data_bytes)
-                )
-            })
+            let copied = size::show(put.data_bytes);
+            eprintln!("objblk: {copied} that had changed since were copied; its parent is {now}");
+            context.show(&document, || new.to_string())
         }
         Err(e) => {
             if let Err(left) = snapshot::run(context, of, SnapshotAction::Delete(label)).await {

@@ -46,6 +46,8 @@ pub struct Past {
     pub retention: Option<Duration>,
     /// The oldest state that can be read: its position and its time.
     pub oldest: Option<(Seq, u64)>,
+    /// Chunks that nothing else needs.
+    pub chunks: u64,
 }
 
 /// A state that is only read.
@@ -121,9 +123,12 @@ impl Volume {
 pub async fn past(store: &dyn Store, id: VolumeId) -> Result<Past> {
     let description = read_description(store, id).await?;
     let (newest, listed) = newest_checkpoint(store, &description).await?;
-    let oldest = points(&newest, &listed).first().map(|point| (point.next, point.made_at_ms));
+    let points = points(&newest, &listed);
+    // What the oldest of them has lost nobody needs any more.
+    let chunks = points.iter().skip(1).fold(0, |sum: u64, point| sum.saturating_add(point.freed));
+    let oldest = points.first().map(|point| (point.next, point.made_at_ms));
     let time = newest.retention_ms;
-    Ok(Past { retention: (time > 0).then(|| Duration::from_millis(time)), oldest })
+    Ok(Past { retention: (time > 0).then(|| Duration::from_millis(time)), oldest, chunks })
 }
 
 /// The points that are there, the oldest first; the last one is the newest checkpoint itself.

@@ -327,7 +327,7 @@ impl Actor {
         for _ in 0..3 {
             let slot =
                 self.world.random(|rng| rng.random_range(oldest.next.0..=kept.newest.next.0));
-            let Some(expected) = self.world.auditor().image_at(Seq(slot), now)? else { continue };
+            let Some(expected) = self.world.auditor().image_at(Seq(slot))? else { continue };
             let options =
                 VolumeOptions { at: Some(Moment::Slot(Seq(slot))), ..self.options.clone() };
             let view = self.open_with(options).await;

@@ -121,13 +121,18 @@ impl Auditor<'_> {
     }
 
     /// The volume before `slot`, by the oldest point; `None` where nothing is kept.
-    pub fn image_at(&self, slot: Seq, now_ms: Option<u64>) -> Audit<Option<Image>> {
-        let Some(Kept { points, .. }) = self.kept(now_ms)? else { return Ok(None) };
+    pub fn image_at(&self, slot: Seq) -> Audit<Option<Image>> {
+        self.state_at(slot)?.map(|found| self.image(&found)).transpose()
+    }
+
+    /// The state of the volume before `slot`, by the oldest point; `None` where nothing is kept.
+    pub fn state_at(&self, slot: Seq) -> Audit<Option<Recovered>> {
+        let Some(Kept { points, .. }) = self.kept(None)? else { return Ok(None) };
         let Some(oldest) = points.first() else { return Ok(None) };
         let key = keys::checkpoint(self.volume, oldest.next, oldest.epoch);
         let mut found = self.state_of(&self.checkpoint(&key)?)?;
         self.replay_to(&mut found, slot)?;
-        self.image(&found).map(Some)
+        Ok(Some(found))
     }
 
     fn replay_to(&self, found: &mut Recovered, slot: Seq) -> Audit<()> {
