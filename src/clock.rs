@@ -26,9 +26,12 @@ pub fn show(ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
-/// The milliseconds since 1970 of a time as RFC 3339 has it, `2026-11-21T03:04:05.678Z`, in UTC (or with an offset).
-/// `None` where it is none, or before 1970.
+/// The milliseconds since 1970 of a time as RFC 3339 has it, `2026-11-21T03:04:05.678Z`, in UTC (or with an offset),
+/// or as [`show`] does. `None` where it is none, or before 1970.
 pub fn parse(text: &str) -> Option<u64> {
+    if let Some(shown) = text.strip_suffix(" UTC") {
+        return parse(&format!("{shown}Z"));
+    }
     let (date, rest) = text.split_once(['T', 't', ' '])?;
     let zone = rest.rfind(['Z', 'z', '+', '-'])?;
     let (time, zone) = rest.split_at(zone);
@@ -118,6 +121,7 @@ mod tests {
             ("2026-11-21T03:04:05.999Z", 1_795_230_245_999),
             ("2026-11-21t03:04:05.9z", 1_795_230_245_900),
             ("2026-11-21 05:04:05.999123+02:00", 1_795_230_245_999),
+            ("2026-11-21 03:04:05 UTC", 1_795_230_245_000),
             ("2026-11-20T22:34:05-04:30", 1_795_230_245_000),
         ] {
             assert_eq!(parse(text), Some(ms), "{text}");

@@ -24,8 +24,15 @@ fn the_past_is_served_beside_its_volume() {
     let view = home.serve(&["data", "--read-only", "--at", &format!("#{slot}")]);
     assert!(view.uri.contains(&format!("data@at-slot-{slot}")), "{}", view.uri);
     assert!(qemu_io_reading(&view.uri, &["read -P 1 0 8M"]));
-    let now = home.serve(&["data", "--read-only", "--at", "-0s"]);
+    let now = home.serve(&["data", "--at", "-0s"]);
     assert!(qemu_io_reading(&now.uri, &["read -P 2 0 4M", "read -P 0 4M 2M", "read -P 1 6M 2M"]));
+    let image = home.path("then.img");
+    let at = format!("#{slot}");
+    home.run(&["export", "data", "--at", &at, image.to_str().unwrap()]).ok();
+    let image = std::fs::read(image).unwrap();
+    let (data, rest) = image.split_at(8 << 20);
+    assert!(data.iter().all(|byte| *byte == 1) && rest.iter().all(|byte| *byte == 0));
+    assert_eq!(rest.len(), 56 << 20);
     for server in [view, now] {
         home.run(&["detach", &server.uri]).ok();
         assert_eq!(server.ended().0, 0);
@@ -53,7 +60,7 @@ fn moments_that_cannot_be_are_refused() {
         (&["retain", "none", "1h"][..], NOT_FOUND, "there is no volume called none"),
         (&["retain", "data", "long"], USAGE, "is no time"),
         (&["create", "more", "--size", "1M", "--retain", "0s"], USAGE, "leaves no time"),
-        (&["serve", "nbd", "data", "--at", "-1h"], USAGE, "--read-only"),
+        (&["serve", "nbd", "data", "--at", "-1h", "--takeover"], USAGE, "--takeover"),
         (&["serve", "nbd", "data", "--read-only", "--at", "noon"], USAGE, "is no moment"),
         (&["serve", "nbd", "data@a", "--read-only", "--at", "#1"], USAGE, "at one moment only"),
         (&["serve", "nbd", "data", "--read-only", "--at", "#999"], NOT_FOUND, "has not come"),

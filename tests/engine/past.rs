@@ -237,3 +237,38 @@ async fn a_deposed_owner_changes_nothing_about_the_past() {
     assert_eq!(known.retention, Some(Duration::from_millis(10 * HOUR)));
     newer.close().await.unwrap();
 }
+
+/// What the log goes back to is kept as long as a moment before that is, though nobody has that snapshot any more.
+#[tokio::test(start_paused = true)]
+async fn a_rollback_in_the_past_needs_its_snapshot() {
+    let mut story = Story::new(10, 100).await;
+    story.change(60).await;
+    let made = story.volume.make_snapshot(SnapshotId::from_bytes([1; 16]), "s").await.unwrap();
+    let then = story.now.clone();
+    story.change(60).await;
+    let kept = (SnapshotId::from_bytes([2; 16]), "before");
+    story.volume.roll_back("s", kept).await.unwrap();
+    story.now = then;
+    story.volume = open(&story.rig, &story.clock, 2, None).await.unwrap();
+    story.change(60).await;
+    for name in ["s", "before"] {
+        story.volume.delete_snapshot(name).await.unwrap();
+    }
+    pass(1).await;
+    story.next_owner(true).await;
+    pass(20).await;
+    story.change(60).await;
+    story.next_owner(false).await;
+    pass(3).await;
+    assert_eq!(story.volume.snapshots(), []);
+    let object = objblk::format::keys::snapshot(story.rig.id, made.id).to_string();
+    assert!(story.rig.objects("snapshots/").await.contains(&object));
+    story.verify_all().await;
+    // With the past it goes, too.
+    story.volume.retain(None).await.unwrap();
+    story.change(1).await;
+    pass(3).await;
+    assert_eq!(story.rig.objects("snapshots/").await, [""; 0]);
+    story.assert_nothing_kept().await;
+    story.volume.close().await.unwrap();
+}

@@ -21,9 +21,9 @@ pub(in crate::cli) struct Open {
     /// Only read
     #[arg(long, conflicts_with = "takeover")]
     pub(in crate::cli) read_only: bool,
-    /// Read it as it was at a moment that is still kept (see retain): a time (2026-11-22T10:00:00Z),
+    /// Read it, and only that, as it was at a moment that is still kept (see retain): a time (2026-11-22T10:00:00Z),
     /// how long ago (-2h), or a slot of its log (#1234)
-    #[arg(long, value_name = "TIME|SEQ", requires = "read_only", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TIME|SEQ", conflicts_with = "takeover", allow_hyphen_values = true)]
     pub(in crate::cli) at: Option<String>,
     /// Memory for cached data of each volume
     #[arg(long, value_name = "S", default_value = "64M")]
