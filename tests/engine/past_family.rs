@@ -168,6 +168,7 @@ async fn the_doctor_knows_what_the_past_needs() {
     for _ in 0..8 {
         story.family.change("v0", 150).await;
         story.wait().await;
+        story.family.members["v0"].volume.collect(Some(100)).await.unwrap();
     }
     story.family.crash("v0").await;
     story.family.change("v0", 10).await;
