@@ -73,6 +73,11 @@ impl Gathered {
         description: &VolumeObject,
     ) -> Result<()> {
         let Some(newest) = self.checkpoint.clone() else { return Ok(()) };
+        if newest.retention_ms == 0 {
+            // Points that are left go as soon as their owner comes to it, and nobody reads them.
+            self.past.dead = newest.garbage;
+            return Ok(());
+        }
         let (id, lineage) = (description.id, description.lineage());
         // The newest come first: one that is not there, with an older one behind it, has not expired.
         let listed = list_all(store, &keys::checkpoints(id)).await?;

@@ -150,6 +150,15 @@ impl Checkpoint {
         Point { next: self.next, epoch: self.epoch, made_at_ms: self.made_at_ms, freed }
     }
 
+    /// The points that are there, the oldest first, of the checkpoints that `is_there` tells of.
+    ///
+    /// They are deleted the oldest first. So one behind which another one is missing was deleted, and has been
+    /// stored again since: by a request that came late, or twice. What it needs is gone.
+    pub fn points_there(&self, is_there: impl Fn(&Point) -> bool) -> &[Point] {
+        let gone = self.points.iter().rposition(|point| !is_there(point));
+        &self.points[gone.map_or(0, |gone| gone + 1)..]
+    }
+
     fn version(&self) -> u16 {
         match self.retention_ms == 0 && self.points.is_empty() {
             true => VERSION,

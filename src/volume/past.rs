@@ -134,7 +134,9 @@ pub async fn past(store: &dyn Store, id: VolumeId) -> Result<Past> {
 /// The points that are there, the oldest first; the last one is the newest checkpoint itself.
 fn points(newest: &Checkpoint, listed: &[Key]) -> Vec<Point> {
     let key = |point: &Point| keys::checkpoint(newest.volume, point.next, point.epoch);
-    let there = newest.points.iter().filter(|point| listed.contains(&key(point)));
+    let there = newest.points_there(|point| listed.contains(&key(point)));
+    // Without a retention time they go as soon as their owner comes to it.
+    let there = there.iter().filter(|_| newest.retention_ms > 0);
     there.copied().chain([newest.point()]).collect()
 }
 

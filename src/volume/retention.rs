@@ -82,8 +82,8 @@ impl Retention {
     pub fn of(last: &Checkpoint, found: &mut Vec<Key>) -> Retention {
         let there: BTreeSet<Key> = found.iter().cloned().collect();
         let key = |point: &Point| keys::checkpoint(last.volume, point.next, point.epoch);
-        let points = last.points.iter().filter(|point| there.contains(&key(point)));
-        let points: VecDeque<Point> = points.copied().collect();
+        let points = last.points_there(|point| there.contains(&key(point)));
+        let points: VecDeque<Point> = points.iter().copied().collect();
         let names: BTreeSet<Key> = points.iter().map(key).collect();
         found.retain(|key| !names.contains(key));
         let doomed = points.is_empty().then(|| Doomed::of(last));
@@ -170,7 +170,7 @@ mod tests {
 
     fn checkpoint(next: u64, made_at_ms: u64, points: Vec<Point>) -> Checkpoint {
         let id = VolumeId::from_bytes([7; 16]);
-        let slots = Garbage::Slots { first: Seq(next - 1), count: 1 };
+        let slots = Garbage::Slots { first: Seq(next), count: 1 };
         Checkpoint {
             next: Seq(next),
             epoch: Epoch(1),
@@ -205,10 +205,12 @@ mod tests {
     fn whoever_comes_later_knows_the_points_by_name() {
         let (first, stray) = (checkpoint(1, 0, Vec::new()), checkpoint(5, 0, Vec::new()));
         let gone = checkpoint(2, 0, Vec::new()).point();
-        let last = checkpoint(9, 500, vec![first.point(), gone]);
-        let mut found = vec![key(&stray), key(&first)];
+        let again = checkpoint(0, 0, Vec::new());
+        let last = checkpoint(9, 500, vec![again.point(), gone, first.point()]);
+        let mut found = vec![key(&stray), key(&first), key(&again)];
         let past = Retention::of(&last, &mut found);
-        assert_eq!(found, [key(&stray)]);
+        // One that is stored again after it was deleted is none.
+        assert_eq!(found, [key(&stray), key(&again)]);
         assert_eq!(past.points, [first.point()]);
         assert_eq!(past.unread(last.volume), Some(key(&first)));
         assert!(past.is_due(&last, 0), "what it freed is deleted again");

@@ -321,13 +321,18 @@ impl Actor {
     /// Moments of the past read as they were.
     async fn look_at_the_past(&self) -> Result<(), String> {
         let now = self.world.steady_ms();
-        let Some(kept) = self.world.auditor().kept(now)? else { return Ok(()) };
+        let gone = self.world.state().archive.gone();
+        let Some(kept) = self.world.auditor().kept(&gone, now)? else { return Ok(()) };
+        if kept.newest.retention_ms == 0 {
+            // What is left goes meanwhile.
+            return Ok(());
+        }
         let Some(oldest) = kept.points.first() else { return Ok(()) };
         self.world.state().counts.retained += kept.points.len() as u64;
         for _ in 0..3 {
             let slot =
                 self.world.random(|rng| rng.random_range(oldest.next.0..=kept.newest.next.0));
-            let Some(expected) = self.world.auditor().image_at(Seq(slot))? else { continue };
+            let Some(expected) = self.world.auditor().image_at(&gone, Seq(slot))? else { continue };
             let options =
                 VolumeOptions { at: Some(Moment::Slot(Seq(slot))), ..self.options.clone() };
             let view = self.open_with(options).await;

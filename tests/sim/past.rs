@@ -10,7 +10,7 @@ use objblk::store::{Key, list_all};
 use objblk::units::{Epoch, Seq};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What this world does about the past.
@@ -39,12 +39,24 @@ const EACH: usize = 2;
 #[derive(Debug, Default)]
 pub struct Archive {
     stored: BTreeMap<(Seq, Epoch), Image>,
+    /// Checkpoints that were deleted: one that comes late, or twice, and is there again, is none.
+    gone: BTreeSet<Key>,
 }
 
 impl Archive {
     /// A checkpoint was stored, and holds this.
     pub fn stored(&mut self, point: Point, image: Image) {
         self.stored.entry((point.next, point.epoch)).or_insert(image);
+    }
+
+    /// These were deleted.
+    pub fn deleted(&mut self, keys: &[Key]) {
+        self.gone.extend(keys.iter().filter(|key| key.as_str().contains("/checkpoints/")).cloned());
+    }
+
+    /// What was deleted.
+    pub fn gone(&self) -> BTreeSet<Key> {
+        self.gone.clone()
     }
 
     /// What it held, if that is known.
@@ -67,7 +79,7 @@ impl Auditor<'_> {
 
     /// What the newest checkpoint keeps, at this time where that is to be verified; `None` where there is none
     /// yet.
-    pub fn kept(&self, now_ms: Option<u64>) -> Audit<Option<Kept>> {
+    pub fn kept(&self, gone: &BTreeSet<Key>, now_ms: Option<u64>) -> Audit<Option<Kept>> {
         let listed = list_all(self.store, &keys::checkpoints(self.volume)).now_or_never();
         let listed: Vec<Key> =
             listed.and_then(Result::ok).unwrap_or_default().into_iter().map(|o| o.key).collect();
@@ -79,7 +91,7 @@ impl Auditor<'_> {
         for (point, after) in newest.points.iter().zip(after) {
             let until = after.made_at_ms.saturating_add(newest.retention_ms);
             let kept = now_ms.is_some_and(|now| newest.retention_ms > 0 && until >= now);
-            match listed.contains(&key(point)) {
+            match listed.contains(&key(point)) && !gone.contains(&key(point)) {
                 true => points.push(*point),
                 false if kept => return Err(format!("{point:?} is gone, kept until {until}")),
                 false => {}
@@ -99,7 +111,9 @@ impl Auditor<'_> {
     /// Verifies that the oldest points and the newest are what they were, and that the log leads from each to the
     /// next.
     pub fn check_past(&self, archive: &Archive, now_ms: Option<u64>) -> Audit<()> {
-        let Some(Kept { newest, points }) = self.kept(now_ms)? else { return Ok(()) };
+        let Some(Kept { newest, points }) = self.kept(&archive.gone, now_ms)? else {
+            return Ok(());
+        };
         let ends = points.iter().skip(1).copied().chain([newest.point()]);
         let last = points.len().saturating_sub(EACH);
         let some = points.iter().zip(ends).enumerate();
@@ -121,13 +135,13 @@ impl Auditor<'_> {
     }
 
     /// The volume before `slot`, by the oldest point; `None` where nothing is kept.
-    pub fn image_at(&self, slot: Seq) -> Audit<Option<Image>> {
-        self.state_at(slot)?.map(|found| self.image(&found)).transpose()
+    pub fn image_at(&self, gone: &BTreeSet<Key>, slot: Seq) -> Audit<Option<Image>> {
+        self.state_at(gone, slot)?.map(|found| self.image(&found)).transpose()
     }
 
     /// The state of the volume before `slot`, by the oldest point; `None` where nothing is kept.
-    pub fn state_at(&self, slot: Seq) -> Audit<Option<Recovered>> {
-        let Some(Kept { points, .. }) = self.kept(None)? else { return Ok(None) };
+    pub fn state_at(&self, gone: &BTreeSet<Key>, slot: Seq) -> Audit<Option<Recovered>> {
+        let Some(Kept { points, .. }) = self.kept(gone, None)? else { return Ok(None) };
         let Some(oldest) = points.first() else { return Ok(None) };
         let key = keys::checkpoint(self.volume, oldest.next, oldest.epoch);
         let mut found = self.state_of(&self.checkpoint(&key)?)?;

@@ -68,12 +68,13 @@ fn compare(world: &World, pool: &Path, name: &str, found: &Recovered) {
 
 /// Moments of the past, from the oldest to the newest that checkpoints tell of. Returns how many.
 fn look_back(world: &World, pool: &Path) -> u64 {
-    let Some(kept) = world.auditor().kept(None).unwrap() else { return 0 };
+    let gone = world.state().archive.gone();
+    let Some(kept) = world.auditor().kept(&gone, None).unwrap() else { return 0 };
     let Some(oldest) = kept.points.first() else { return 0 };
     let (first, last) = (oldest.next.0, kept.newest.next.0);
     let slots = [first, first + (last - first) / 2, last];
     for slot in slots {
-        let found = world.auditor().state_at(Seq(slot)).unwrap().unwrap();
+        let found = world.auditor().state_at(&gone, Seq(slot)).unwrap().unwrap();
         compare(world, pool, &format!("v@#{slot}"), &found);
     }
     slots.len() as u64

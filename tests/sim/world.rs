@@ -472,6 +472,7 @@ impl World {
             Request::Delete(keys) => {
                 memory.delete(keys).now_or_never().expect(now)?;
                 self.state().counts.deletes += keys.len() as u64;
+                self.state().archive.deleted(keys);
                 self.audit(false, || format!("{keys:?} are deleted"));
                 Ok(Reply::Done)
             }
