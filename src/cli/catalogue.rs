@@ -188,7 +188,7 @@ pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
     if let Some((seq, at_ms)) = past.oldest.filter(|_| past.retention.is_some()) {
         (line.oldest_seq, line.oldest_at_ms) = (Some(seq.0), Some(at_ms));
         line.past_chunks = Some(past.chunks);
-        let bytes = past.chunks.saturating_mul(info.volume.chunk_size.into());
+        let bytes = past.chunks.saturating_mul(info.volume.chunk_size);
         line.past_bytes_at_most = Some(bytes);
     }
     let trouble = rules.map(|rules| line.schedule = Some(schedule::shown(&rules))).err();

@@ -70,12 +70,7 @@ impl Volume {
         let description = read_description(&*stores.setup, id).await?;
         check_features(&description, options.mode)?;
         let store = &*stores.setup;
-        let view = match (options.snapshot.take(), options.at.take()) {
-            (Some(name), _) => Some(View::of(find_snapshot(store, id, &name).await?.checkpoint)),
-            (None, Some(moment)) => Some(past::view(store, &description, moment).await?),
-            (None, None) => None,
-        };
-        if let Some(view) = view {
+        if let Some(view) = past::asked_for(store, &description, &mut options).await? {
             return Volume::open_view(env, stores, description, view, options).await;
         }
         let mut ownership = ownership(store, id).await?;

@@ -12,7 +12,7 @@ use super::Volume;
 use super::checkpoint;
 use super::hydrate;
 use super::look::{LOOKUPS, is_newest, newest_checkpoint, read_description};
-use super::open;
+use super::open::{self, find_snapshot};
 use super::options::{Env, Mode, Stores, VolumeOptions};
 use super::redo::{apply, rolled_back};
 use super::rollback;
@@ -140,16 +140,30 @@ fn points(newest: &Checkpoint, listed: &[Key]) -> Vec<Point> {
     there.copied().chain([newest.point()]).collect()
 }
 
+/// The state that is to be read instead of the volume as it is, if there is one.
+///
+/// # Errors
+/// Those of [`find_snapshot`] and [`view`].
+pub(super) async fn asked_for(
+    store: &dyn Store,
+    description: &VolumeObject,
+    options: &mut VolumeOptions,
+) -> Result<Option<View>> {
+    Ok(match (options.snapshot.take(), options.at.take()) {
+        (Some(name), _) => {
+            Some(View::of(find_snapshot(store, description.id, &name).await?.checkpoint))
+        }
+        (None, Some(moment)) => Some(view(store, description, moment).await?),
+        (None, None) => None,
+    })
+}
+
 /// The state of the volume at `moment`.
 ///
 /// # Errors
 /// NotFound: that moment is not kept, or has not come. Corrupt: an object that is needed is damaged or missing.
 /// Busy: its owner is too quick. Store.
-pub(super) async fn view(
-    store: &dyn Store,
-    description: &VolumeObject,
-    moment: Moment,
-) -> Result<View> {
+async fn view(store: &dyn Store, description: &VolumeObject, moment: Moment) -> Result<View> {
     let id = description.id;
     for _ in 0..LOOKUPS {
         let (newest, listed) = newest_checkpoint(store, description).await?;
