@@ -13,8 +13,10 @@ from volume import NotFound, Runs, State, Volume, apply, read_snapshot
 
 
 def points(volume: Volume, newest: objects.Checkpoint) -> list[objects.Checkpoint]:
-    """The points that are there, the oldest first."""
+    """The points that are there, the oldest first; without a retention time those left go any moment."""
     found: list[objects.Checkpoint] = []
+    if newest.retention_ms == 0:
+        return found
     for next_seq, epoch in newest.points:
         key = volume.checkpoint_key(next_seq, epoch)
         if volume.store.get(key, 0, 1) is not None:
