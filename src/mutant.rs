@@ -118,6 +118,10 @@ pub enum Mutant {
     RollbackNotReplayed,
     /// A snapshot is deleted although clones need it.
     ChildrenIgnored,
+    /// What the volume has lost is deleted although it is still kept for the past.
+    RetentionIgnored,
+    /// What a point of the past needs is deleted before the point itself is.
+    PointOutlivesGarbage,
     /// Who gives a volume a name does not look whether it is being purged.
     NameUnchecked,
     /// Who purges a volume does not look, once that is known, whether it has a name or clones.
@@ -128,7 +132,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`.
-    pub const ALL: [Mutant; 55] = [
+    pub const ALL: [Mutant; 57] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -184,6 +188,8 @@ impl Mutant {
         Mutant::RollbackKeepsBase,
         Mutant::RollbackNotReplayed,
         Mutant::ChildrenIgnored,
+        Mutant::RetentionIgnored,
+        Mutant::PointOutlivesGarbage,
     ];
 }
 

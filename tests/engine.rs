@@ -40,6 +40,10 @@ mod idle;
 mod local;
 #[path = "engine/model.rs"]
 mod model;
+#[path = "engine/past.rs"]
+mod past;
+#[path = "engine/past_family.rs"]
+mod past_family;
 #[path = "engine/patience.rs"]
 mod patience;
 #[path = "engine/profile.rs"]

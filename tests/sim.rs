@@ -36,6 +36,8 @@ mod layout;
 mod model;
 #[path = "sim/mutants.rs"]
 mod mutants;
+#[path = "sim/past.rs"]
+mod past;
 #[path = "sim/process.rs"]
 mod process;
 #[path = "sim/reader.rs"]

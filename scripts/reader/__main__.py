@@ -1,7 +1,8 @@
 """Reads volumes of objblk from their objects alone, without objblk. It never writes to the pool.
 
   list    which volumes and snapshots a pool holds
-  read    the contents of a volume or snapshot, as a raw image (sparse) or to standard output
+  read    the contents of a volume or snapshot, as a raw image (sparse) or to standard output;
+          NAME@#SLOT is the volume before that slot of its log, as long as its past is kept
   check   verifies every object that a volume needs, and that all accounts add up
   sha256  the checksum of such an image
 
@@ -23,6 +24,7 @@ import sys
 import time
 from typing import Any, BinaryIO, Callable, Iterator
 
+import past
 from check import Checker
 from objects import SECTOR, Damage
 from stores import Directory, Store, StoreError, open_store
@@ -57,11 +59,16 @@ class Source:
         return self.volumes[id]
 
     def state(self, name: str) -> State:
-        """`NAME` or `NAME@SNAP`."""
+        """`NAME`, `NAME@SNAP`, or `NAME@#SLOT`: before that slot of its log."""
         name, at, snapshot = name.partition("@")
         volume = self.volume(name)
         volume.warnings.clear()
-        state = volume.at(snapshot, self.keep_going) if at else volume.now(self.keep_going)
+        if snapshot.startswith("#"):
+            if not snapshot[1:].isdecimal():
+                raise NotFound(f"{snapshot} is no slot of a log")
+            state = past.at(volume, int(snapshot[1:]))
+        else:
+            state = volume.at(snapshot, self.keep_going) if at else volume.now(self.keep_going)
         for warning in volume.warnings:
             say(warning)
         return state
@@ -254,7 +261,7 @@ def arguments() -> argparse.ArgumentParser:
 
     verb("list", do_list).add_argument("--json", action="store_true", help="one JSON document")
     read = verb("read", do_read)
-    read.add_argument("name", metavar="NAME[@SNAP]")
+    read.add_argument("name", metavar="NAME[@SNAP|@#SLOT]")
     read.add_argument("out", metavar="OUT", nargs="?", default="-", help="a file, or - (the default)")
     read.add_argument("--force", action="store_true", help="overwrite OUT")
     read.add_argument("--keep-going", action="store_true", help="leave what is damaged as zeros, and say so")

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Optional
 
 import objects
+import past
 from objects import SLOTS_PER_PAGE, Chunk, Damage
 from volume import Run, State, Volume, check_end, read_snapshot, replay
 
@@ -57,6 +58,10 @@ class Checker:
         # What the log changed, and where it went back to.
         self.check_runs(state)
         self.check_garbage(checkpoint)
+        try:
+            self.check_past(checkpoint)
+        except Damage as damage:
+            self.wrong(damage)
         self.check_fences(state)
         for warning in volume.warnings:
             self.wrong(warning)
@@ -185,6 +190,22 @@ class Checker:
         if not entry.deleted:
             self.check_state(volume.begin(checkpoint), what)
         return None
+
+    def check_past(self, newest: objects.Checkpoint) -> None:
+        """Points, and the log from the oldest of them to the newest checkpoint."""
+        volume = self.volume
+        there = past.points(volume, newest)
+        # What one of them has lost since the one before, nothing later needs.
+        for point in there:
+            self.check_garbage(point)
+        for point in there:
+            self.needed.add(volume.checkpoint_key(point.next, point.epoch))
+            self.check_state(volume.begin(point), f"the state at slot {point.next:x}")
+        if there:
+            state = volume.begin(there[0])
+            past.forward(state, newest.next, self.check_slot)
+            if past.joined(state) != past.joined(volume.begin(newest)):
+                self.wrong(f"the log from slot {there[0].next:x} on does not lead to the newest checkpoint")
 
     def check_garbage(self, checkpoint: objects.Checkpoint) -> None:
         """Nothing that is needed may be named as garbage: it would be deleted."""

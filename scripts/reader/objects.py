@@ -76,13 +76,14 @@ class Cursor:
         if any(self.take(length)):
             raise self.bad("reserved bytes are in use: a newer reader is needed")
 
-    def head(self, magic: bytes) -> None:
+    def head(self, magic: bytes, newest: int = 1) -> int:
         """Magic and version."""
         if self.take(8) != magic:
             raise self.bad(f"does not begin with {magic.decode()}")
         version = self.number("H")
-        if version != 1:
+        if not 1 <= version <= newest:
             raise self.bad(f"has version {version}: a newer reader is needed")
+        return version
 
     def end(self) -> None:
         """Nothing may follow."""
@@ -233,18 +234,25 @@ class Checkpoint:
     chunk_root: dict[int, Item] = field(default_factory=dict)
     garbage: list[tuple[int, int, int]] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
+    # How long the past is kept; positions and epochs of older checkpoints that are, the oldest first.
+    retention_ms: int = 0
+    points: list[tuple[int, int]] = field(default_factory=list)
 
 
 def parse_checkpoint(what: str, data: bytes) -> Checkpoint:
     """A whole checkpoint."""
-    Cursor(what, data).head(b"OBJBLKCP")
+    Cursor(what, data).head(b"OBJBLKCP", 2)
     cursor = Cursor(what, sealed(what, data))
-    cursor.head(b"OBJBLKCP")
+    version = cursor.head(b"OBJBLKCP", 2)
     closed = cursor.number("B")
     cursor.zeros(5)
     volume, (epoch, next_seq, size, live, made) = cursor.id(), cursor.unpack("QQQQQ")
     snapshots, terms, objects, map_pages, chunk_pages, garbage = cursor.unpack("IIIIII")
     state = Checkpoint(volume, epoch, next_seq, closed == 1, size, live, made)
+    points = 0
+    if version == 2:
+        state.retention_ms, points = cursor.unpack("QI")
+        cursor.zeros(4)
     state.terms = [cursor.unpack("QQ") for _ in range(terms)]
     for _ in range(objects):
         object_epoch, number, total, used = cursor.unpack("QIII")
@@ -257,7 +265,11 @@ def parse_checkpoint(what: str, data: bytes) -> Checkpoint:
         state.chunk_root[index] = Item(*cursor.unpack("QIIII"))
     state.garbage = [cursor.unpack("IQQ") for _ in range(garbage)]
     state.snapshots = [_snapshot(cursor) for _ in range(snapshots)]
+    state.points = [(at, point_epoch) for at, point_epoch, _, _ in (cursor.unpack("QQQQ") for _ in range(points))]
     cursor.end()
+    places = [at for at, _ in state.points] + [next_seq]
+    if any(a >= b for a, b in zip(places, places[1:])):
+        raise Damage(what, "has points that are out of order")
     if not state.terms or any(a[0] >= b[0] or a[1] >= b[1] for a, b in zip(state.terms, state.terms[1:])):
         raise Damage(what, "has terms that are out of order")
     return state

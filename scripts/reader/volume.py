@@ -302,10 +302,14 @@ class Volume:
         """Names of checkpoints, the newest first."""
         return list(self.store.list(self.key("checkpoints") + "/"))
 
+    def checkpoint_key(self, next_seq: int, epoch: int) -> str:
+        """The name of the checkpoint at that position."""
+        return self.key("checkpoints", f"{(1 << 64) - 1 - next_seq:016x}-{epoch:016x}")
+
     def checkpoint(self, key: str) -> objects.Checkpoint:
         """The checkpoint of that name."""
         found = objects.parse_checkpoint(key, need(self.store, key))
-        if key != self.key("checkpoints", f"{(1 << 64) - 1 - found.next:016x}-{found.epoch:016x}") or found.volume != self.id:
+        if key != self.checkpoint_key(found.next, found.epoch) or found.volume != self.id:
             raise Damage(key, "is another object than its name says")
         return found
 

@@ -1,6 +1,6 @@
 //! Attaching and detaching.
 
-use super::{Context, args, render, size};
+use super::{Context, args, moment, render, size};
 use crate::daemon::client::{detach as end, find};
 use crate::daemon::{
     DoorSpec, KnownTarget, Outcome, Phase, Ready, RunDir, TargetSpec, default_heartbeat,
@@ -21,6 +21,7 @@ pub(super) fn plain(location: Location, name: VolumeSpec) -> TargetSpec {
         location,
         volumes: vec![name],
         read_only: false,
+        at: None,
         takeover: false,
         recover: None,
         cache_bytes: CACHE_BYTES,
@@ -49,8 +50,12 @@ pub(super) fn background_arguments<'a>(context: &Context, verb: &'a str) -> Vec<
 }
 
 pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()> {
-    let name: VolumeSpec = attach.name.parse()?;
+    let (mut name, at): (VolumeSpec, _) = (attach.name.parse()?, attach.open.at()?);
+    if let Some(moment) = at {
+        name = moment::view(&name, moment)?;
+    }
     let spec = TargetSpec {
+        at,
         read_only: attach.open.read_only || name.snapshot().is_some(),
         takeover: attach.open.takeover,
         cache_bytes: size::parse("--mem-cache", &attach.open.mem_cache)?,

@@ -1,6 +1,6 @@
 //! Verbs that show the volumes of the pool.
 
-use super::{Context, damaged, render, schedule, size};
+use super::{Context, damaged, render, retain, schedule, size};
 use crate::daemon::{KnownTarget, RunDir};
 use crate::error::Result;
 use crate::format::VolumeId;
@@ -8,7 +8,9 @@ use crate::format::volume::EpochObject;
 use crate::host::Host;
 use crate::pool::{Entry, Health, Info, Standing, VolumeName, standing};
 use crate::volume::compression_sample;
+use crate::volume::past;
 use serde::Serialize;
+use std::time::Duration;
 
 /// A volume of the pool, as far as it can be told.
 #[derive(Debug, Serialize)]
@@ -33,6 +35,14 @@ struct Line {
     created_at_ms: Option<u64>,
     checkpoint_at_ms: Option<u64>,
     schedule: Option<Vec<schedule::Shown>>,
+    /// How long the past is kept.
+    retention_ms: Option<u64>,
+    /// The oldest moment of it that can be read.
+    oldest_seq: Option<u64>,
+    oldest_at_ms: Option<u64>,
+    /// Chunks that are stored for its sake alone, and how many bytes they are at most.
+    past_chunks: Option<u64>,
+    past_bytes_at_most: Option<u64>,
 }
 
 /// How the volume compresses, and in `info` what came of that in some of its chunks.
@@ -82,6 +92,11 @@ fn bare(name: String, id: VolumeId, state: &'static str, health: String) -> Line
         created_at_ms: None,
         checkpoint_at_ms: None,
         schedule: None,
+        retention_ms: None,
+        oldest_seq: None,
+        oldest_at_ms: None,
+        past_chunks: None,
+        past_bytes_at_most: None,
     }
 }
 
@@ -179,6 +194,7 @@ pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
     let pool = context.open().await?.pool;
     let info = pool.info(name).await?;
     let rules = crate::volume::schedule(&**pool.store(), info.volume.id).await;
+    let past = past(&**pool.store(), info.volume.id).await?;
     let mut line = known(name.to_string(), &info, &Host::local()?, &attached());
     if info.volume.origin().is_some() {
         let origins = pool.origins([&info.volume].into_iter(), &pool.names().await?).await?;
@@ -188,6 +204,13 @@ pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
         let sample = compression_sample(&**pool.store(), info.volume.id).await?;
         compressed.ratio = sample.ratio();
         compressed.looked_at_chunks = Some(sample.chunks);
+    }
+    line.retention_ms = past.retention.map(|time| time.as_millis() as u64);
+    if let Some((seq, at_ms)) = past.oldest.filter(|_| past.retention.is_some()) {
+        (line.oldest_seq, line.oldest_at_ms) = (Some(seq.0), Some(at_ms));
+        line.past_chunks = Some(past.chunks);
+        let bytes = past.chunks.saturating_mul(info.volume.chunk_size);
+        line.past_bytes_at_most = Some(bytes);
     }
     let trouble = rules.map(|rules| line.schedule = Some(schedule::shown(&rules))).err();
     context.show(&line, || details(&line))?;
@@ -215,6 +238,13 @@ fn details(line: &Line) -> String {
         let since = render::time(owner.claimed_at_ms);
         format!("process {} on host {} since {since}", owner.pid, owner.host)
     });
+    let mut past = retain::words(line.retention_ms.map(Duration::from_millis));
+    if let (Some(seq), Some(at_ms)) = (line.oldest_seq, line.oldest_at_ms) {
+        past += &format!(", from slot {seq}, {} on", render::time(at_ms));
+    }
+    if let (Some(chunks), Some(bytes)) = (line.past_chunks, line.past_bytes_at_most) {
+        past += &format!("; {chunks} chunks for it, {} at most", size::show(bytes));
+    }
     let mut fields = vec![
         ("name", line.name.clone()),
         ("id", line.id.to_string()),
@@ -222,6 +252,7 @@ fn details(line: &Line) -> String {
         ("used", or_dash(line.used, size::show)),
         ("snapshots", or_dash(line.snapshots, |count| count.to_string())),
         ("schedule", or_dash(line.schedule.as_deref(), schedule::words)),
+        ("past", past),
         ("block size", or_dash(line.block_size, |bytes| size::show(bytes.into()))),
         ("chunk size", or_dash(line.chunk_size, size::show)),
         ("state", line.state.into()),

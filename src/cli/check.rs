@@ -130,6 +130,9 @@ fn of_volume(volume: &VolumeReport, data: bool) -> Vec<String> {
     lines.extend(volume.affected.iter().flat_map(affected));
     if let Some(space) = &volume.space {
         let (pending, orphans) = (&space.pending, &space.orphans);
+        if space.past.objects > 0 {
+            lines.push(format!("  {} are kept for the past only", amount(&space.past)));
+        }
         if pending.objects > 0 {
             lines.push(format!("  {} wait for deletion, or to be used", amount(pending)));
         }

@@ -1,6 +1,7 @@
 //! Clones: volumes that begin as what a snapshot is, share its data, and may do without it later.
 
-use super::{Context, render, size, volume};
+use super::{Context, clone_past, moment, render, size, volume};
+use crate::clock::SystemClock;
 use crate::daemon::{KnownTarget, RunDir, client};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
@@ -10,11 +11,22 @@ use crate::volume::Flattened;
 use serde_json::json;
 use std::io::IsTerminal;
 
-/// Makes `new` of the snapshot `of`, whoever owns its volume.
-pub(super) async fn clone(context: &Context, of: &VolumeSpec, new: &VolumeName) -> Result<()> {
+/// Makes `new` of the snapshot `of`, whoever owns its volume; with `at`, of the volume `of` as it was then.
+pub(super) async fn clone(
+    context: &Context,
+    of: &VolumeSpec,
+    at: Option<&str>,
+    new: &VolumeName,
+) -> Result<()> {
+    if let Some(at) = at {
+        let moment = moment::parse(at, &SystemClock)?;
+        let called = moment::view(of, moment)?;
+        return clone_past::clone(context, (&of.volume(), moment, &called), new).await;
+    }
     let snapshot = of.snapshot().ok_or_else(|| {
-        Error::usage(format!("{of} names no snapshot"))
-            .hint(format!("make one with `objblk snapshot create {of}@SNAP`, then clone that"))
+        Error::usage(format!("{of} names no snapshot")).hint(format!(
+            "make one with `objblk snapshot create {of}@SNAP`, then clone that; or name a moment with --at"
+        ))
     })?;
     let backend = context.open().await?;
     let made = backend.pool.clone_volume(&of.volume(), snapshot, new).await;
@@ -71,10 +83,15 @@ pub(super) async fn flatten(context: &Context, name: &VolumeName) -> Result<()> 
         "moved_bytes": done.moved_bytes,
         "done": done.done,
         "needed_by_snapshots": done.needed_by,
+        "needed_by_past": done.past,
     });
     context.show(&document, || {
         let moved = size::show(done.moved_bytes);
         match done.needed_by.is_empty() {
+            true if done.past => format!(
+                "{name}: {moved} moved; what is kept of its past still needs the origin: end that with \
+                 `objblk retain {name} off`, and flatten it again"
+            ),
             true => format!("{name}: {moved} moved, needs its origin no more"),
             false => format!(
                 "{name}: {moved} moved; its snapshots still need the origin: {}",

@@ -4,7 +4,8 @@
 //! this host, a snapshot for that time, which its owner makes and deletes again.
 
 use super::interrupt::Interrupt;
-use super::{Context, args, snapshot, volume};
+use super::{Context, args, moment, snapshot, view, volume};
+use crate::clock::SystemClock;
 use crate::daemon::{Held, KnownTarget, RunDir, SnapshotAction, client, environment};
 use crate::device::{BlockDevice, Checked};
 use crate::error::{Error, ErrorKind, Result};
@@ -19,12 +20,16 @@ use crate::transfer::image::Format;
 use crate::transfer::place::Place;
 use crate::transfer::progress::Progress;
 use crate::units::Epoch;
-use crate::volume::{Mode, Volume, VolumeOptions, ownership};
+use crate::volume::{Mode, Moment, Volume, VolumeOptions, ownership};
 use serde_json::json;
 use std::sync::Arc;
 
 pub(super) async fn export(context: &Context, args: args::Export) -> Result<()> {
-    let name: VolumeSpec = args.name.parse()?;
+    let mut name: VolumeSpec = args.name.parse()?;
+    let at = args.at.as_deref().map(|at| moment::parse(at, &SystemClock)).transpose()?;
+    if let Some(at) = at {
+        name = moment::view(&name, at)?;
+    }
     let format = match args.format.as_deref() {
         Some("qcow2") => Format::Qcow2,
         None if args.to.ends_with(".qcow2") => Format::Qcow2,
@@ -41,7 +46,10 @@ pub(super) async fn export(context: &Context, args: args::Export) -> Result<()> 
         return Err(e.hint("export to a file, or without --json"));
     }
     let mut interrupt = Interrupt::new()?;
-    let source = Source::open(context, &backend, &run_dir, &name).await?;
+    let source = match at {
+        Some(at) => Source::at(&backend, &name, at).await?,
+        None => Source::open(context, &backend, &run_dir, &name).await?,
+    };
     let (device, meeting) = (&source.device, run_dir.meeting());
     let length = device.geometry().size.bytes();
     let what = format!("exporting {name}");
@@ -174,6 +182,13 @@ impl Source {
                 Err(e)
             }
         }
+    }
+
+    /// The volume as it was at a moment.
+    async fn at(backend: &Backend, spec: &VolumeSpec, moment: Moment) -> Result<Source> {
+        let (id, _) = backend.pool.lookup(&spec.volume()).await?;
+        let device = Arc::new(Checked::new(view::at_moment(backend, id, moment).await?));
+        Ok(Source { device, id, read_in: None, made: None, held: None })
     }
 
     /// Says more of an error where somebody else is the cause of it.

@@ -9,6 +9,7 @@ mod bench;
 mod catalogue;
 mod check;
 mod clone;
+mod clone_past;
 mod confirm;
 mod copy;
 mod delete;
@@ -23,11 +24,13 @@ mod inspect;
 mod interrupt;
 mod journal;
 mod logging;
+mod moment;
 mod mount;
 mod path;
 mod pool;
 mod recover;
 mod render;
+mod retain;
 mod schedule;
 mod serve;
 mod snapshot;
@@ -123,7 +126,9 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Bench(bench) => bench::bench(context, bench).await,
         Verb::Gc { name, full } => gc::gc(context, &name.parse()?, full).await,
         Verb::Snapshot(verb) => snapshot::dispatch(context, verb).await,
-        Verb::Clone { of, new } => clone::clone(context, &of.parse()?, &new.parse()?).await,
+        Verb::Clone { of, at, new } => {
+            clone::clone(context, &of.parse()?, at.as_deref(), &new.parse()?).await
+        }
         Verb::Children { of } => clone::children(context, &of.parse()?).await,
         Verb::Flatten { name } => clone::flatten(context, &name.parse()?).await,
         Verb::Import(import) => import::import(context, import).await,
@@ -135,6 +140,7 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Resize { name, size, shrink } => {
             volume::resize(context, &name.parse()?, &size, shrink).await
         }
+        Verb::Retain { name, time } => retain::retain(context, &name.parse()?, &time).await,
         Verb::Rename { name, new } => volume::rename(context, &name, &new).await,
         Verb::Delete(delete) => delete::delete(context, delete).await,
         Verb::Trash(Trash::List { orphans }) => trash::list(context, orphans).await,

@@ -1,17 +1,22 @@
 //! Serving volumes over network protocols.
 
 use super::attach::ended;
-use super::{Context, args, names, size};
+use super::{Context, args, moment, names, size};
 use crate::daemon::{DoorSpec, Ready, RunDir, TargetSpec, run_foreground};
 use crate::error::{Error, Result};
 use crate::pool::VolumeSpec;
 use serde_json::json;
 
 pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> {
-    let volumes = match serve.all {
+    let at = serve.open.at()?;
+    let mut volumes = match serve.all {
         true => every_volume(context).await?,
         false => names(&serve.names)?,
     };
+    if let Some(moment) = at {
+        let views = volumes.iter().map(|name| moment::view(name, moment));
+        volumes = views.collect::<Result<_>>()?;
+    }
     let Some(first) = volumes.first() else {
         return Err(Error::usage("there is no volume to serve").hint("name one, or create one"));
     };
@@ -29,6 +34,7 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
     let spec = TargetSpec {
         location: context.location()?,
         read_only: serve.open.read_only,
+        at,
         takeover: serve.open.takeover,
         recover: None,
         cache_bytes: size::parse("--mem-cache", &serve.open.mem_cache)?,

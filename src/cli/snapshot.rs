@@ -4,15 +4,16 @@
 //! moment. A list needs neither: whoever has the volume, it is read from the store.
 
 use super::args::Snapshot;
-use super::{Context, confirm, render, schedule, size, volume};
+use super::{Context, confirm, duration, render, schedule, size, volume};
 use crate::clock::{Clock, SystemClock};
 use crate::daemon::{KnownTarget, RunDir, SnapshotAction, SnapshotReport, act, client};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{SnapshotId, VolumeId};
 use crate::pool::backend::Backend;
 use crate::pool::{VolumeName, VolumeSpec};
-use crate::volume::{find_snapshot, list_snapshots};
+use crate::volume::{find_snapshot, kept_snapshots, list_snapshots};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -28,7 +29,11 @@ pub(super) async fn dispatch(context: &Context, verb: Snapshot) -> Result<()> {
         Snapshot::List { name } => list(context, &name.parse()?).await,
         Snapshot::Schedule(set) => schedule::schedule(context, set).await,
         Snapshot::Delete { name, yes } => delete(context, &name.parse()?, yes).await,
-        Snapshot::Rollback { name, yes } => rollback(context, &name.parse()?, yes).await,
+        Snapshot::Keep { name } => keep(context, &name.parse()?).await,
+        Snapshot::Rollback { name, keep_before_rollback, yes } => {
+            let keep = duration::parse_or_off("--keep-before-rollback", &keep_before_rollback)?;
+            rollback(context, &name.parse()?, keep, yes).await
+        }
     }
 }
 
@@ -64,8 +69,22 @@ async fn delete(context: &Context, name: &VolumeSpec, yes: bool) -> Result<()> {
     context.show(&document, || format!("{name}: deleted"))
 }
 
-/// Makes the volume what the snapshot is, after a snapshot of what it was.
-async fn rollback(context: &Context, name: &VolumeSpec, yes: bool) -> Result<()> {
+async fn keep(context: &Context, name: &VolumeSpec) -> Result<()> {
+    let action = SnapshotAction::Keep(named(name)?.to_owned());
+    let done = run(context, &name.volume(), action).await;
+    let kept = one(done.map_err(|e| e.context(format!("cannot keep {name}")))?)?;
+    let mut document = document(&name.volume(), &kept);
+    document["expires_at_ms"] = json!(null);
+    context.show(&document, || format!("{name}: stays until you delete it"))
+}
+
+/// Makes the volume what the snapshot is, after a snapshot of what it was, which is kept for that long.
+async fn rollback(
+    context: &Context,
+    name: &VolumeSpec,
+    keep: Option<Duration>,
+    yes: bool,
+) -> Result<()> {
     let snapshot = named(name)?;
     let volume = name.volume();
     let backend = context.open().await?;
@@ -76,8 +95,15 @@ async fn rollback(context: &Context, name: &VolumeSpec, yes: bool) -> Result<()>
     let done = async {
         confirm::confirm(&format!("rolling back volume {volume} to {name}"), yes)?;
         let owned = volume::own(&backend, id, &volume).await.map_err(detach_first)?;
-        let kept = format!("before-rollback-{}", render::stamp(SystemClock.now_ms()));
-        let kept_id = SnapshotId::from_random(rand::random());
+        let now = SystemClock.now_ms();
+        let kept = format!("before-rollback-{}", render::stamp(now));
+        let until = |keep: Duration| {
+            now.saturating_add(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX))
+        };
+        let kept_id = match keep {
+            Some(keep) => SnapshotId::expiring(until(keep), rand::random()),
+            None => SnapshotId::from_random(rand::random()),
+        };
         let done = owned.roll_back(snapshot, (kept_id, &kept)).await;
         if done.is_err() && owned.close().await.is_err() {
             owned.abandon();
@@ -88,10 +114,17 @@ async fn rollback(context: &Context, name: &VolumeSpec, yes: bool) -> Result<()>
     held.release();
     let kept =
         SnapshotReport::from(done.map_err(|e| e.context(format!("cannot roll back to {name}")))?);
-    let kept = format!("{volume}@{}", kept.name);
-    let document = json!({ "name": volume, "rolled_back_to": name, "kept": kept });
+    let (until_ms, kept) = (kept.id.expires_at_ms(), format!("{volume}@{}", kept.name));
+    let document =
+        json!({ "name": volume, "rolled_back_to": name, "kept": kept, "kept_until_ms": until_ms });
     context.show(&document, || {
-        format!("{volume}: as in {name}; what it was is kept as {kept}, until you delete that")
+        let until = match until_ms {
+            Some(ms) => {
+                format!("{}, or longer: `objblk snapshot keep {kept}`", render::time(ms))
+            }
+            None => "you delete that".into(),
+        };
+        format!("{volume}: as in {name}; what it was is kept as {kept}, until {until}")
     })
 }
 
@@ -112,7 +145,19 @@ async fn list(context: &Context, name: &VolumeName) -> Result<()> {
             entries.into_iter().map(SnapshotReport::from).collect()
         }
     };
-    let documents: Vec<_> = reports.iter().map(|report| document(name, report)).collect();
+    let expires = reports.iter().any(|report| report.id.expires_at_ms().is_some());
+    let kept = match expires {
+        true => kept_snapshots(&*backend.stores.setup, id).await?,
+        false => BTreeSet::new(),
+    };
+    let tell = |report: &SnapshotReport| {
+        let mut told = document(name, report);
+        if kept.contains(&report.id) {
+            told["expires_at_ms"] = json!(null);
+        }
+        told
+    };
+    let documents: Vec<_> = reports.iter().map(tell).collect();
     context.show(&documents, || {
         let rows = reports.iter().map(|report| {
             vec![
@@ -164,6 +209,7 @@ fn document(volume: &VolumeName, report: &SnapshotReport) -> serde_json::Value {
         "used": report.used,
         "seq": report.seq,
         "scheduled": report.id.is_scheduled(),
+        "expires_at_ms": report.id.expires_at_ms(),
     })
 }
 

@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::image::{Images, Outside};
 use crate::pool::VolumeSpec;
 use crate::pool::backend::Backend;
-use crate::volume::{Mode, Volume, VolumeOptions, find_snapshot, list_snapshots, original};
+use crate::volume::{Mode, Moment, Volume, VolumeOptions, find_snapshot, list_snapshots, original};
 use std::sync::Arc;
 
 /// Memory for frames that are read in parts.
@@ -84,6 +84,13 @@ impl View {
             _ => e,
         }
     }
+}
+
+/// The volume as it was at a moment. Errors: not found, where that is not kept.
+pub(super) async fn at_moment(backend: &Backend, id: VolumeId, moment: Moment) -> Result<Volume> {
+    let options = VolumeOptions { at: Some(moment), ..options() };
+    let owner = Host::local()?.owner();
+    Volume::open(environment(), backend.stores.clone(), id, owner, options).await
 }
 
 fn options() -> VolumeOptions {

@@ -1,6 +1,6 @@
 //! Verbs that make and change volumes.
 
-use super::{Context, args, attach, size};
+use super::{Context, args, attach, duration, retain, size};
 use crate::daemon::journals::refuse_journaled;
 use crate::daemon::{KnownTarget, RunDir, client, environment};
 use crate::error::{Error, ErrorKind, Result};
@@ -37,9 +37,18 @@ pub(super) async fn create(context: &Context, create: args::Create) -> Result<()
     };
     new.validate()?;
     source.iter().try_for_each(|source| new.can_begin_as(source))?;
+    let retain = create.retain.as_deref();
+    let retain = retain.map(|time| duration::parse_some("--retain", time)).transpose()?;
     let location = context.location()?;
     let backend = open_or_create(&location).await?;
     let id = backend.pool.create_from(&name, new, source).await?;
+    if retain.is_some() {
+        let kept = retain::set(&backend, &name, retain).await;
+        kept.map_err(|e| {
+            let hint = format!("try again with `objblk retain {name}`");
+            e.context(format!("made volume {name}, but its past is not kept")).hint(hint)
+        })?;
+    }
     if !create.attach {
         let document = json!({ "name": name, "id": id, "size": new.size });
         return context.show(&document, || name.to_string());

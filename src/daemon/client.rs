@@ -189,6 +189,18 @@ pub async fn set_schedule(target: &Target, volume: VolumeId, rules: Vec<Rule>) -
     }
 }
 
+/// Has a target keep the past of a volume that long.
+///
+/// Errors: busy, where the target does not answer; those of the volume.
+pub async fn retain(target: &Target, volume: VolumeId, time: Option<Duration>) -> Result<()> {
+    let time_ms = time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let request = Request::Retain { volume, time_ms };
+    match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
+        Reply::Retained => Ok(()),
+        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
+    }
+}
+
 /// Ends a target and waits until it is done, however long that takes (with `force`, it is
 /// bounded). `progress` hears what is being done and how many bytes the store lacks. Dropping the future while the data is being stored leaves everything as it was.
 ///

@@ -71,6 +71,13 @@ pub enum Request {
         /// None: no snapshots.
         rules: Vec<Rule>,
     },
+    /// Keep the past of a volume that long from now on.
+    Retain {
+        /// The volume.
+        volume: VolumeId,
+        /// In milliseconds; `None`: not at all.
+        time_ms: Option<u64>,
+    },
     /// End in order.
     Detach {
         /// Give up what the store does not take within seconds; end also when in use.
@@ -102,6 +109,8 @@ pub enum SnapshotAction {
     Make(String),
     /// Delete the one of this name.
     Delete(String),
+    /// Do not delete the one of this name when its time has come.
+    Keep(String),
     /// Nothing.
     List,
 }
@@ -154,6 +163,8 @@ pub enum Reply {
     Paths(PathsReport),
     /// To a schedule: it is set.
     Scheduled,
+    /// To a change of how long the past is kept: it is done.
+    Retained,
     /// To a detach, again and again while it goes on.
     Progress {
         /// What is being done.
@@ -366,8 +377,9 @@ mod tests {
         let make = Request::Snapshots { volume, action: make };
         let rules = vec![Rule { every_ms: 60_000, keep: 1 }];
         let schedule = Request::Schedule { volume, rules };
+        let retain = Request::Retain { volume, time_ms: None };
         let detach = Request::Detach { force: true };
-        for request in [Request::Ping, Request::Status, collect, make, schedule, detach] {
+        for request in [Request::Ping, Request::Status, collect, make, schedule, retain, detach] {
             assert_eq!(decode::<Request>(&encode(&request)).unwrap(), request);
         }
         for (kind, _) in KINDS {

@@ -110,6 +110,13 @@ async fn inquire(
             };
             say(write, &reply).await
         }
+        Request::Retain { volume, time_ms } => {
+            let reply = match shared.retain(volume, time_ms).await {
+                Ok(()) => Reply::Retained,
+                Err(e) => Reply::Refused(e.into()),
+            };
+            say(write, &reply).await
+        }
         // Answered before.
         Request::Ping | Request::Detach { .. } => Ok(()),
     }

@@ -11,6 +11,7 @@ use crate::units::{SECTOR_SIZE, SectorCount};
 use crate::volume::{Collected, Durability, Flattened, Volume};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::RwLock;
 
 /// What a target serves, as its main loop and its control socket both see it.
@@ -191,6 +192,11 @@ impl Shared {
         self.volume(id)?.set_schedule(rules).await
     }
 
+    /// Sets how long the past of a volume is kept. Errors: not found; those of the volume.
+    pub(super) async fn retain(&self, id: VolumeId, time_ms: Option<u64>) -> Result<()> {
+        self.volume(id)?.retain(time_ms.map(Duration::from_millis)).await
+    }
+
     fn volume(&self, id: VolumeId) -> Result<&Volume> {
         self.served(id).map(|(_, volume)| volume)
     }
@@ -248,6 +254,7 @@ pub async fn act(volume: &Volume, action: SnapshotAction) -> Result<Vec<Snapshot
             vec![volume.make_snapshot(SnapshotId::from_random(rand::random()), &name).await?]
         }
         SnapshotAction::Delete(name) => vec![volume.delete_snapshot(&name).await?],
+        SnapshotAction::Keep(name) => vec![volume.keep_snapshot(&name).await?],
         SnapshotAction::List => volume.snapshots(),
     };
     Ok(entries.into_iter().map(SnapshotReport::from).collect())

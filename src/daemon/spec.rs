@@ -1,7 +1,7 @@
 use crate::format::VolumeId;
 use crate::pool::VolumeSpec;
 use crate::settings::Location;
-use crate::volume::{ProfileUse, VolumeOptions};
+use crate::volume::{Moment, ProfileUse, VolumeOptions};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +16,9 @@ pub struct TargetSpec {
     pub volumes: Vec<VolumeSpec>,
     /// Open them for reading only.
     pub read_only: bool,
+    /// The moment as of which they are read, by the snapshots' names that they go by; nobody has to own them.
+    #[serde(default)]
+    pub at: Option<Moment>,
     /// Take them from owners that have not closed them.
     pub takeover: bool,
     /// Bring back the device of this volume, whose target died; everything else but where the pool

@@ -18,7 +18,9 @@ use crate::host::Host;
 use crate::image::Outside;
 use crate::pool::backend::Backend;
 use crate::pool::{Standing, VolumeSpec, standing};
-use crate::volume::{Env, Mode, Ownership, Volume, VolumeOptions, list_snapshots, ownership};
+use crate::volume::{
+    Env, Mode, Moment, Ownership, Volume, VolumeOptions, list_snapshots, ownership,
+};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -118,7 +120,7 @@ impl Target {
         let first = spec.volumes.first().ok_or_else(|| Error::usage("no volume is named"))?;
         let mut wanted = Vec::new();
         for name in &spec.volumes {
-            wanted.push((identity(&backend, name).await?, name.clone()));
+            wanted.push((identity(&backend, name, spec.at).await?, name.clone()));
         }
         refuse_twins(&wanted)?;
         let recovery = Door::check(&spec.door, first).await? && !is_read_only(spec, first);
@@ -228,13 +230,28 @@ fn announce_device(
 
 /// What `name` is known by on this host: the id of the volume, or of the snapshot, which is served
 /// beside its volume.
-async fn identity(backend: &Backend, name: &VolumeSpec) -> Result<VolumeId> {
+async fn identity(backend: &Backend, name: &VolumeSpec, at: Option<Moment>) -> Result<VolumeId> {
     let (id, _) = backend.pool.lookup(&name.volume()).await?;
+    if let Some(moment) = at {
+        return Ok(at_moment(id, moment));
+    }
     let Some(snapshot) = name.snapshot() else { return Ok(id) };
     let all = list_snapshots(&*backend.stores.setup, id).await?;
     let found = all.into_iter().find(|entry| entry.name == snapshot);
     let found = found.ok_or_else(|| Error::not_found(format!("there is no snapshot {name}")))?;
     Ok(VolumeId::from_bytes(found.id.bytes()))
+}
+
+/// What a volume is known by as of a moment.
+fn at_moment(id: VolumeId, moment: Moment) -> VolumeId {
+    let (kind, number) = match moment {
+        Moment::Slot(slot) => (1, slot.0),
+        Moment::Time(ms) => (2, ms),
+    };
+    let mut bytes = id.bytes();
+    bytes[0] ^= kind;
+    bytes[8..].iter_mut().zip(number.to_le_bytes()).for_each(|(byte, more)| *byte ^= more);
+    VolumeId::from_bytes(bytes)
 }
 
 fn is_read_only(spec: &TargetSpec, name: &VolumeSpec) -> bool {
@@ -308,8 +325,8 @@ async fn open(
     mirror: Option<PathBuf>,
     disk_cache: Option<Arc<DiskCache>>,
 ) -> Result<Volume> {
-    if let Some(snapshot) = name.snapshot() {
-        return open_snapshot(spec, backend, (name, snapshot), disk_cache).await;
+    if name.snapshot().is_some() {
+        return open_view(spec, backend, name, disk_cache).await;
     }
     let host = Host::local()?;
     let ownership = ownership(&*backend.stores.setup, id).await?;
@@ -349,15 +366,17 @@ async fn open(
     opened
 }
 
-async fn open_snapshot(
+/// Opens what a snapshot is, or what the volume was at a moment.
+async fn open_view(
     spec: &TargetSpec,
     backend: &Backend,
-    (name, snapshot): (&VolumeSpec, &str),
+    name: &VolumeSpec,
     disk_cache: Option<Arc<DiskCache>>,
 ) -> Result<Volume> {
     let (id, _) = backend.pool.lookup(&name.volume()).await?;
     let options = VolumeOptions {
-        snapshot: Some(snapshot.to_owned()),
+        snapshot: name.snapshot().filter(|_| spec.at.is_none()).map(str::to_owned),
+        at: spec.at,
         cache_bytes: spec.cache_bytes,
         map_bytes: spec.map_bytes,
         disk_cache,

@@ -75,6 +75,7 @@ impl Doctor {
         self.progress.begin(format!("{name}: its map"), 0);
         let gathered = Gathered::of(store, name, &description).await?;
         let survey = Survey::of(store, &gathered.states, &mut family.used).await?;
+        gathered.past.note(&mut family.used);
         let mut beyond = None;
         if let Some(sorter) = Sorter::new(id, &gathered, &survey.map_objects) {
             let (space, found) = sorter.sort(store, &mut family.used).await?;
@@ -171,7 +172,7 @@ impl Doctor {
             let trace = Trace::of(store, &fresh.states, &family.bad).await?;
             let settled = match &fresh.checkpoint {
                 Some(checkpoint) if trace.missed || !fresh.damages.is_empty() => {
-                    is_newest(store, checkpoint).await?
+                    is_newest(store, checkpoint).await? && fresh.past.is_there(store).await?
                 }
                 _ => true,
             };
@@ -189,7 +190,9 @@ impl Doctor {
             let cut_off = beyond.filter(|chunk| fresh.is_beyond(*chunk));
             report.tell(fresh.damages);
             report.tell(still.map(directory));
-            report.tell(trace.damages);
+            let mut damages = trace.damages;
+            damages.extend(fresh.past.damaged(&family.bad));
+            report.tell(damages);
             report.notes = fresh.notes;
             report.affected = fresh.lost;
             if let (Some(chunk), Some(end)) = (cut_off, fresh.end) {

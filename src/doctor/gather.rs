@@ -1,6 +1,7 @@
 //! What there is to follow of a volume, and the objects that stand for themselves.
 
 use super::flaw::{Affected, Damage, Flaw, Found, read};
+use super::past::Past;
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
@@ -41,6 +42,8 @@ pub(super) struct Gathered {
     pub fences: BTreeSet<Seq>,
     /// A clone that its origin does not know of.
     pub unknown_to_origin: bool,
+    /// What is kept of its past; the points are among the states.
+    pub past: Past,
 }
 
 impl Gathered {
@@ -60,9 +63,11 @@ impl Gathered {
             end: None,
             fences: BTreeSet::new(),
             unknown_to_origin: false,
+            past: Past::default(),
         };
         let (now, is_lost) = gathered.look(store, name, description).await?;
         gathered.read_snapshots(store, name, description, is_lost).await?;
+        gathered.look_back(store, name, description).await?;
         gathered.states.extend(now);
         gathered.epochs(store, description).await?;
         gathered.fences(store, description).await?;
@@ -232,10 +237,11 @@ impl Gathered {
         Ok(())
     }
 
-    /// Nobody needs them: their owner had no time to delete them.
+    /// Those that are no points nobody needs: their owner had no time to delete them.
     async fn older_checkpoints(&mut self, store: &dyn Store, id: VolumeId) -> Result<()> {
         let listed = list_all(store, &keys::checkpoints(id)).await?;
-        for object in listed.iter().skip(1) {
+        let points = &self.past.points;
+        for object in listed.iter().skip(1).filter(|object| !points.contains(&object.key)) {
             if let Err(flaw @ (Flaw::Damaged(_) | Flaw::Size { .. })) =
                 read(store, &object.key, Checkpoint::parse).await?
             {
@@ -323,7 +329,7 @@ pub(super) async fn is_there(store: &dyn Store, key: &Key) -> Result<bool> {
 }
 
 /// The object of the volume that a sentence names.
-fn named_in(text: &str, id: VolumeId) -> Option<String> {
+pub(super) fn named_in(text: &str, id: VolumeId) -> Option<String> {
     let prefix = keys::volume_prefix(id);
     let words = text.split(|c: char| c.is_whitespace() || matches!(c, ':' | ',' | ';' | '(' | ')'));
     words.map(str::to_owned).find(|word| word.starts_with(&prefix))

@@ -2,7 +2,7 @@
 
 use super::gather::is_damage;
 use crate::error::{Error, Result};
-use crate::format::checkpoint::{self, Checkpoint, Garbage};
+use crate::format::checkpoint::{self, Checkpoint, Garbage, Point};
 use crate::format::chunk::{self, ChunkHeader};
 use crate::format::fence::{self, Fence};
 use crate::format::frame::frame_payload_len;
@@ -184,6 +184,12 @@ fn tell_checkpoint(checkpoint: &Checkpoint) -> Value {
         let (epoch, number) = (used.object.epoch, used.object.number);
         json!({ "epoch": epoch, "number": number, "total": used.total, "live": used.live })
     });
+    let point = |point: &Point| {
+        json!({
+            "next": point.next, "epoch": point.epoch, "made_at_ms": point.made_at_ms,
+            "freed_slots": point.freed,
+        })
+    };
     let terms = of.terms.iter().map(|term| json!({ "first": term.first, "epoch": term.epoch }));
     json!({
         "volume": of.volume, "epoch": of.epoch, "next": of.next, "closed": of.closed,
@@ -194,6 +200,8 @@ fn tell_checkpoint(checkpoint: &Checkpoint) -> Value {
         "chunk_root": chunk_root.collect::<Vec<_>>(),
         "garbage": of.garbage.iter().map(garbage).collect::<Vec<_>>(),
         "snapshots": of.snapshots.iter().map(tell_snapshot).collect::<Vec<_>>(),
+        "retention_ms": of.retention_ms,
+        "points": of.points.iter().map(point).collect::<Vec<_>>(),
     })
 }
 

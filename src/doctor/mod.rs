@@ -3,7 +3,7 @@
 //!
 //! | part | does |
 //! | --- | --- |
-//! | `gather` | what there is to follow: the volume now, its snapshots; objects that stand for themselves |
+//! | `gather`, `past` | what there is to follow: the volume now, its snapshots, what is kept of its past; objects that stand for themselves |
 //! | `walk`, `survey` | maps from their roots, accounts, which chunks are named and how far |
 //! | `used`, `accounts`, `runs` | bookkeeping (pure) |
 //! | `chunk` | one chunk: header, size, frames |
@@ -14,7 +14,7 @@
 //!
 //! **No false alarm.** The owner of a volume deletes what only older checkpoints name, while the doctor
 //! looks. Therefore what is missed or damaged is damage only if a state names it that is read afterwards
-//! and is the newest then. Objects are immutable: what was verified stays verified.
+//! and is the newest then; and what its past needs, only if the oldest point is there after that. Objects are immutable: what was verified stays verified.
 //!
 //! **No silence.** The sectors that are told contain each one that cannot be read. The state of a volume is
 //! the one that an owner would go on from, read by the same code; where that cannot be had, everything is
@@ -32,6 +32,7 @@ mod flaw;
 mod gather;
 pub mod inspect;
 pub mod locate;
+mod past;
 mod progress;
 mod reading;
 mod report;

@@ -3,10 +3,10 @@
 use super::gather::Gathered;
 use super::used::Used;
 use crate::error::Result;
-use crate::format::VolumeId;
 use crate::format::checkpoint::Garbage;
 use crate::format::fence;
 use crate::format::keys::{self, ChunkId, MapObjectId};
+use crate::format::{SnapshotId, VolumeId};
 use crate::store::{GetRange, Key, MAX_PAGE, ObjectInfo, Store, StoreErrorKind};
 use crate::units::Seq;
 use serde::Serialize;
@@ -40,6 +40,8 @@ pub struct Space {
     pub stored: Amount,
     /// What nobody needs and its owner, or the next one, deletes; or what an owner is writing.
     pub pending: Amount,
+    /// What is needed for the past only, and deleted once that has expired.
+    pub past: Amount,
     /// What nobody needs and nobody will delete as long as the volume is there.
     pub orphans: Amount,
     /// Some of the orphans.
@@ -50,6 +52,7 @@ pub struct Space {
 enum Sort {
     Needed,
     Pending,
+    Past,
     Orphan,
     /// A slot of the log that holds a fence, or nothing that anybody needs.
     Fence,
@@ -60,12 +63,12 @@ pub(super) struct Sorter<'a> {
     id: VolumeId,
     gathered: &'a Gathered,
     map_objects: &'a BTreeSet<MapObjectId>,
-    /// Slots that are to be deleted: first, number.
-    dead_slots: BTreeMap<u64, u64>,
-    dead_maps: BTreeSet<MapObjectId>,
+    dead: Listed,
+    /// What only the past needs.
+    kept: Listed,
     /// The first slot of the log that no checkpoint has.
     next: Seq,
-    checkpoints: u64,
+    has_newest: bool,
     beyond: Option<ChunkId>,
 }
 
@@ -77,21 +80,18 @@ impl<'a> Sorter<'a> {
         map_objects: &'a BTreeSet<MapObjectId>,
     ) -> Option<Sorter<'a>> {
         let checkpoint = gathered.checkpoint.as_ref()?;
-        let (mut dead_slots, mut dead_maps) = (BTreeMap::new(), BTreeSet::new());
-        for garbage in &checkpoint.garbage {
-            match garbage {
-                Garbage::Slots { first, count } => {
-                    dead_slots.insert(first.0, *count);
-                }
-                Garbage::Map(object) => {
-                    dead_maps.insert(*object);
-                }
-                Garbage::Snapshot(_) => {}
-            }
-        }
         let next = checkpoint.next;
-        let (checkpoints, beyond) = (0, None);
-        Some(Sorter { id, gathered, map_objects, dead_slots, dead_maps, next, checkpoints, beyond })
+        let (dead, kept) = (Listed::of(&gathered.past.dead), Listed::of(&gathered.past.kept));
+        Some(Sorter {
+            id,
+            gathered,
+            map_objects,
+            dead,
+            kept,
+            next,
+            has_newest: false,
+            beyond: None,
+        })
     }
 
     /// Lists all objects of the volume; sizes of chunks go to `used`. Returns a chunk, too, that lies
@@ -118,6 +118,7 @@ impl<'a> Sorter<'a> {
                 match sort {
                     Sort::Needed | Sort::Fence => {}
                     Sort::Pending => space.pending.add(object),
+                    Sort::Past => space.past.add(object),
                     Sort::Orphan => {
                         space.orphans.add(object);
                         if space.orphans_named.len() < NAMED {
@@ -140,24 +141,35 @@ impl<'a> Sorter<'a> {
         }
         if let Some(map) = keys::parse_map_object(id, key) {
             return match map {
+                map if self.kept.maps.contains(&map) => Sort::Past,
                 map if self.map_objects.contains(&map) => Sort::Needed,
-                map if self.dead_maps.contains(&map) => Sort::Pending,
+                map if self.dead.maps.contains(&map) => Sort::Pending,
                 // Its owner may be about to name it.
                 map if map.epoch >= self.gathered.epoch => Sort::Pending,
                 _ => Sort::Orphan,
             };
         }
         if keys::parse_checkpoint(id, key).is_some() {
-            self.checkpoints += 1;
-            return if self.checkpoints == 1 { Sort::Needed } else { Sort::Pending };
+            let is_point = self.gathered.past.points.contains(key);
+            let is_newest = !std::mem::replace(&mut self.has_newest, true);
+            return match (is_newest, is_point) {
+                (true, _) => Sort::Needed,
+                (_, true) => Sort::Past,
+                _ => Sort::Pending,
+            };
         }
         if let Some(snapshot) = keys::parse_snapshot(id, key) {
             let is_known = self.gathered.snapshots.iter().any(|entry| entry.id == snapshot);
-            return if is_known { Sort::Needed } else { Sort::Pending };
+            return match is_known {
+                true => Sort::Needed,
+                false if self.kept.snapshots.contains(&snapshot) => Sort::Past,
+                false => Sort::Pending,
+            };
         }
         let is_known = *key == keys::volume(id)
             || *key == keys::profile(id)
             || keys::parse_received(id, key).is_some()
+            || keys::parse_kept(id, key).is_some()
             || keys::parse_schedule(id, key).is_some()
             || keys::parse_epoch(id, key).is_some()
             || keys::parse_child(id, key).is_some();
@@ -175,15 +187,46 @@ impl<'a> Sorter<'a> {
         if tells && self.gathered.is_beyond(chunk) {
             self.beyond = Some(chunk);
         }
-        if used.note_size(chunk, size) || self.gathered.fences.contains(&seq) {
+        let is_named = used.note_size(chunk, size);
+        if self.kept.has_slot(seq) {
+            return Sort::Past;
+        }
+        if is_named || self.gathered.fences.contains(&seq) {
             return Sort::Needed;
         }
-        let dead = self.dead_slots.range(..=seq.0).next_back();
-        if seq >= self.next || dead.is_some_and(|(first, count)| seq.0 - first < *count) {
+        if seq >= self.next || self.dead.has_slot(seq) {
             return Sort::Pending;
         }
         // Those of old terms stay for good.
         if size <= FENCE_MAX { Sort::Fence } else { Sort::Orphan }
+    }
+}
+
+/// Objects that checkpoints list.
+#[derive(Default)]
+struct Listed {
+    /// Slots: first, number.
+    slots: BTreeMap<u64, u64>,
+    maps: BTreeSet<MapObjectId>,
+    snapshots: BTreeSet<SnapshotId>,
+}
+
+impl Listed {
+    fn of(garbage: &[Garbage]) -> Listed {
+        let mut listed = Listed::default();
+        for garbage in garbage {
+            match garbage {
+                Garbage::Slots { first, count } => drop(listed.slots.insert(first.0, *count)),
+                Garbage::Map(object) => drop(listed.maps.insert(*object)),
+                Garbage::Snapshot(id) => drop(listed.snapshots.insert(*id)),
+            }
+        }
+        listed
+    }
+
+    fn has_slot(&self, seq: Seq) -> bool {
+        let before = self.slots.range(..=seq.0).next_back();
+        before.is_some_and(|(first, count)| seq.0 - first < *count)
     }
 }
 

@@ -14,13 +14,24 @@
 //!                                    4 crc32c of all before
 //! ```
 //!
+//! That is version 1. Version 2 keeps the past: at 96 come the retention time in ms (8), the number of points
+//! (4) and 4 zero bytes before the tables, and after the snapshots
+//!
+//! ```text
+//!                                    points:      {next seq u64, epoch u64, time u64, freed slots u64}
+//! ```
+//!
+//! A **point** is an older checkpoint that is kept, ascending. Who knows version 1 only would delete it, and
+//! must not touch the volume: a checkpoint is of version 2 exactly if it has a retention time or points.
+//!
 //! `epoch` and `next seq` are the position: every slot before `next seq` is in the map, and the
 //! log goes on at `next seq` in `epoch`. An item is described in [`page`](super::page). A **term** says in
 //! which epoch the slots from its first seq on were written, up to the next term, and so how the objects
 //! are named; the last slot of a term but the last one is its fence. **Garbage** is what nothing reachable
 //! names any more as of this checkpoint and what may not have been deleted yet: the next owner
 //! deletes it again; kinds are 1 (b slots from slot a on), 2 (map object of epoch a, number b), 3 (a snapshot,
-//! whose id the 16 bytes are). What only a snapshot needs is neither referenced here nor garbage.
+//! whose id the 16 bytes are). With points it is only what this checkpoint freed since the last of them, and is
+//! kept as long as one of them is there. What only a snapshot needs is neither referenced here nor garbage.
 //!
 //! Size is bounded by what the volume holds in pages (64 GiB each), never by its leaves, and by the
 //! number of its snapshots.
@@ -37,6 +48,8 @@ use std::collections::BTreeSet;
 /// First bytes of a checkpoint.
 pub const MAGIC: &[u8; 8] = b"OBJBLKCP";
 const VERSION: u16 = 1;
+/// That of one that keeps the past.
+const VERSION_WITH_PAST: u16 = 2;
 const OBJECT: &str = "checkpoint";
 
 /// The slots from `first` on were written in `epoch` (until the next term begins).
@@ -75,6 +88,22 @@ pub enum Garbage {
     Snapshot(SnapshotId),
 }
 
+/// An older checkpoint that is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// Its position.
+    pub next: Seq,
+    /// The epoch in which the log goes on there.
+    pub epoch: Epoch,
+    /// When it was made, in milliseconds since 1970.
+    pub made_at_ms: u64,
+    /// How many slots its garbage has.
+    pub freed: u64,
+}
+
+/// Bytes of a point.
+const POINT_LEN: usize = 32;
+
 /// The state of a volume as of a position of its log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
@@ -104,9 +133,39 @@ pub struct Checkpoint {
     pub garbage: Vec<Garbage>,
     /// What is kept for ever, in the order in which it was made.
     pub snapshots: Vec<SnapshotEntry>,
+    /// How long past states are kept, in milliseconds; 0: they are not.
+    pub retention_ms: u64,
+    /// Older checkpoints that are kept, the oldest first; some of the oldest may be gone.
+    pub points: Vec<Point>,
 }
 
 impl Checkpoint {
+    /// This one as a point of later ones.
+    pub fn point(&self) -> Point {
+        let slots = |garbage: &Garbage| match garbage {
+            Garbage::Slots { count, .. } => *count,
+            Garbage::Map(_) | Garbage::Snapshot(_) => 0,
+        };
+        let freed = self.garbage.iter().map(slots).fold(0, u64::saturating_add);
+        Point { next: self.next, epoch: self.epoch, made_at_ms: self.made_at_ms, freed }
+    }
+
+    /// The points that are there, the oldest first, of the checkpoints that `is_there` tells of.
+    ///
+    /// They are deleted the oldest first. So one behind which another one is missing was deleted, and has been
+    /// stored again since: by a request that came late, or twice. What it needs is gone.
+    pub fn points_there(&self, is_there: impl Fn(&Point) -> bool) -> &[Point] {
+        let gone = self.points.iter().rposition(|point| !is_there(point));
+        &self.points[gone.map_or(0, |gone| gone + 1)..]
+    }
+
+    fn version(&self) -> u16 {
+        match self.retention_ms == 0 && self.points.is_empty() {
+            true => VERSION,
+            false => VERSION_WITH_PAST,
+        }
+    }
+
     /// The state of a new volume: nothing written, epoch 0 owned by nobody.
     pub fn initial(volume: VolumeId, size: SectorCount) -> Checkpoint {
         Checkpoint {
@@ -123,19 +182,24 @@ impl Checkpoint {
             chunk_root: Vec::new(),
             garbage: Vec::new(),
             snapshots: Vec::new(),
+            retention_ms: 0,
+            points: Vec::new(),
         }
     }
 
     /// The object's bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::default();
-        w.put(MAGIC).u16(VERSION).u8(u8::from(self.closed)).zeros(5);
+        w.put(MAGIC).u16(self.version()).u8(u8::from(self.closed)).zeros(5);
         w.put(&self.volume.bytes()).u64(self.epoch.0).u64(self.next.0).u64(self.size.0);
         w.u64(self.live.0).u64(self.made_at_ms);
         w.u32(self.snapshots.len() as u32);
         w.u32(self.terms.len() as u32).u32(self.map_objects.len() as u32);
         w.u32(self.map_root.len() as u32).u32(self.chunk_root.len() as u32);
         w.u32(self.garbage.len() as u32);
+        if self.version() == VERSION_WITH_PAST {
+            w.u64(self.retention_ms).u32(self.points.len() as u32).zeros(4);
+        }
         for term in &self.terms {
             w.u64(term.first.0).u64(term.epoch.0);
         }
@@ -158,6 +222,9 @@ impl Checkpoint {
             };
         }
         self.snapshots.iter().for_each(|snapshot| snapshot.encode(&mut w));
+        for Point { next, epoch, made_at_ms, freed } in &self.points {
+            w.u64(next.0).u64(epoch.0).u64(*made_at_ms).u64(*freed);
+        }
         w.crc();
         w.finish()
     }
@@ -166,7 +233,7 @@ impl Checkpoint {
     pub fn parse(bytes: &[u8]) -> FormatResult<Checkpoint> {
         let mut r = Reader::new(OBJECT, bytes);
         r.magic(MAGIC)?;
-        r.version(VERSION)?;
+        let has_past = r.version_of(&[VERSION, VERSION_WITH_PAST])? == VERSION_WITH_PAST;
         let mut r = Reader::new(OBJECT, check_trailing_crc(OBJECT, bytes)?);
         r.take("magic and version", 10)?;
         let closed = match r.u8("closed")? {
@@ -189,6 +256,8 @@ impl Checkpoint {
             chunk_root: Vec::new(),
             garbage: Vec::new(),
             snapshots: Vec::new(),
+            retention_ms: 0,
+            points: Vec::new(),
         };
         let snapshots = r.count("snapshot count", SnapshotEntry::LEN_MIN)?;
         if checkpoint.next.0 > SEQ_MAX {
@@ -198,11 +267,24 @@ impl Checkpoint {
             return Err(r.bad("size", checkpoint.size));
         }
         let counts = Counts::parse(&mut r)?;
+        let points = if has_past { checkpoint.parse_past(&mut r)? } else { 0 };
         checkpoint.terms = parse_terms(&mut r, counts.terms)?;
         checkpoint.parse_tables(&mut r, &counts)?;
         checkpoint.snapshots = parse_snapshots(&mut r, snapshots, checkpoint.next)?;
+        checkpoint.points = parse_points(&mut r, points, checkpoint.next)?;
         r.end()?;
         Ok(checkpoint)
+    }
+
+    /// The part of the head that says what is kept of the past; the number of points.
+    fn parse_past(&mut self, r: &mut Reader<'_>) -> FormatResult<usize> {
+        self.retention_ms = r.u64("retention time")?;
+        let points = r.count("point count", POINT_LEN)?;
+        r.reserved("reserved", 4)?;
+        if self.retention_ms == 0 && points == 0 {
+            return Err(r.bad("point count", "none, and no retention time"));
+        }
+        Ok(points)
     }
 
     fn parse_tables(&mut self, r: &mut Reader<'_>, counts: &Counts) -> FormatResult<()> {
@@ -293,6 +375,20 @@ fn parse_snapshots(
         return Err(r.bad("snapshot base", bases));
     }
     Ok(snapshots)
+}
+
+fn parse_points(r: &mut Reader<'_>, count: usize, next: Seq) -> FormatResult<Vec<Point>> {
+    let mut points: Vec<Point> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (seq, epoch) = (Seq(r.u64("point position")?), Epoch(r.u64("point epoch")?));
+        let ascends = points.last().is_none_or(|last| last.next < seq && last.epoch <= epoch);
+        if !ascends || seq >= next {
+            return Err(r.bad("point position", seq));
+        }
+        let (made_at_ms, freed) = (r.u64("point time")?, r.u64("point freed slots")?);
+        points.push(Point { next: seq, epoch, made_at_ms, freed });
+    }
+    Ok(points)
 }
 
 fn parse_map_object_id(r: &mut Reader<'_>) -> FormatResult<MapObjectId> {

@@ -141,10 +141,15 @@ impl<'a> Reader<'a> {
 
     /// The version, which must be `supported`.
     pub fn version(&mut self, supported: u16) -> FormatResult<()> {
+        self.version_of(&[supported]).map(drop)
+    }
+
+    /// A version, one of those that are supported.
+    pub fn version_of(&mut self, supported: &[u16]) -> FormatResult<u16> {
         let at = self.at;
         let version = self.u16("version")?;
-        if version == supported {
-            return Ok(());
+        if supported.contains(&version) {
+            return Ok(version);
         }
         let problem = Problem::Unsupported(version.to_string());
         Err(FormatError { object: self.object, field: "version", offset: at, problem })

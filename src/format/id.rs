@@ -57,6 +57,10 @@ id! {
 
 /// Bytes of a number that a scheduled id has.
 const NUMBER_LEN: usize = 7;
+/// The byte that says which kind of an id of version 8 it is: zero for scheduled ones.
+const KIND_AT: usize = 7;
+/// Of one that expires.
+const EXPIRING: u8 = 1;
 
 impl SnapshotId {
     /// The id of the snapshot `number` that the owner of `epoch` makes by its schedule: a UUID of version 8,
@@ -70,7 +74,23 @@ impl SnapshotId {
 
     /// Whether it was made by [`SnapshotId::scheduled`].
     pub fn is_scheduled(self) -> bool {
-        self.0.get_version_num() == 8
+        self.0.get_version_num() == 8 && self.bytes()[KIND_AT] == 0
+    }
+
+    /// The id of a snapshot that its volume's owner deletes at that time, in milliseconds since 1970.
+    pub fn expiring(at_ms: u64, random: [u8; NUMBER_LEN]) -> SnapshotId {
+        let mut bytes = [0; 16];
+        bytes[..6].copy_from_slice(&at_ms.min((1 << 48) - 1).to_be_bytes()[2..]);
+        bytes[KIND_AT] = EXPIRING;
+        bytes[16 - NUMBER_LEN..].copy_from_slice(&random);
+        SnapshotId(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+
+    /// When it is deleted, if it was made by [`SnapshotId::expiring`].
+    pub fn expires_at_ms(self) -> Option<u64> {
+        let bytes = self.bytes();
+        let expires = self.0.get_version_num() == 8 && bytes[KIND_AT] == EXPIRING;
+        expires.then(|| bytes[..6].iter().fold(0, |ms, byte| ms << 8 | u64::from(*byte)))
     }
 }
 
@@ -85,5 +105,11 @@ mod tests {
         assert!(ids.iter().all(|id| id.is_scheduled()));
         assert!((1..ids.len()).all(|at| !ids[..at].contains(&ids[at])));
         assert!(!SnapshotId::from_random([0xff; 16]).is_scheduled());
+        assert!(ids.iter().all(|id| id.expires_at_ms().is_none()));
+        let expires = SnapshotId::expiring(1_795_230_245_999, [0xff; 7]);
+        assert_eq!(expires.expires_at_ms(), Some(1_795_230_245_999));
+        assert!(!expires.is_scheduled());
+        assert_eq!(SnapshotId::expiring(u64::MAX, [0; 7]).expires_at_ms(), Some((1 << 48) - 1));
+        assert_eq!(SnapshotId::from_random([1; 16]).expires_at_ms(), None);
     }
 }

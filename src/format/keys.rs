@@ -15,6 +15,7 @@
 //! volumes/<id>/checkpoints/<~seq>-<epoch>     newest first in a listing
 //! volumes/<id>/snapshots/<snapshot>           a checkpoint that is kept
 //! volumes/<id>/received/<snapshot>            what a snapshot is a copy of
+//! volumes/<id>/kept/<snapshot>                a snapshot that expires is kept
 //! volumes/<id>/schedules/<~n>                 which snapshots are made by themselves, the newest first
 //! volumes/<id>/children/<snapshot>/<id>       a clone was made of it, and needs it
 //! volumes/<id>/children/<snapshot>/closed-<epoch>-<n>  none can be made any more
@@ -249,6 +250,21 @@ pub fn received(id: VolumeId, snapshot: SnapshotId) -> Key {
 /// The snapshot that a key made by [`received`] names.
 pub fn parse_received(id: VolumeId, key: &Key) -> Option<SnapshotId> {
     key.as_str().strip_prefix(&all_received(id))?.parse().ok()
+}
+
+/// Prefix of what says which snapshots are kept.
+pub fn all_kept(id: VolumeId) -> String {
+    format!("volumes/{id}/kept/")
+}
+
+/// A snapshot that expires is kept.
+pub fn kept(id: VolumeId, snapshot: SnapshotId) -> Key {
+    key(format!("{}{snapshot}", all_kept(id)))
+}
+
+/// The snapshot that a key made by [`kept`] names.
+pub fn parse_kept(id: VolumeId, key: &Key) -> Option<SnapshotId> {
+    key.as_str().strip_prefix(&all_kept(id))?.parse().ok()
 }
 
 /// Prefix of the volume's schedules.

@@ -22,7 +22,7 @@
 //! 10  6 zero                         the checkpoint, with its own crc;  4 crc32c of all before
 //! ```
 //!
-//! The checkpoint in it names no garbage and no snapshots.
+//! The checkpoint in it names no garbage, no snapshots and no past.
 
 use super::checkpoint::Checkpoint;
 use super::codec::{FormatResult, Reader, Writer, check_trailing_crc};
@@ -121,8 +121,8 @@ pub struct SnapshotObject {
 impl SnapshotObject {
     /// Keeps the state of `last` under `name`.
     pub fn new(id: SnapshotId, name: &str, made_at_ms: u64, last: &Checkpoint) -> SnapshotObject {
-        let (garbage, snapshots) = (Vec::new(), Vec::new());
-        let checkpoint = Checkpoint { garbage, snapshots, ..last.clone() };
+        let (garbage, snapshots, points) = (Vec::new(), Vec::new(), Vec::new());
+        let checkpoint = Checkpoint { garbage, snapshots, points, retention_ms: 0, ..last.clone() };
         let entry = SnapshotEntry {
             id,
             name: name.into(),
@@ -162,7 +162,9 @@ impl SnapshotObject {
             && checkpoint.next == entry.next
             && checkpoint.size == entry.size
             && checkpoint.garbage.is_empty()
-            && checkpoint.snapshots.is_empty();
+            && checkpoint.snapshots.is_empty()
+            && checkpoint.points.is_empty()
+            && checkpoint.retention_ms == 0;
         match is_its {
             true => Ok(SnapshotObject { entry, checkpoint }),
             false => Err(r.bad("checkpoint", "not that of the snapshot")),

@@ -157,6 +157,11 @@ impl Map {
         frozen
     }
 
+    /// What was frozen and is in no tree yet.
+    pub fn frozen(&self) -> Option<&std::sync::Arc<Overlay>> {
+        self.frozen.as_ref()
+    }
+
     /// Ends a checkpoint: `base` holds all that was frozen.
     pub fn install(&mut self, base: Base) {
         self.base = base;

@@ -20,7 +20,7 @@ use crate::format::lineage::{ANCESTORS_MAX, Ancestor};
 use crate::format::snapshot::SnapshotObject;
 use crate::format::volume::{VOLUME_VERSION, VolumeObject};
 use crate::format::{SnapshotId, VolumeId};
-use crate::store::{StoreErrorKind, list_all};
+use crate::store::{Key, StoreErrorKind, list_all};
 use crate::volume::{find_snapshot, list_snapshots};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +37,14 @@ pub struct Child {
     pub name: Option<String>,
     /// The name it had before it was put into the trash.
     pub trashed: Option<String>,
+}
+
+/// A clone without a name.
+#[derive(Debug)]
+pub struct BegunClone {
+    /// The volume.
+    pub id: VolumeId,
+    child: Key,
 }
 
 impl Child {
@@ -61,6 +69,23 @@ impl Pool {
         snapshot: &str,
         name: &VolumeName,
     ) -> Result<VolumeId> {
+        let begun = self.begin_clone(of, snapshot, name).await?;
+        let named = self.name_clone(&begun, name).await;
+        // After an error of the store the name may be there, or may come yet: it needs its volume.
+        if named.as_ref().is_err_and(|e| e.kind() != ErrorKind::Store) {
+            self.discard_clone(&begun).await;
+        }
+        named.map(|()| begun.id)
+    }
+
+    /// A clone that has no name yet: until it gets that it is none, and can be deleted by its id.
+    /// Errors: as [`Pool::clone_volume`].
+    pub async fn begin_clone(
+        &self,
+        of: &VolumeName,
+        snapshot: &str,
+        name: &VolumeName,
+    ) -> Result<BegunClone> {
         let (origin, description) = self.lookup(of).await?;
         if get(&*self.store, &name.key()).await?.is_some() {
             return Err(name_taken(name));
@@ -75,17 +100,22 @@ impl Pool {
         let (id, child) = (volume.id, keys::child(origin, found.entry.id, volume.id));
         put_description(&*self.store, &volume).await?;
         self.store.put_if_absent(&child, bytes::Bytes::new()).await?;
-        let named = match self.is_open_to_clones(origin, of, &found).await {
-            Ok(()) => self.give_name(name, id).await,
-            Err(e) => Err(e),
-        };
-        // After an error of the store the name may be there, or may come yet: it needs its volume.
-        if named.as_ref().is_err_and(|e| e.kind() != ErrorKind::Store)
-            && let Err(e) = self.discard_clone(&child, id).await
-        {
-            tracing::warn!("volume {id} stays behind, without a name: {e}");
+        let begun = BegunClone { id, child };
+        match self.is_open_to_clones(origin, of, &found).await {
+            Ok(()) => Ok(begun),
+            Err(e) => {
+                // After an error of the store nobody knows, and nobody names it either.
+                if e.kind() != ErrorKind::Store {
+                    self.discard_clone(&begun).await;
+                }
+                Err(e)
+            }
         }
-        named.map(|_| id)
+    }
+
+    /// A clone that was begun gets its name. Errors: exists; busy; the store's.
+    pub async fn name_clone(&self, begun: &BegunClone, name: &VolumeName) -> Result<()> {
+        self.give_name(name, begun.id).await.map(drop)
     }
 
     /// Looks, once the child is there, whether it was in time.
@@ -113,9 +143,14 @@ impl Pool {
         }
     }
 
-    async fn discard_clone(&self, child: &crate::store::Key, id: VolumeId) -> Result<()> {
-        self.store.delete(std::slice::from_ref(child)).await?;
-        Ok(self.store.delete(&[keys::volume(id)]).await?)
+    async fn discard_clone(&self, begun: &BegunClone) {
+        let done = async {
+            self.store.delete(std::slice::from_ref(&begun.child)).await?;
+            self.store.delete(&[keys::volume(begun.id)]).await
+        };
+        if let Err(e) = done.await {
+            tracing::warn!("volume {} stays behind, without a name: {e}", begun.id);
+        }
     }
 
     /// The clones of all snapshots of a volume, by name.

@@ -36,7 +36,7 @@ mod trash;
 
 pub use catalogue::{Entry, Health, Info, NewVolume};
 pub use claim::{Standing, standing};
-pub use clones::Child;
+pub use clones::{BegunClone, Child};
 pub use delete::{Discarded, Executioner};
 pub use name::{VolumeName, VolumeSpec};
 pub use purge::Deleted;

@@ -11,9 +11,13 @@
 //! or a newer one, which does not name what is deleted. Who claims later than a third owner that
 //! may delete on its own sees that one's claim after placing its fence (see `open`).
 //!
+//! With a retention time all this comes later, and in an order of its own (see `retention`): what is deleted
+//! then is still nothing that the last checkpoint needs, so both conditions are enough.
+//!
 //! Fences are never deleted: there is no time after which a deposed owner is known to be gone.
 
 use super::census::{self, New};
+use super::retention::{Doomed, Next, Retention};
 use super::rollback;
 use super::shared::Shared;
 use super::state::Frozen;
@@ -22,10 +26,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::checkpoint::{Checkpoint, Garbage};
 use crate::format::keys;
 use crate::format::page::CHUNKS_PER_PAGE;
-use crate::log::Terms;
 use crate::map::Base;
 use crate::mutant::{self, Mutant};
-use crate::store::{GetRange, Key, Store, StoreErrorKind};
+use crate::store::{GetRange, Key, Store, StoreErrorKind, get_parsed};
 use crate::units::{SectorCount, Seq};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -51,9 +54,11 @@ pub(super) enum Kind {
 /// What the next checkpoint builds on.
 #[derive(Debug)]
 pub(super) struct Checkpointer {
-    /// The last durable checkpoint, less the garbage that was deleted since.
+    /// The last durable checkpoint.
     last: Checkpoint,
-    /// Older checkpoints that may still be in the store.
+    /// What is kept of the past, and what may be deleted.
+    pub(super) retention: Retention,
+    /// Other checkpoints that may still be in the store, and what is to be deleted again.
     obsolete: Vec<Key>,
     /// Next unused number of a map object in this epoch.
     number: u32,
@@ -65,8 +70,9 @@ pub(super) struct Checkpointer {
 
 impl Checkpointer {
     /// Begins after `last`; `obsolete` are other checkpoints that were found.
-    pub fn new(last: Checkpoint, obsolete: Vec<Key>) -> Checkpointer {
-        Checkpointer { last, obsolete, number: 0, frozen: None, swept: false }
+    pub fn new(last: Checkpoint, mut obsolete: Vec<Key>) -> Checkpointer {
+        let retention = Retention::of(&last, &mut obsolete);
+        Checkpointer { last, retention, obsolete, number: 0, frozen: None, swept: false }
     }
 
     /// The last durable checkpoint.
@@ -79,9 +85,9 @@ impl Checkpointer {
         rollback::go_back(&mut self.last, to);
     }
 
-    /// True where something may be deleted.
-    pub fn has_garbage(&self) -> bool {
-        !self.last.garbage.is_empty() || !self.obsolete.is_empty()
+    /// True where something may be deleted at this time.
+    pub fn has_garbage(&self, now_ms: u64) -> bool {
+        !self.obsolete.is_empty() || self.retention.is_due(&self.last, now_ms)
     }
 
     fn is_due(&self, shared: &Shared) -> bool {
@@ -136,7 +142,8 @@ async fn make(shared: &Arc<Shared>, kind: Kind) -> Result<()> {
         let spares = shared.state().open.take_spares();
         drop(spares);
     }
-    if !checkpointer.swept {
+    // Of a deleted snapshot the past may have need, and what is kept of it is not known here.
+    if !checkpointer.swept && !checkpointer.retention.has_points() {
         sweep(shared, &mut checkpointer).await;
     }
     let batches = if kind == Kind::Close { CLOSE_BATCHES } else { usize::MAX };
@@ -177,7 +184,8 @@ async fn attempt(shared: &Shared, checkpointer: &mut Checkpointer) -> Result<()>
             shared.settle_snapshots(&checkpoint);
             shared.collection.look_at(shared, &checkpoint, frozen.appended);
             let last = std::mem::replace(&mut checkpointer.last, checkpoint);
-            checkpointer.obsolete.push(keys::checkpoint(shared.id, last.next, last.epoch));
+            let Checkpointer { last: made, retention, obsolete, .. } = checkpointer;
+            obsolete.extend(retention.advance(&last, made));
             Ok(())
         }
         Err(why) => {
@@ -221,7 +229,11 @@ async fn write(
     let census = census::update(&chunk_root, new, kept, &deltas, &moves, &mut writer).await?;
     let (map_objects, dead_objects) = writer.finish().await?;
     let delta: i64 = deltas.values().sum();
-    let mut garbage = last.garbage.clone();
+    let next = checkpointer.retention.next(last);
+    let mut garbage = match &next {
+        Next::Replaces(garbage) => garbage.clone(),
+        Next::Follows => Vec::new(),
+    };
     garbage.extend(census.garbage);
     let dead_objects = dead_objects.into_iter().filter(|object| !keeps.map_object(*object));
     garbage.extend(dead_objects.map(Garbage::Map));
@@ -239,15 +251,16 @@ async fn write(
         chunk_root: census.root.into_iter().collect(),
         garbage,
         snapshots: Vec::new(),
+        retention_ms: checkpointer.retention.time_ms,
+        points: checkpointer.retention.points_after(last, &next),
     };
     shared.name_snapshots(&mut checkpoint).await?;
     let mut terms = frozen.terms.clone();
     terms.forget_before(oldest_needed(&checkpoint));
     checkpoint.terms = terms.as_slice().to_vec();
     if mutant::on(Mutant::DeleteBeforeCheckpoint) {
-        let mut early = Checkpointer::new(checkpoint.clone(), Vec::new());
-        let terms = Terms::new(checkpoint.terms.clone());
-        store.delete(&take_batch(shared, &terms, &mut early)).await?;
+        let mut early = Doomed::of(&checkpoint);
+        store.delete(&take_batch(shared, &mut Vec::new(), &mut early)).await?;
     }
     let key = keys::checkpoint(shared.id, checkpoint.next, checkpoint.epoch);
     let body = Bytes::from(checkpoint.encode());
@@ -284,13 +297,15 @@ fn oldest_needed(checkpoint: &Checkpoint) -> Seq {
     Seq(live.into_iter().chain(garbage).chain(snapshots).fold(checkpoint.next.0, u64::min))
 }
 
-/// Deletes what the last checkpoint has no use for, at most `batches` requests of it.
+/// Deletes what the last checkpoint has no use for and what is not kept of the past, at most `batches`
+/// requests of it.
 async fn delete_garbage(
     shared: &Shared,
     checkpointer: &mut Checkpointer,
     batches: usize,
 ) -> Result<()> {
-    if !checkpointer.has_garbage() {
+    let now = shared.env.clock.now_ms();
+    if !checkpointer.has_garbage(now) {
         return Ok(());
     }
     let store = &*shared.stores.background;
@@ -300,46 +315,69 @@ async fn delete_garbage(
         Ok(_) => return Err(Error::failed("a newer epoch was claimed")),
         Err(e) => return Err(e.into()),
     }
-    let terms = Terms::new(checkpointer.last.terms.clone());
+    let Checkpointer { last, retention, obsolete, .. } = checkpointer;
     let mut left = batches;
     while left > 0 {
-        let keys = take_batch(shared, &terms, checkpointer);
+        left -= 1;
+        read_doomed(shared, last, retention).await?;
+        let Some(doomed) = &mut retention.doomed else { continue };
+        let keys = take_batch(shared, obsolete, doomed);
         if keys.is_empty() {
-            break;
-        }
-        if let Err(e) = store.delete(&keys).await {
+            let Some(oldest) = retention.expired(last, now) else { break };
+            let oldest = keys::checkpoint(shared.id, oldest.next, oldest.epoch);
+            if !mutant::on(Mutant::PointOutlivesGarbage) {
+                // Known to be gone before anything is that it needs.
+                store.delete(&[oldest]).await?;
+            }
+            retention.expire(last);
+        } else if let Err(e) = store.delete(&keys).await {
             // Not deleted, or not surely: kept for the next time by name.
-            checkpointer.obsolete.extend(keys);
+            obsolete.extend(keys);
             return Err(e.into());
         }
-        left -= 1;
     }
     Ok(())
 }
 
-fn take_batch(shared: &Shared, terms: &Terms, checkpointer: &mut Checkpointer) -> Vec<Key> {
+/// Reads what the oldest point freed, unless that is known.
+async fn read_doomed(shared: &Shared, last: &Checkpoint, retention: &mut Retention) -> Result<()> {
+    let Some(oldest) = retention.unread(shared.id) else { return Ok(()) };
+    match get_parsed(&*shared.stores.background, &oldest, Checkpoint::parse).await {
+        Ok(Ok(checkpoint)) => retention.doomed = Some(Doomed::of(&checkpoint)),
+        Ok(Err(e)) => {
+            tracing::error!("{oldest} is damaged, and what it freed stays in the store: {e}");
+            retention.doomed = Some(Doomed::none());
+        }
+        // An earlier owner's request to delete it was on its way.
+        Err(e) if e.kind == StoreErrorKind::NotFound => retention.expire(last),
+        Err(e) => return Err(e.into()),
+    }
+    Ok(())
+}
+
+fn take_batch(shared: &Shared, obsolete: &mut Vec<Key>, doomed: &mut Doomed) -> Vec<Key> {
     let mut batch = Vec::new();
     while batch.len() < DELETE_BATCH {
-        if let Some(key) = checkpointer.obsolete.pop() {
+        if let Some(key) = obsolete.pop() {
             batch.push(key);
             continue;
         }
-        match checkpointer.last.garbage.last_mut() {
+        match doomed.garbage.last_mut() {
             None => break,
             Some(Garbage::Slots { first, count }) if *count > 0 => {
                 *count -= 1;
-                batch.push(terms.slot_key(shared.id, Seq(first.0 + *count)));
+                batch.push(doomed.terms.slot_key(shared.id, Seq(first.0 + *count)));
             }
             Some(Garbage::Slots { .. }) => {
-                checkpointer.last.garbage.pop();
+                doomed.garbage.pop();
             }
             Some(Garbage::Map(object)) => {
                 batch.push(keys::map_object(shared.id, *object));
-                checkpointer.last.garbage.pop();
+                doomed.garbage.pop();
             }
             Some(Garbage::Snapshot(id)) => {
                 batch.push(keys::snapshot(shared.id, *id));
-                checkpointer.last.garbage.pop();
+                doomed.garbage.pop();
             }
         }
     }

@@ -6,17 +6,17 @@
 //!
 //! The states may be of volumes that come from each other by clones: what they share is named alike.
 
-use super::hydrate;
 use super::items::Items;
 use super::look::{check_features, read_description};
-use super::open::{self, Loaded, find_snapshot};
+use super::open::find_snapshot;
 use super::options::{Env, Mode, Stores, VolumeOptions};
+use super::past::View;
 use super::{Volume, checkpoint};
 use crate::device::BlockState;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page::{Extent, ItemRef, LEAVES_PER_PAGE, Location, MapPage};
 use crate::format::snapshot::SnapshotObject;
-use crate::map::{base::leaf_range, diff};
+use crate::map::{Overlay, Target, base::leaf_range, diff};
 use crate::units::{Sector, SectorRange};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -35,7 +35,8 @@ pub struct Changed {
     pub is: BlockState,
 }
 
-/// What may differ between two states, in the order of sectors. Holds one page and some leaves of each.
+/// What may differ between two states, in the order of sectors; of a moment of the past, what the log has behind
+/// its point comes first. Holds one page and some leaves of each.
 #[derive(Debug)]
 pub struct Changes {
     old: Option<Tree>,
@@ -44,6 +45,9 @@ pub struct Changes {
     leaves: VecDeque<(u64, Option<ItemRef>, Option<ItemRef>)>,
     /// Size of the newer state: beyond it nothing is told.
     all: SectorRange,
+    /// What hides the tree of the newer state, and has to be told.
+    hiding: Option<Arc<Overlay>>,
+    hidden: Vec<Changed>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,11 +70,7 @@ impl Volume {
         let id = snapshot.checkpoint.volume;
         let description = read_description(&*stores.setup, id).await?;
         check_features(&description, Mode::ReadOnly)?;
-        let options = VolumeOptions { mode: Mode::ReadOnly, ..options };
-        let loaded = Loaded::snapshot(snapshot);
-        let volume = open::start(env, stores, options, description, None, (loaded, None))?;
-        hydrate::start(&volume.shared).await?;
-        Ok(volume)
+        Volume::open_view(env, stores, description, View::of(snapshot.checkpoint), options).await
     }
 
     /// The snapshot `name` of this volume, to be read: a volume of its own.
@@ -88,7 +88,8 @@ impl Volume {
     /// as of all that completed before. An owner makes a checkpoint for that.
     ///
     /// # Errors
-    /// Usage: neither comes from the other, nor both from a third. Busy: one of the two lacks something of the
+    /// Usage: neither comes from the other, nor both from a third; `base` is a moment between two checkpoints.
+    /// Busy: one of the two lacks something of the
     /// image that it began as. Those of a checkpoint.
     pub async fn changes_since(&self, base: Option<&Volume>) -> Result<Changes> {
         for state in base.iter().chain([&self]) {
@@ -98,9 +99,14 @@ impl Volume {
                     .hint("fetch all of that with `objblk flatten`, then make a snapshot"));
             }
         }
-        let new = self.tree().await?;
+        let (new, hiding) = self.tree().await?;
         let old = match base {
-            Some(base) => Some(base.tree().await?),
+            Some(base) => match base.tree().await? {
+                (old, None) => Some(old),
+                (_, Some(_)) => {
+                    return Err(Error::usage("no changes can be told since that moment"));
+                }
+            },
             None => None,
         };
         let root = |tree: &Tree| tree.items.lineage().root();
@@ -113,21 +119,27 @@ impl Volume {
         let same = same_item(old.as_ref(), &new);
         let pages = diff::differing(old_root, &new.root, same).into();
         let all = SectorRange::between(Sector(0), Sector(self.shared.state().size.0));
-        Ok(Changes { old, new, pages, leaves: VecDeque::new(), all })
+        let was = base.map_or(0, |base| base.shared.state().size.0);
+        let hidden = hiding.iter().flat_map(|hiding| hidden(hiding, all, Sector(was))).collect();
+        Ok(Changes { old, new, pages, leaves: VecDeque::new(), all, hiding, hidden })
     }
 
-    async fn tree(&self) -> Result<Tree> {
+    /// What of the volume is in a tree, and what hides that.
+    async fn tree(&self) -> Result<(Tree, Option<Arc<Overlay>>)> {
         let shared = &self.shared;
         if !shared.is_read_only() {
             checkpoint::run(shared, checkpoint::Kind::Running).await?;
         }
         let state = shared.state();
-        if shared.is_read_only() && state.map.changes() > 0 {
+        let hiding = state.map.frozen().filter(|_| shared.is_read_only()).cloned();
+        let hiding = hiding.filter(|hiding| !hiding.is_empty());
+        let told = hiding.as_ref().map_or(0, |hiding| hiding.len());
+        if shared.is_read_only() && state.map.changes() > told {
             let text = "its newest checkpoint is older than what was written";
             return Err(Error::new(ErrorKind::Busy, text).hint("attach and detach it once"));
         }
         let root = state.map.base().root.iter().map(|(page, item)| (*page, *item)).collect();
-        Ok(Tree { items: shared.items.clone(), root })
+        Ok((Tree { items: shared.items.clone(), root }, hiding))
     }
 }
 
@@ -149,6 +161,9 @@ impl Changes {
     /// Corrupt: a part of a map is damaged, or missing: its snapshot was deleted meanwhile, perhaps.
     /// Store.
     pub async fn next(&mut self) -> Result<Option<Vec<Changed>>> {
+        if !self.hidden.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.hidden)));
+        }
         loop {
             while self.leaves.is_empty() {
                 let Some((page, old, new)) = self.pages.pop_front() else { return Ok(None) };
@@ -204,11 +219,44 @@ impl Changes {
                 let start = Sector(origin + u64::from(start));
                 let range = SectorRange::between(start, Sector(start.0 + u64::from(len)));
                 let (was, is) = (state(was), state(is));
-                push(&mut changed, Changed { range: range.intersect(self.all), was, is });
+                self.visible(range.intersect(self.all), |range| {
+                    push(&mut changed, Changed { range, was, is });
+                });
             });
         }
         Ok(changed)
     }
+
+    /// The parts of `range` that nothing hides.
+    fn visible(&self, mut range: SectorRange, mut tell: impl FnMut(SectorRange)) {
+        let Some(hiding) = &self.hiding else { return tell(range) };
+        while !range.is_empty() {
+            let (len, hidden) = hiding.first(range);
+            let at = Sector(range.start().0 + len.0);
+            if hidden.is_none() {
+                tell(SectorRange::between(range.start(), at));
+            }
+            range = SectorRange::between(at, range.end());
+        }
+    }
+}
+
+/// What `hiding` has within `all`. It may differ everywhere; before `was` there may have been data.
+fn hidden(hiding: &Overlay, all: SectorRange, was: Sector) -> Vec<Changed> {
+    let mut found = Vec::new();
+    for (range, target) in hiding.changes(all) {
+        let is = match target {
+            Target::Data(_) => BlockState::Data,
+            Target::Zero => BlockState::Hole,
+        };
+        let before = SectorRange::between(range.start(), range.end().min(was).max(range.start()));
+        push(&mut found, Changed { range: before, was: BlockState::Data, is });
+        let behind = SectorRange::between(before.end(), range.end());
+        if is == BlockState::Data {
+            push(&mut found, Changed { range: behind, was: BlockState::Hole, is });
+        }
+    }
+    found
 }
 
 /// The leaves; an empty one where there is none.

@@ -25,6 +25,9 @@ pub struct Flattened {
     pub moved_bytes: u64,
     /// Snapshots that need the origin.
     pub needed_by: Vec<String>,
+    /// What is kept of the clone's past needs it, as far as can be told.
+    #[serde(default)]
+    pub past: bool,
     /// Nothing needs the origin any more.
     pub done: bool,
 }
@@ -60,10 +63,13 @@ impl Volume {
             move_all(shared, foreign).await?;
         }
         let needed_by = needed_by(shared).await?;
-        let now = shared.checkpointer.lock().await.last().clone();
+        let (now, past) = {
+            let checkpointer = shared.checkpointer.lock().await;
+            (checkpointer.last().clone(), checkpointer.retention.has_points())
+        };
         let is_foreign = Needed::by(&now).is_foreign(&shared.items).await?;
-        let done = !is_foreign && needed_by.is_empty();
-        Ok(Flattened { moved_bytes: moved() - before, needed_by, done })
+        let done = !is_foreign && needed_by.is_empty() && !past;
+        Ok(Flattened { moved_bytes: moved() - before, needed_by, past, done })
     }
 }
 

@@ -16,6 +16,8 @@
 //! | --- | --- |
 //! | `look`, [`present`] | what the store says of a volume, without owning it |
 //! | [`open`](mod@open) | claims an epoch, replays, fences |
+//! | `redo` | records of the log, done again |
+//! | `retention`, `past` | what is kept of the past; the volume as of a moment of it |
 //! | `recover` | goes on where a dead owner left off |
 //! | `state` | what is behind the one lock: open chunk, map, commit point |
 //! | `backlog` | sealed chunks that wait for the store |
@@ -39,6 +41,7 @@
 //! The hot path takes the state lock once, for a short time, and never waits under it. Whatever
 //! has to wait runs on the given runtime, so the device's futures may be polled by any executor.
 
+mod aging;
 mod backlog;
 mod census;
 pub mod checkpoint;
@@ -54,6 +57,7 @@ mod local;
 mod look;
 pub mod open;
 mod options;
+mod past;
 mod patience;
 pub mod present;
 mod profile;
@@ -62,6 +66,8 @@ mod read;
 mod readahead;
 mod received;
 mod recover;
+mod redo;
+mod retention;
 mod rollback;
 mod schedule;
 mod shared;
@@ -73,6 +79,7 @@ mod tree;
 mod victims;
 mod write;
 
+pub use aging::kept_snapshots;
 pub use collect::Collected;
 pub use diff::{Changed, Changes};
 pub use flatten::Flattened;
@@ -83,6 +90,7 @@ pub use options::{
     DiskCacheStatus, Durability, Env, JournalOptions, JournalStatus, MAP_BYTES_MIN, MapStatus,
     Mode, SpaceStatus, Stores, VolumeOptions, VolumeStatus,
 };
+pub use past::{Moment, Past, past};
 pub use profile::{ProfileUse, RECORD_FOR};
 pub use ratio::{Sample, compression_sample};
 pub use received::{as_receiver, original, unfinished_receipt};

@@ -20,8 +20,10 @@ use super::look::{
     ownership, read_description, read_owner,
 };
 use super::options::{Env, MAP_BYTES_MIN, Mode, Stores, VolumeOptions};
+use super::past::{self, View};
 use super::profile;
 use super::recover::{self, Legacy};
+use super::redo::{apply, rolled_back};
 use super::rollback;
 use super::shared::{Parts, Shared};
 use super::snapshots::{self, Snapshots};
@@ -29,19 +31,17 @@ use super::state::State;
 use super::takeover::TakenOver;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checkpoint::Checkpoint;
-use crate::format::page::Location;
-use crate::format::record::Record;
 use crate::format::snapshot::{SnapshotEntry, SnapshotObject};
 use crate::format::volume::{EpochObject, VolumeObject};
-use crate::format::{SnapshotId, VolumeId, keys, pool, source};
+use crate::format::{VolumeId, keys, pool};
 use crate::journal::mirror::{Header, Mirror};
 use crate::log::replay::{LogEnd, Replay, superseded};
 use crate::log::upload::Uploader;
 use crate::log::{OpenChunk, SealedChunk, Terms};
-use crate::map::{Map, Target};
+use crate::map::Map;
 use crate::mutant::{self, Mutant};
 use crate::store::{Key, Store, StoreErrorKind};
-use crate::units::{Epoch, Sector, SectorCount, SectorRange, Seq};
+use crate::units::{Epoch, SectorCount, Seq};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -70,9 +70,8 @@ impl Volume {
         let description = read_description(&*stores.setup, id).await?;
         check_features(&description, options.mode)?;
         let store = &*stores.setup;
-        if let Some(name) = options.snapshot.take() {
-            let found = find_snapshot(store, id, &name).await?;
-            return Volume::open_snapshot(env, stores, found, options).await;
+        if let Some(view) = past::asked_for(store, &description, &mut options).await? {
+            return Volume::open_view(env, stores, description, view, options).await;
         }
         let mut ownership = ownership(store, id).await?;
         let mut claims = vec![(ownership.epoch, ownership.owner.clone())];
@@ -205,28 +204,30 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    /// The state of a snapshot.
-    pub fn snapshot(object: SnapshotObject) -> Loaded {
-        let checkpoint = object.checkpoint;
-        let (slot, epoch) = (checkpoint.next, checkpoint.epoch);
-        Loaded {
-            obsolete: Vec::new(),
-            map: rollback::map_of(&checkpoint),
-            size: checkpoint.size,
-            terms: Terms::new(checkpoint.terms.clone()),
-            payloads: BTreeMap::new(),
-            replayed: 0,
-            end: LogEnd { slot, epoch, strays: Vec::new() },
-            snapshots: Snapshots::default(),
-            checkpoint,
-        }
-    }
-
     /// The first slot of the new term.
     fn first(&self) -> Seq {
         match mutant::on(Mutant::SlotReused) {
             true => self.end.slot,
             false => self.end.slot.next(),
+        }
+    }
+}
+
+impl From<View> for Loaded {
+    fn from(view: View) -> Loaded {
+        let View { checkpoint, mut map, size, terms, end } = view;
+        // Nobody will change it any more.
+        map.freeze();
+        Loaded {
+            obsolete: Vec::new(),
+            map,
+            size,
+            terms,
+            payloads: BTreeMap::new(),
+            replayed: 0,
+            end: LogEnd { slot: end, epoch: checkpoint.epoch, strays: Vec::new() },
+            snapshots: Snapshots::default(),
+            checkpoint,
         }
     }
 }
@@ -365,15 +366,6 @@ async fn load(
     Ok(Some(Loaded { checkpoint, obsolete, map, size, terms, payloads, replayed, end, snapshots }))
 }
 
-/// The last state among `records` that the volume went back to, and what came after that.
-fn rolled_back(records: &[Record]) -> Option<(SnapshotId, &[Record])> {
-    let back = records.iter().enumerate().rev().find_map(|(at, record)| match record {
-        Record::RolledBack(id) => Some((*id, &records[at + 1..])),
-        _ => None,
-    });
-    back.filter(|_| !mutant::on(Mutant::RollbackNotReplayed))
-}
-
 /// Step 4 of opening.
 async fn give_way(store: &dyn Store, id: VolumeId, claimed: Epoch) -> Result<()> {
     if mutant::on(Mutant::NewerClaimIgnored) {
@@ -395,37 +387,6 @@ async fn delete_strays(store: &dyn Store, id: VolumeId, end: &LogEnd, mut keys: 
     {
         tracing::warn!("{} objects behind the fence are left in the store: {e}", keys.len());
     }
-}
-
-fn apply(seq: Seq, records: &[Record], map: &mut Map, size: &mut SectorCount) -> Result<()> {
-    let missed = usize::from(mutant::on(Mutant::RecordNotReplayed) && records.len() > 1);
-    for record in &records[..records.len() - missed] {
-        match *record {
-            Record::Data { range, offset } => {
-                check_inside(seq, range, *size)?;
-                map.insert(range, Target::Data(Location { seq, offset }));
-            }
-            Record::Zero(range) | Record::Trim(range) => {
-                check_inside(seq, range, *size)?;
-                map.insert(range, Target::Zero);
-            }
-            Record::Resize(new) => {
-                map.insert(SectorRange::between(Sector(new.0), Sector(size.0)), Target::Zero);
-                *size = new;
-            }
-            Record::EpochStart | Record::Close => {}
-            // Of the table of snapshots, not of the map.
-            Record::SnapshotMade(_) | Record::SnapshotDeleted(_) | Record::RolledBack(_) => {}
-        }
-    }
-    Ok(())
-}
-
-fn check_inside(slot: Seq, range: SectorRange, size: SectorCount) -> Result<()> {
-    if range.end().0 <= size.0 || source::is_of_marks(range) {
-        return Ok(());
-    }
-    Err(Error::corrupt(format!("log slot {slot} writes {range} of a volume of {size} sectors")))
 }
 
 pub(super) fn start(
@@ -476,7 +437,7 @@ pub(super) fn start(
     let checkpointer = Checkpointer::new(loaded.checkpoint, loaded.obsolete);
     // Deaths in quick succession must not make the log to be replayed longer each time.
     let long = if options.mode == Mode::Recover { REPLAY_LONG } else { options.checkpoint_slots };
-    let due = checkpointer.has_garbage() || loaded.replayed >= long;
+    let due = checkpointer.has_garbage(env.clock.now_ms()) || loaded.replayed >= long;
     let snapshots = loaded.snapshots;
     let parts =
         Parts { description, epoch, env, stores, options, state, items, checkpointer, snapshots };

@@ -1,6 +1,7 @@
 //! What a volume is opened with, and what it tells of itself.
 
 use super::hydrate::SourceStatus;
+use super::past::Moment;
 use super::profile::ProfileUse;
 use crate::cache::disk::DiskCache;
 use crate::clock::Clock;
@@ -110,6 +111,8 @@ pub struct VolumeOptions {
     pub profile: Option<ProfileUse>,
     /// The snapshot that is read instead of the volume as it is; nobody has to own the volume then.
     pub snapshot: Option<String>,
+    /// The moment as of which the volume is read, instead of as it is; nobody has to own it then.
+    pub at: Option<Moment>,
     /// How far dead space is collected; `None`: only chunks that are wholly dead are deleted.
     pub collection: Option<Limits>,
     /// A request to the device that takes longer fails with EIO; `None`: it waits for as long as
@@ -143,6 +146,7 @@ impl Default for VolumeOptions {
             checkpoint_after: Duration::from_secs(60),
             profile: None,
             snapshot: None,
+            at: None,
             collection: Some(Limits::default()),
             io_timeout: None,
             images: None,

@@ -11,6 +11,7 @@
 //! The owner alone changes the schedule: a new numbered object, and the older ones go.
 
 use super::Volume;
+use super::aging::{self, Staying};
 use super::shared::Shared;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -39,11 +40,17 @@ pub(super) struct Schedule {
     changed: Notify,
     /// Snapshots that were begun in this term.
     made: AtomicU64,
+    /// Held by who decides whether a snapshot is too old.
+    pub deciding: tokio::sync::Mutex<()>,
 }
 
 impl Schedule {
     pub fn new() -> Schedule {
-        Schedule { changed: Notify::new(), made: AtomicU64::new(0) }
+        Schedule {
+            changed: Notify::new(),
+            made: AtomicU64::new(0),
+            deciding: tokio::sync::Mutex::default(),
+        }
     }
 }
 
@@ -69,7 +76,8 @@ impl Volume {
             return Err(Error::usage(format!("this is no schedule: {problem}")));
         }
         // A deposed owner does not get past this.
-        let target = shared.state().probe().map_err(|_| shared.failure())?;
+        let probed = shared.state().probe();
+        let target = probed.map_err(|_| shared.failure())?;
         shared.wait_committed(target).await?;
         put(&*shared.stores.background, shared.id, rules).await?;
         shared.schedule.changed.notify_one();
@@ -130,6 +138,7 @@ async fn put(store: &dyn Store, id: VolumeId, rules: Vec<Rule>) -> Result<()> {
 }
 
 async fn task(shared: Arc<Shared>) {
+    let mut staying = Staying::new();
     loop {
         // Asked before anything is read, so that no change is missed.
         let mut changed = std::pin::pin!(shared.schedule.changed.notified());
@@ -143,6 +152,9 @@ async fn task(shared: Arc<Shared>) {
         let mut fresh = true;
         loop {
             let Some(wait) = turn(&shared, &rules, fresh).await else { return };
+            if !aging::age(&shared, &mut staying).await {
+                return;
+            }
             if tokio::time::timeout(wait, changed.as_mut()).await.is_ok() {
                 break;
             }

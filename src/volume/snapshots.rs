@@ -336,7 +336,7 @@ impl Shared {
         let found = self.snapshots().find(&name).cloned();
         let entry =
             found.ok_or_else(|| Error::not_found(format!("there is no snapshot {name}")))?;
-        let closed = self.close_to_clones(&entry).await?;
+        let mut closed = self.close_to_clones(&entry).await?;
         let target = {
             let mut state = self.state();
             let target = state.log(Record::SnapshotDeleted(entry.id))?;
@@ -344,6 +344,7 @@ impl Shared {
             target
         };
         self.wait_committed(target).await?;
+        closed.extend(entry.id.expires_at_ms().map(|_| keys::kept(self.id, entry.id)));
         self.forget(closed).await;
         drop(checkpointer);
         self.checkpoint_due.notify_one();

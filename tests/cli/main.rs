@@ -17,6 +17,7 @@ mod journal;
 mod mistakes;
 mod mount;
 mod outage;
+mod past;
 mod paths;
 mod program;
 mod reader;

@@ -2,7 +2,7 @@
 //! end nothing is left that nobody needs.
 
 use crate::rig::{CHUNK, Rig, owner, pattern, range, read, write};
-use objblk::clock::SystemClock;
+use objblk::clock::{Clock, SystemClock};
 use objblk::device::BlockDevice;
 use objblk::doctor::Doctor;
 use objblk::error::{ErrorKind, Result};
@@ -29,7 +29,7 @@ pub const BLOCKS: usize = (SIZE / 512 / BLOCK) as usize;
 
 pub type Image = Vec<u64>;
 
-fn name(text: &str) -> VolumeName {
+pub fn name(text: &str) -> VolumeName {
     text.parse().unwrap()
 }
 
@@ -48,10 +48,15 @@ pub struct Family {
     pub rng: StdRng,
     pub members: BTreeMap<String, Member>,
     stamp: u64,
+    clock: Arc<dyn Clock>,
 }
 
 impl Family {
     pub async fn new(seed: u64) -> Family {
+        Family::by(seed, Arc::new(SystemClock)).await
+    }
+
+    pub async fn by(seed: u64, clock: Arc<dyn Clock>) -> Family {
         let rig = Rig::new(seed, SIZE).await;
         rig.memory.delete(&[keys::volume(rig.id)]).await.unwrap();
         let pool = Pool::init(rig.store.clone(), false).await.unwrap();
@@ -60,7 +65,8 @@ impl Family {
         let new = NewVolume { size: SIZE, block_size, chunk_size, compression };
         let id = pool.create(&name("v0"), new).await.unwrap();
         let rng = StdRng::seed_from_u64(seed);
-        let mut family = Family { rig, pool, rng, members: BTreeMap::new(), stamp: 0 };
+        let members = BTreeMap::new();
+        let mut family = Family { rig, pool, rng, members, stamp: 0, clock };
         let volume = family.open(id, 1, false).await.unwrap();
         let now = vec![0; BLOCKS];
         let member = Member { id, volume, now, snapshots: BTreeMap::new() };
@@ -70,15 +76,20 @@ impl Family {
 
     fn stores(&self) -> (Env, Stores) {
         let runtime = tokio::runtime::Handle::current();
-        (Env { runtime, clock: Arc::new(SystemClock) }, Stores::one(self.rig.store.clone()))
+        (Env { runtime, clock: self.clock.clone() }, Stores::one(self.rig.store.clone()))
     }
 
-    async fn open(&self, id: VolumeId, pid: u32, takeover: bool) -> Result<Volume> {
+    pub async fn open(&self, id: VolumeId, pid: u32, takeover: bool) -> Result<Volume> {
         let mode = Mode::ReadWrite { takeover };
         self.open_with(id, pid, VolumeOptions { mode, ..self.rig.options.clone() }).await
     }
 
-    async fn open_with(&self, id: VolumeId, pid: u32, options: VolumeOptions) -> Result<Volume> {
+    pub async fn open_with(
+        &self,
+        id: VolumeId,
+        pid: u32,
+        options: VolumeOptions,
+    ) -> Result<Volume> {
         let (env, stores) = self.stores();
         Volume::open(env, stores, id, owner(pid), options).await
     }
@@ -108,7 +119,7 @@ impl Family {
         }
     }
 
-    fn snapshot_id(&mut self) -> SnapshotId {
+    pub fn snapshot_id(&mut self) -> SnapshotId {
         SnapshotId::from_random(self.rng.random())
     }
 
@@ -290,7 +301,7 @@ fn bytes(image: &Image) -> Vec<u8> {
     image.iter().enumerate().flat_map(block).collect()
 }
 
-async fn check(volume: &Volume, image: &Image, what: &str) {
+pub async fn check(volume: &Volume, image: &Image, what: &str) {
     for (block, stamp) in image.iter().enumerate() {
         let start = block as u64 * BLOCK;
         let found = read(volume, start, BLOCK).await.unwrap();

@@ -6,21 +6,21 @@ use objblk::error::ErrorKind;
 use objblk::format::schedule::Rule;
 use objblk::format::{SnapshotId, VolumeId, keys};
 use objblk::store::{Key, Store};
-use objblk::volume::{Env, Mode, Stores, Volume, VolumeOptions, schedule};
+use objblk::volume::{Env, Mode, Stores, Volume, VolumeOptions, kept_snapshots, schedule};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::time::Instant;
 
 const MINUTE: u64 = 60_000;
-const HOUR: u64 = 60 * MINUTE;
+pub const HOUR: u64 = 60 * MINUTE;
 const SIZE: u64 = 1 << 20;
 /// When tests begin: a day does.
 const BEGIN: u64 = 1_000_008 * HOUR;
 
 /// The time of the test's runtime, and what somebody has set the clock ahead.
 #[derive(Debug)]
-struct Watch {
+pub struct Watch {
     begun: Instant,
     ahead: AtomicU64,
 }
@@ -31,7 +31,7 @@ impl Clock for Watch {
     }
 }
 
-fn watch() -> Arc<Watch> {
+pub fn watch() -> Arc<Watch> {
     Arc::new(Watch { begun: Instant::now(), ahead: AtomicU64::new(0) })
 }
 
@@ -56,7 +56,7 @@ fn periods(volume: &Volume, minutes: u64) -> Vec<u64> {
     made.map(|entry| (entry.made_at_ms - BEGIN) / (minutes * MINUTE)).collect()
 }
 
-async fn pass(minutes: u64) {
+pub async fn pass(minutes: u64) {
     tokio::time::sleep(Duration::from_millis(minutes * MINUTE)).await;
 }
 
@@ -167,4 +167,44 @@ async fn only_the_owner_keeps_the_schedule() {
     new.set_schedule(vec![rule(60, 4)]).await.unwrap();
     assert_eq!(schedule(&*rig.store, rig.id).await.unwrap(), [rule(60, 4)]);
     new.close().await.unwrap();
+}
+
+/// What a volume was before a rollback goes when its time has come, unless somebody keeps it or a clone needs it.
+#[tokio::test(start_paused = true)]
+async fn snapshots_expire_unless_they_are_kept() {
+    let (rig, clock) = (Rig::new(7, SIZE).await, watch());
+    let mut volume = open(&rig, 1, &clock).await;
+    let until = |hours: u64| BEGIN + hours * HOUR;
+    let expiring = |hours: u64, number| SnapshotId::expiring(until(hours), [number; 7]);
+    volume.make_snapshot(SnapshotId::from_bytes([1; 16]), "mine").await.unwrap();
+    for (number, name) in ["old", "needed", "wanted", "young"].into_iter().enumerate() {
+        let hours = if name == "young" { 100 } else { 2 };
+        volume.make_snapshot(expiring(hours, number as u8), name).await.unwrap();
+    }
+    let refused = volume.keep_snapshot("mine").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Usage, "{refused}");
+    assert_eq!(volume.keep_snapshot("none").await.unwrap_err().kind(), ErrorKind::NotFound);
+    volume.keep_snapshot("wanted").await.unwrap();
+    volume.keep_snapshot("wanted").await.unwrap();
+    let child = child_of(&rig, expiring(2, 1)).await;
+    let names = |volume: &Volume| -> Vec<String> {
+        volume.snapshots().into_iter().map(|entry| entry.name).collect()
+    };
+    pass(118).await;
+    assert_eq!(names(&volume).len(), 5, "it is too early");
+    pass(4).await;
+    assert_eq!(names(&volume), ["mine", "needed", "wanted", "young"]);
+    // The next owner goes on, also for the time without one.
+    volume.close().await.unwrap();
+    rig.memory.delete(&[child]).await.unwrap();
+    volume = open(&rig, 2, &clock).await;
+    pass(2).await;
+    assert_eq!(names(&volume), ["mine", "wanted", "young"]);
+    let kept = kept_snapshots(&*rig.store, rig.id).await.unwrap();
+    assert_eq!(kept.into_iter().collect::<Vec<_>>(), [expiring(2, 2)]);
+    volume.delete_snapshot("wanted").await.unwrap();
+    assert!(kept_snapshots(&*rig.store, rig.id).await.unwrap().is_empty());
+    pass(60 * 100).await;
+    assert_eq!(names(&volume), ["mine"]);
+    volume.close().await.unwrap();
 }

@@ -4,7 +4,7 @@
 //! Chunks are compared up to their payload, which is the sample's.
 
 use crate::samples::{self, golden, path};
-use objblk::format::checkpoint::Checkpoint;
+use objblk::format::checkpoint::{Checkpoint, Point};
 use objblk::format::chunk::{self, ChunkHeader, FRAME_SIZE};
 use objblk::format::fence::Fence;
 use objblk::format::frame::Compression;
@@ -20,7 +20,7 @@ use objblk::format::received::ReceivedObject;
 use objblk::format::schedule::ScheduleObject;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::volume::{EpochObject, VolumeObject};
-use objblk::units::Epoch;
+use objblk::units::{Epoch, Seq};
 
 fn hex(bytes: &[u8]) -> String {
     let line = |line: &[u8]| line.iter().map(|b| format!("{b:02x}")).collect::<String>() + "\n";
@@ -107,6 +107,8 @@ fn golden_snapshots_read_back() {
     assert_eq!(snapshot, samples::snapshot());
     let checkpoint = Checkpoint::parse(&golden("checkpoint-snapshots-v1.hex")).unwrap();
     assert_eq!(checkpoint, samples::checkpoint_with_snapshots());
+    let checkpoint = Checkpoint::parse(&golden("checkpoint-past-v2.hex")).unwrap();
+    assert_eq!(checkpoint, samples::checkpoint_with_past());
 }
 
 #[test]
@@ -151,13 +153,11 @@ fn golden_json_reads_back() {
 #[test]
 fn a_newer_version_is_refused_as_such() {
     for (name, mut bytes) in samples::binary() {
-        bytes[8] = 2;
+        bytes[8] = if name.starts_with("checkpoint") { 3 } else { 2 };
         let error = match name {
             "chunk-v1.hex" => ChunkHeader::parse(&bytes).map(drop),
             "fence-v1.hex" => Fence::parse(&bytes).map(drop),
-            "checkpoint-v1.hex" | "checkpoint-snapshots-v1.hex" => {
-                Checkpoint::parse(&bytes).map(drop)
-            }
+            name if name.starts_with("checkpoint") => Checkpoint::parse(&bytes).map(drop),
             "snapshot-v1.hex" => SnapshotObject::parse(&bytes).map(drop),
             "profile-v1.hex" => Profile::parse(&bytes).map(drop),
             _ => {
@@ -166,7 +166,8 @@ fn a_newer_version_is_refused_as_such() {
             }
         };
         let text = error.unwrap_err().to_string();
-        assert!(text.contains("needs a newer objblk: `version` at byte 8 is 2"), "{name}: {text}");
+        let newer = format!("needs a newer objblk: `version` at byte 8 is {}", bytes[8]);
+        assert!(text.contains(&newer), "{name}: {text}");
     }
     let (_, json) = samples::json().into_iter().find(|(name, _)| *name == "volume.json").unwrap();
     let text = String::from_utf8(json).unwrap().replace("\"version\": 1", "\"version\": 2");
@@ -208,6 +209,11 @@ fn numbers_beyond_their_limits_are_refused() {
     let far = objblk::units::Seq(1 << 60);
     let entry = samples::snapshot().entry;
     let with = |entry| Checkpoint { snapshots: vec![entry], ..intact.clone() };
+    let point = |next: &u64| Point { next: Seq(*next), epoch: Epoch(0), made_at_ms: 0, freed: 0 };
+    let past = |points: &[u64]| Checkpoint {
+        points: points.iter().map(point).collect(),
+        ..intact.clone()
+    };
     for (field, checkpoint) in [
         ("size", Checkpoint { size, ..intact.clone() }),
         ("next seq", Checkpoint { next: far, ..intact.clone() }),
@@ -216,6 +222,8 @@ fn numbers_beyond_their_limits_are_refused() {
         ("snapshot base", with(entry.clone())),
         ("snapshot before", with(SnapshotEntry { before: Some(entry.id), ..entry.clone() })),
         ("snapshot size", with(SnapshotEntry { size, ..entry.clone() })),
+        ("point position", past(&[5, 5])),
+        ("point position", past(&[intact.next.0])),
         ("snapshot name", with(SnapshotEntry { name: "a@b".into(), ..entry.clone() })),
         ("snapshot name length", with(SnapshotEntry { name: "x".repeat(129), ..entry.clone() })),
     ] {

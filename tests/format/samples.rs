@@ -3,7 +3,7 @@
 use objblk::cache::FrameId;
 use objblk::cache::disk::entry::{Entry, Geometry};
 use objblk::cache::disk::{Claim, FrameKey};
-use objblk::format::checkpoint::{Checkpoint, Garbage, MapObjectUse, Term};
+use objblk::format::checkpoint::{Checkpoint, Garbage, MapObjectUse, Point, Term};
 use objblk::format::chunk::ChunkParts;
 use objblk::format::features::Features;
 use objblk::format::fence::Fence;
@@ -181,6 +181,8 @@ pub fn checkpoint() -> Checkpoint {
         chunk_root: vec![(1, item(1))],
         garbage: vec![Garbage::Slots { first: Seq(9), count: 3 }, Garbage::Map(object(0))],
         snapshots: Vec::new(),
+        retention_ms: 0,
+        points: Vec::new(),
     }
 }
 
@@ -207,6 +209,18 @@ pub fn checkpoint_with_snapshots() -> Checkpoint {
     let mut garbage = checkpoint().garbage;
     garbage.push(Garbage::Snapshot(SnapshotId::from_bytes([9; 16])));
     Checkpoint { garbage, snapshots: vec![first, other, base], ..checkpoint() }
+}
+
+/// With what is kept of the past.
+pub fn checkpoint_with_past() -> Checkpoint {
+    let point = |next, epoch, made_at_ms| Point {
+        next: Seq(next),
+        epoch: Epoch(epoch),
+        made_at_ms,
+        freed: next + 1,
+    };
+    let points = vec![point(3, 1, 1_699_999_000_000), point(4, 2, 1_699_999_900_000)];
+    Checkpoint { retention_ms: 86_400_000, points, ..checkpoint_with_snapshots() }
 }
 
 pub fn received() -> ReceivedObject {
@@ -355,6 +369,7 @@ pub fn binary() -> Vec<(&'static str, Vec<u8>)> {
         ("profile-v1.hex", profile().encode()),
         ("snapshot-v1.hex", snapshot().encode()),
         ("checkpoint-snapshots-v1.hex", checkpoint_with_snapshots().encode()),
+        ("checkpoint-past-v2.hex", checkpoint_with_past().encode()),
     ]
 }
 

@@ -45,6 +45,7 @@ fn objects() -> Vec<Seed> {
         ("checkpoint", "golden", golden("checkpoint-v1.hex")),
         ("snapshot", "golden", golden("snapshot-v1.hex")),
         ("checkpoint", "golden-snapshots", golden("checkpoint-snapshots-v1.hex")),
+        ("checkpoint", "golden-past", golden("checkpoint-past-v2.hex")),
         ("profile", "golden", golden("profile-v1.hex")),
     ];
     // Three items: a leaf, a map page and a chunk page.
@@ -101,6 +102,7 @@ fn texts() -> Vec<Seed> {
         r#"{"version":1,"message":{"paths":{"change":{"select":"queue-length"}}}}"#.to_owned(),
         r#"{"version":1,"message":{"paths":{"selector":"round-robin","failback":"30","no_path_retry":"queue","group":1,"paths":[{"id":1,"name":"http://a","priority":1,"weight":1,"state":"marginal","for_ms":5,"in_use":true,"requests":9,"in_flight":1,"cancelled":0,"errors":{"unavailable":2},"bytes":4096,"average_us":[100,null],"p50_us":64,"p99_us":null,"latency":{"sum_us":900,"log2_us":[0,9]},"last_error":"no answer"}]}}}"#.to_owned(),
         r#"{"version":1,"message":{"location":{"url":"file:///srv","endpoint_url":["http://a","http://b"],"region":null,"paths":{"failback":"manual"}},"volumes":["data"],"read_only":false,"takeover":true,"cache_bytes":1,"door":{"ublk":{"queues":1,"depth":64}}}}"#.to_owned(),
+        format!(r#"{{"version":1,"message":{{"retain":{{"volume":"{ID}","time_ms":86400000}}}}}}"#),
     ];
     let settings = [
         "store = 's3://disks/pool'\nregion = 'eu-1'\n".to_owned(),

@@ -15,18 +15,19 @@ use objblk::store::Store;
 use objblk::store::hedge::HedgeStore;
 use objblk::store::limit::{Bounds, Class, Limiter};
 use objblk::store::retry::{RetryPolicy, RetryStore};
-use objblk::volume::{Env, JournalOptions, Stores, Volume, VolumeOptions};
+use objblk::units::Seq;
+use objblk::volume::{Env, JournalOptions, Moment, Stores, Volume, VolumeOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Debug)]
-struct SimClock;
+struct SimClock(Arc<World>);
 
 impl Clock for SimClock {
     fn now_ms(&self) -> u64 {
-        0
+        self.0.now_ms()
     }
 }
 
@@ -100,7 +101,8 @@ impl Actor {
             live: Arc::new(HedgeStore::new(store(None, Class::Foreground))),
             background: store(None, Class::Background),
         };
-        let env = Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SimClock) };
+        let clock = Arc::new(SimClock(self.world.clone()));
+        let env = Env { runtime: tokio::runtime::Handle::current(), clock };
         (env, stores)
     }
 
@@ -195,6 +197,9 @@ impl Actor {
             Ok(true) => {}
             Ok(false) => return,
             Err(what) => return self.world.violated(what),
+        }
+        if let Some(plan) = self.world.plan {
+            client.retain(Some(plan.time)).await;
         }
         let mut tasks = tokio::task::JoinSet::new();
         for lane in 0..lanes {
@@ -313,6 +318,34 @@ impl Actor {
         Ok(())
     }
 
+    /// Moments of the past read as they were.
+    async fn look_at_the_past(&self) -> Result<(), String> {
+        let now = self.world.steady_ms();
+        let gone = self.world.state().archive.gone();
+        let Some(kept) = self.world.auditor().kept(&gone, now)? else { return Ok(()) };
+        if kept.newest.retention_ms == 0 {
+            // What is left goes meanwhile.
+            return Ok(());
+        }
+        let Some(oldest) = kept.points.first() else { return Ok(()) };
+        self.world.state().counts.retained += kept.points.len() as u64;
+        for _ in 0..3 {
+            let slot =
+                self.world.random(|rng| rng.random_range(oldest.next.0..=kept.newest.next.0));
+            let Some(expected) = self.world.auditor().image_at(&gone, Seq(slot))? else { continue };
+            let options =
+                VolumeOptions { at: Some(Moment::Slot(Seq(slot))), ..self.options.clone() };
+            let view = self.open_with(options).await;
+            let view = view.map_err(|e| format!("the volume at slot {slot}: {e}"))?;
+            let found = self.client(view).survey().await.ok_or("the past cannot be read")?;
+            if found != expected {
+                return Err(format!("at slot {slot} the volume is not what it was"));
+            }
+            self.world.state().counts.views += 1;
+        }
+        Ok(())
+    }
+
     /// A life without faults. Returns what it found, and what it left.
     pub async fn last(&self) -> Result<(Image, Image), String> {
         let volume = self.open().await.map_err(|e| e.to_string())?;
@@ -321,6 +354,10 @@ impl Actor {
         let found = client.survey().await.ok_or("the volume cannot be read")?;
         self.world.state().model.begin(epoch, found.clone(), 1)?;
         self.look_at_snapshots(&client.volume).await?;
+        // What is kept shorter may expire meanwhile.
+        if self.world.plan.is_some_and(|plan| plan.time.as_secs() > 1000) {
+            self.look_at_the_past().await?;
+        }
         let clones = self.world.state().clones.len();
         for which in 0..clones {
             if !self.use_clone_at(which).await? {

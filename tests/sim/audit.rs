@@ -45,14 +45,14 @@ pub struct Auditor<'a> {
     pub light: bool,
 }
 
-type Audit<T> = Result<T, String>;
+pub type Audit<T> = Result<T, String>;
 
 impl Auditor<'_> {
     fn get(&self, key: &Key) -> Option<Bytes> {
         self.store.get(key, GetRange::All).now_or_never()?.ok()
     }
 
-    fn need(&self, key: &Key) -> Audit<Bytes> {
+    pub fn need(&self, key: &Key) -> Audit<Bytes> {
         self.get(key).ok_or_else(|| format!("{key} is reachable and not there"))
     }
 
@@ -89,7 +89,7 @@ impl Auditor<'_> {
         Ok(found)
     }
 
-    fn check_slots(&self, found: &Recovered) -> Audit<()> {
+    pub fn check_slots(&self, found: &Recovered) -> Audit<()> {
         let slots: BTreeSet<Seq> = found.places.iter().flatten().map(|place| place.seq).collect();
         for slot in slots {
             let key = found.slot_key(self.volume, slot);
@@ -112,7 +112,7 @@ impl Auditor<'_> {
         Ok(bytes)
     }
 
-    fn walk(&self, checkpoint: &Checkpoint, found: &mut Recovered) -> Audit<()> {
+    pub fn walk(&self, checkpoint: &Checkpoint, found: &mut Recovered) -> Audit<()> {
         let mut live = 0;
         for (page, item) in &checkpoint.map_root {
             let leaves = parse_map_page(&self.item(*item)?).map_err(|e| e.to_string())?;
@@ -139,36 +139,41 @@ impl Auditor<'_> {
     }
 
     fn replay(&self, found: &mut Recovered) -> Audit<()> {
-        loop {
-            let key = keys::slot(self.volume, found.end, found.epoch);
-            let Some(object) = self.get(&key) else { return Ok(()) };
-            let seq = found.end;
-            found.end = seq.next();
-            if object.starts_with(fence::MAGIC) {
-                let fence = Fence::parse(&object).map_err(|e| format!("{key}: {e}"))?;
-                if fence.next_epoch <= found.epoch {
-                    return Err(format!("{key} leads back to epoch {}", fence.next_epoch));
-                }
-                found.epoch = fence.next_epoch;
-                found.terms.push((found.end, found.epoch));
-                continue;
+        while self.replay_one(found)? {}
+        Ok(())
+    }
+
+    /// Replays the next slot. False: there is none.
+    pub fn replay_one(&self, found: &mut Recovered) -> Audit<bool> {
+        let key = keys::slot(self.volume, found.end, found.epoch);
+        let Some(object) = self.get(&key) else { return Ok(false) };
+        let seq = found.end;
+        found.end = seq.next();
+        if object.starts_with(fence::MAGIC) {
+            let fence = Fence::parse(&object).map_err(|e| format!("{key}: {e}"))?;
+            if fence.next_epoch <= found.epoch {
+                return Err(format!("{key} leads back to epoch {}", fence.next_epoch));
             }
-            let header = ChunkHeader::parse(&object).map_err(|e| format!("{key}: {e}"))?;
-            for record in &header.records {
-                match record {
-                    Record::SnapshotMade(id) => {
-                        found.snapshots.insert(*id, self.snapshot(*id)?);
-                    }
-                    Record::SnapshotDeleted(id) => drop(found.snapshots.remove(id)),
-                    Record::RolledBack(id) => {
-                        let back = self.snapshot(*id)?;
-                        (found.size, found.places) = (back.size, back.places);
-                    }
-                    _ => {}
-                }
-                found.apply(self.layout, seq, record)?;
-            }
+            found.epoch = fence.next_epoch;
+            found.terms.push((found.end, found.epoch));
+            return Ok(true);
         }
+        let header = ChunkHeader::parse(&object).map_err(|e| format!("{key}: {e}"))?;
+        for record in &header.records {
+            match record {
+                Record::SnapshotMade(id) => {
+                    found.snapshots.insert(*id, self.snapshot(*id)?);
+                }
+                Record::SnapshotDeleted(id) => drop(found.snapshots.remove(id)),
+                Record::RolledBack(id) => {
+                    let back = self.snapshot(*id)?;
+                    (found.size, found.places) = (back.size, back.places);
+                }
+                _ => {}
+            }
+            found.apply(self.layout, seq, record)?;
+        }
+        Ok(true)
     }
 
     /// The contents of the volume.
@@ -214,7 +219,7 @@ fn everything(size: SectorCount) -> SectorRange {
 
 impl Recovered {
     /// At the position of a checkpoint, before anything of it was looked at.
-    fn begin(checkpoint: &Checkpoint, layout: &Layout) -> Recovered {
+    pub fn begin(checkpoint: &Checkpoint, layout: &Layout) -> Recovered {
         Recovered {
             epoch: checkpoint.epoch,
             end: checkpoint.next,

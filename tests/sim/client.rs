@@ -39,7 +39,7 @@ pub struct Lag {
 
 /// What becomes of a lane after a request.
 #[derive(Clone, Copy, PartialEq)]
-enum Next {
+pub enum Next {
     GoOn,
     End,
 }
@@ -309,6 +309,12 @@ impl Client {
 
     /// Makes a snapshot, or deletes one: those of one lane at a time.
     async fn snapshots(&self, lane: usize) -> Next {
+        if let Some(plan) = self.world.plan.filter(|plan| plan.wavers)
+            && self.world.random(|rng| rng.random_bool(0.3))
+        {
+            let off = self.world.random(|rng| rng.random_bool(0.6));
+            return self.retain((!off).then_some(plan.time)).await;
+        }
         let there = self.volume.snapshots();
         let mine = there.iter().filter(|entry| entry.name.starts_with(&format!("{lane}-")));
         let mine: Vec<_> = mine.collect();
@@ -316,6 +322,17 @@ impl Client {
         match mine.get(which) {
             Some(entry) => self.delete_snapshot(entry.id, &entry.name).await,
             None => self.make_snapshot(lane).await,
+        }
+    }
+
+    /// Has the past kept that long.
+    pub async fn retain(&self, time: Option<Duration>) -> Next {
+        let calm = self.world.state().calm;
+        let _waits = self.process.begins("a change of retention");
+        self.trace(|| format!("retains {time:?}"));
+        match self.volume.retain(time).await {
+            Ok(()) => Next::GoOn,
+            Err(error) => self.judge_refusal("a change of retention", &error, calm),
         }
     }
 

@@ -57,6 +57,7 @@ fn options(rng: &mut StdRng) -> VolumeOptions {
         map_bytes: 0,
         profile: None,
         snapshot: None,
+        at: None,
         dirty_bytes: one(rng, &[64 << 10, 256 << 10, 1 << 20]),
         uploads: one(rng, &[1, 2, 4, 8]),
         seal_after: Duration::from_millis(one(rng, &[5, 200, 2000])),

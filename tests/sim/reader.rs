@@ -12,6 +12,7 @@ use crate::world::World;
 use objblk::format::pool::{NameObject, encode_json};
 use objblk::format::snapshot::SnapshotObject;
 use objblk::format::{SnapshotId, keys};
+use objblk::units::Seq;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -65,6 +66,20 @@ fn compare(world: &World, pool: &Path, name: &str, found: &Recovered) {
     fs::remove_file(out).unwrap();
 }
 
+/// Moments of the past, from the oldest to the newest that checkpoints tell of. Returns how many.
+fn look_back(world: &World, pool: &Path) -> u64 {
+    let gone = world.state().archive.gone();
+    let Some(kept) = world.auditor().kept(&gone, None).unwrap() else { return 0 };
+    let Some(oldest) = kept.points.first() else { return 0 };
+    let (first, last) = (oldest.next.0, kept.newest.next.0);
+    let slots = [first, first + (last - first) / 2, last];
+    for slot in slots {
+        let found = world.auditor().state_at(&gone, Seq(slot)).unwrap().unwrap();
+        compare(world, pool, &format!("v@#{slot}"), &found);
+    }
+    slots.len() as u64
+}
+
 fn name_of(world: &World, pool: &Path, id: SnapshotId) -> String {
     let object = fs::read(pool.join(keys::snapshot(world.id, id).as_str())).unwrap();
     format!("v@{}", SnapshotObject::parse(&object).unwrap().entry.name)
@@ -73,7 +88,7 @@ fn name_of(world: &World, pool: &Path, id: SnapshotId) -> String {
 #[test]
 fn a_reader_finds_what_recovery_would_find() {
     let only = std::env::var("OBJBLK_SEED").ok().map(|seed| seed.parse().unwrap());
-    let (mut written, mut snapshots) = (0, 0);
+    let (mut written, mut snapshots, mut moments) = (0, 0, 0);
     for seed in only.map_or(0..WORLDS, |only| only..only + 1) {
         eprintln!("replay: OBJBLK_SEED={seed} cargo test --test sim a_reader_finds");
         let (world, pool) = left_by(seed);
@@ -83,6 +98,7 @@ fn a_reader_finds_what_recovery_would_find() {
             compare(&world, pool.path(), &name_of(&world, pool.path(), *id), snapshot);
             snapshots += 1;
         }
+        moments += look_back(&world, pool.path());
         let image = world.auditor().image(&found).unwrap();
         written += u64::from(image.stamps.iter().any(|stamp| *stamp > 0));
         let checked = run(command(&["check", pool.path().to_str().unwrap()]));
@@ -90,6 +106,7 @@ fn a_reader_finds_what_recovery_would_find() {
             checked.out.lines().filter(|line| line.starts_with("v: ")).collect();
         assert!(findings.len() == 1 && findings[0].starts_with("v: no findings"), "{checked:?}");
     }
-    println!("{written} worlds had data, {snapshots} snapshots were read");
-    assert!(only.is_some() || written > WORLDS / 2 && snapshots > 5, "{written} {snapshots}");
+    println!("{written} worlds had data, {snapshots} snapshots and {moments} moments were read");
+    let all = written > WORLDS / 2 && snapshots > 5 && moments > 5;
+    assert!(only.is_some() || all, "{written} {snapshots} {moments}");
 }

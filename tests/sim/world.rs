@@ -10,12 +10,14 @@ use crate::disk::Medium;
 use crate::host::Host;
 use crate::layout::Layout;
 use crate::model::{Keeper, Model};
+use crate::past::{self, Archive, Plan};
 use crate::process::{Life, Process};
 use crate::shelf::Shelf;
 use crate::sites::{self, Fault, Hits, Site, What};
 use crate::wire::{Reply, Request};
 use futures::FutureExt;
 use objblk::device::BlockDevice;
+use objblk::format::checkpoint::Checkpoint;
 use objblk::format::fence::Fence;
 use objblk::format::frame::Compression;
 use objblk::format::volume::EpochObject;
@@ -29,8 +31,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Processes that one world kills or pauses by a fault.
 const DISTURBED_MAX: u32 = 24;
@@ -96,6 +99,8 @@ pub struct Counts {
     pub clones: u64,
     pub clones_used: u64,
     pub flattened: u64,
+    pub retained: u64,
+    pub views: u64,
 }
 
 impl Counts {
@@ -110,7 +115,7 @@ impl Counts {
         self.journaled += u64::from(by == Keeper::Journal);
     }
 
-    fn all_mut(&mut self) -> [(&'static str, &mut u64); 26] {
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 28] {
         [
             ("operations", &mut self.operations),
             ("requests", &mut self.requests),
@@ -138,6 +143,8 @@ impl Counts {
             ("clones", &mut self.clones),
             ("used", &mut self.clones_used),
             ("flattened", &mut self.flattened),
+            ("points of the past", &mut self.retained),
+            ("of it looked at", &mut self.views),
         ]
     }
 }
@@ -162,6 +169,7 @@ pub struct State {
     pub model: Model,
     pub shelf: Shelf,
     pub clones: Vec<CloneModel>,
+    pub archive: Archive,
     pub hits: Hits,
     pub counts: Counts,
     /// Some reply was damaged: errors that say so are right.
@@ -182,6 +190,9 @@ pub struct World {
     pub folder: PathBuf,
     /// Size of a journal here.
     journal_bytes: u64,
+    /// What is done about the past.
+    pub plan: Option<Plan>,
+    begun: OnceLock<Instant>,
     state: Mutex<State>,
 }
 
@@ -238,6 +249,7 @@ impl World {
             model: Model::new(sectors, sectors),
             shelf: Shelf::default(),
             clones: Vec::new(),
+            archive: Archive::default(),
             hits: Hits::new(),
             counts: Counts::default(),
             damaged: false,
@@ -253,6 +265,8 @@ impl World {
             memory: MemoryStore::new(),
             folder: folder.to_owned(),
             journal_bytes,
+            plan: past::plan(seed),
+            begun: OnceLock::new(),
             state: Mutex::new(state),
         }
     }
@@ -274,6 +288,16 @@ impl World {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of this lock panics")
+    }
+
+    /// The time since somebody first asked, in milliseconds, and an hour.
+    pub fn now_ms(&self) -> u64 {
+        3_600_000 + self.begun.get_or_init(Instant::now).elapsed().as_millis() as u64
+    }
+
+    /// The time, where the past must be kept as long as it says.
+    pub fn steady_ms(&self) -> Option<u64> {
+        self.plan.filter(|plan| !plan.wavers).map(|_| self.now_ms())
     }
 
     /// Draws from the seed.
@@ -437,6 +461,7 @@ impl World {
                         self.state().counts.checkpoints += 1;
                         // Nothing of a snapshot can have gone.
                         let auditor = Auditor { light: true, ..self.auditor() };
+                        self.archive(&auditor, body);
                         self.state().counts.audits += 1;
                         if let Err(what) = self.audited(&auditor, false) {
                             self.violated(format!("when {key} is stored: {what}"));
@@ -450,9 +475,20 @@ impl World {
             Request::Delete(keys) => {
                 memory.delete(keys).now_or_never().expect(now)?;
                 self.state().counts.deletes += keys.len() as u64;
+                self.state().archive.deleted(keys);
                 self.audit(false, || format!("{keys:?} are deleted"));
                 Ok(Reply::Done)
             }
+        }
+    }
+
+    /// Notes what a checkpoint is, unless it is a deposed owner's of which something is gone already.
+    fn archive(&self, auditor: &Auditor<'_>, body: &[u8]) {
+        let Some(_) = self.plan else { return };
+        let Ok(checkpoint) = Checkpoint::parse(body) else { return };
+        let found = auditor.state_of(&checkpoint);
+        if let Ok(image) = found.and_then(|found| auditor.image(&found)) {
+            self.state().archive.stored(checkpoint.point(), image);
         }
     }
 
@@ -477,6 +513,10 @@ impl World {
             for (id, snapshot) in &found.snapshots {
                 let image = auditor.image(snapshot)?;
                 self.state().shelf.seen(*id, image)?;
+            }
+            if self.plan.is_some() {
+                let now = self.steady_ms();
+                auditor.check_past(&self.state().archive, now)?;
             }
             let image = auditor.image(&found)?;
             return self.state().model.check(found.epoch.0, &image);

@@ -143,8 +143,13 @@ pub(in crate::cli) enum Verb {
     Snapshot(Snapshot),
     /// Make a volume that begins as what a snapshot is, and shares its data
     Clone {
-        #[arg(value_name = "NAME@SNAP")]
+        /// A snapshot, or with --at a volume
+        #[arg(value_name = "NAME[@SNAP]")]
         of: String,
+        /// Of what the volume was at a moment that is still kept (see retain): a time (2026-11-22T10:00:00Z),
+        /// how long ago (-2h), or a slot of its log (#1234); copies what has changed since
+        #[arg(long, value_name = "TIME|SEQ", allow_hyphen_values = true)]
+        at: Option<String>,
         /// The name of the new volume
         new: String,
     },
@@ -177,6 +182,13 @@ pub(in crate::cli) enum Verb {
         /// Allow a smaller size, while it is not attached: what lies beyond it is lost
         #[arg(long)]
         shrink: bool,
+    },
+    /// Keep the past of a volume from now on, so that it can be read as of any moment (--at)
+    Retain {
+        name: String,
+        /// How long: 24h, 7d; off ends it and deletes what was kept
+        #[arg(value_name = "TIME|off")]
+        time: String,
     },
     /// Give a volume another name
     Rename { name: String, new: String },
@@ -224,6 +236,9 @@ pub(in crate::cli) struct Create {
     /// How what is written is compressed: none, lz4, zstd, or zstd:1 (fast) to zstd:19 (small)
     #[arg(long, value_name = "HOW", visible_alias = "compression", default_value = "lz4")]
     pub(in crate::cli) compress: String,
+    /// Keep its past for that long (24h, 7d), see retain
+    #[arg(long, value_name = "TIME")]
+    pub(in crate::cli) retain: Option<String>,
     /// Go on to attach it; prints the device as well
     #[arg(long)]
     pub(in crate::cli) attach: bool,
@@ -267,9 +282,17 @@ pub(in crate::cli) enum Snapshot {
     Rollback {
         #[arg(value_name = "NAME@SNAP")]
         name: String,
+        /// How long what it was is kept: the owner deletes that snapshot then; off keeps it until you delete it
+        #[arg(long, value_name = "TIME|off", default_value = "7d")]
+        keep_before_rollback: String,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
+    },
+    /// Keep a snapshot that would be deleted by itself: what a volume was before a rollback
+    Keep {
+        #[arg(value_name = "NAME@SNAP")]
+        name: String,
     },
     /// Delete a snapshot; those who read it get I/O errors
     Delete {

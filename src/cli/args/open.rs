@@ -1,9 +1,10 @@
 //! How a volume is opened, as it was typed.
 
-use crate::cli::{duration, size};
+use crate::cli::{duration, moment, size};
+use crate::clock::SystemClock;
 use crate::daemon::{CacheSpec, JournalSpec};
 use crate::error::{Error, Result};
-use crate::volume::{MAP_BYTES_MIN, ProfileUse};
+use crate::volume::{MAP_BYTES_MIN, Moment, ProfileUse};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +21,10 @@ pub(in crate::cli) struct Open {
     /// Only read
     #[arg(long, conflicts_with = "takeover")]
     pub(in crate::cli) read_only: bool,
+    /// Read it, and only that, as it was at a moment that is still kept (see retain): a time (2026-11-22T10:00:00Z),
+    /// how long ago (-2h), or a slot of its log (#1234)
+    #[arg(long, value_name = "TIME|SEQ", conflicts_with = "takeover", allow_hyphen_values = true)]
+    pub(in crate::cli) at: Option<String>,
     /// Memory for cached data of each volume
     #[arg(long, value_name = "S", default_value = "64M")]
     pub(in crate::cli) mem_cache: String,
@@ -144,6 +149,11 @@ impl Open {
                 .hint("give --map-memory more, or leave it out"));
         }
         Ok(bytes)
+    }
+
+    /// What `--at` says.
+    pub(in crate::cli) fn at(&self) -> Result<Option<Moment>> {
+        self.at.as_deref().map(|text| moment::parse(text, &SystemClock)).transpose()
     }
 
     /// What `--io-timeout` says.

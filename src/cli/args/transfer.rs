@@ -38,6 +38,10 @@ pub(in crate::cli) struct Export {
     /// The volume, as it is now, or a snapshot
     #[arg(value_name = "NAME[@SNAP]")]
     pub(in crate::cli) name: String,
+    /// As it was at a moment that is still kept (see retain): a time (2026-11-22T10:00:00Z), how long ago
+    /// (-2h), or a slot of its log (#1234)
+    #[arg(long, value_name = "TIME|SEQ", allow_hyphen_values = true)]
+    pub(in crate::cli) at: Option<String>,
     /// Where it goes: a file, a block device, a pipe, or - for standard output
     #[arg(value_name = "FILE|-")]
     pub(in crate::cli) to: String,

@@ -12,11 +12,13 @@
 
 mod incoming;
 mod pieces;
+mod put_back;
 mod receive;
 mod send;
 
 pub use incoming::{Arrived, Incoming};
 pub use pieces::{Piece, pieces};
+pub use put_back::{PutBack, put_back};
 pub use receive::{Received, receive};
 pub use send::{Sent, send};
 
