@@ -63,7 +63,7 @@ pub struct Served<D> {
     pub disk: Arc<Checked<D>>,
     pub frontend: VhostUser,
     pub path: PathBuf,
-    pub runtime: Runtime,
+    _runtime: Runtime,
     _folder: TempDir,
 }
 
@@ -79,7 +79,7 @@ impl<D: BlockDevice> Served<D> {
         let disk = Arc::new(Checked::new(disk));
         let start = VhostUser::start(disk.clone(), &path, "0123456789abcdefghijklmn", identity());
         let frontend = runtime.block_on(start).unwrap();
-        Served { disk, frontend, path, runtime, _folder: folder }
+        Served { disk, frontend, path, _runtime: runtime, _folder: folder }
     }
 }
 

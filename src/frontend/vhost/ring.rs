@@ -118,6 +118,11 @@ impl Shared {
         *lock(&self.error) = error;
     }
 
+    /// What it told others by, once it has ended.
+    pub(super) fn take_events(&self) -> (Option<File>, Option<File>) {
+        (lock(&self.call).take(), lock(&self.error).take())
+    }
+
     /// Tells the guest that there are answers.
     pub(super) fn notify(&self) {
         tell(&lock(&self.call));
@@ -153,8 +158,8 @@ impl Ring {
         device: Arc<Checked<D>>,
         spec: Spec,
         memory: Arc<Memory>,
-        enabled: bool,
-        counters: Arc<Counters>,
+        (call, error): (Option<File>, Option<File>),
+        (enabled, counters): (bool, Arc<Counters>),
     ) -> io::Result<Ring> {
         let shared = Arc::new(Shared {
             mailbox: Arc::new(Mailbox::new(spec.layout.size)?),
@@ -163,8 +168,8 @@ impl Ring {
             enabled: AtomicBool::new(enabled),
             remapped: AtomicBool::new(false),
             memory: Mutex::new(memory.clone()),
-            call: Mutex::new(None),
-            error: Mutex::new(None),
+            call: Mutex::new(call),
+            error: Mutex::new(error),
             ended: AtomicBool::new(false),
         });
         let seen = shared.clone();

@@ -145,10 +145,9 @@ impl<D: BlockDevice> Session<D> {
         let spec = Spec { number: index, layout, base, event_idx, durable, kick, part, id };
         let (device, counters) = (self.device.clone(), self.common.counters.clone());
         let enabled = queue.enabled || self.features & PROTOCOL == 0;
-        let ring = Ring::start(device, spec, self.memory.clone(), enabled, counters);
+        let events = (queue.call.take(), queue.error.take());
+        let ring = Ring::start(device, spec, self.memory.clone(), events, (enabled, counters));
         let ring = ring.map_err(Error::ReqHandlerError)?;
-        ring.shared().set_call(queue.call.take());
-        ring.shared().set_error(queue.error.take());
         self.common.begin_ring(ring.shared());
         queue.ring = Some(ring);
         Ok(())
@@ -161,6 +160,7 @@ impl<D: BlockDevice> Session<D> {
         let shared = ring.shared().clone();
         let base = ring.stop(patience);
         self.common.end_ring(&shared);
+        (queue.call, queue.error) = shared.take_events();
         queue.base = base.ok_or_else(|| wrong(format!("the thread of queue {index} is stuck")))?;
         Ok(())
     }
