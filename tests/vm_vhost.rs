@@ -18,7 +18,7 @@ use std::time::Duration;
 #[test]
 fn a_guest_does_not_notice_that_its_backend_is_killed() {
     let full = std::env::var_os("OBJBLK_FULL").is_some();
-    let (seconds, kills) = if full { (120, 20) } else { (10, 2) };
+    let (seconds, kills): (u64, u64) = if full { (120, 20) } else { (10, 2) };
     let home = Home::new();
     home.ok(&["create", "disk", "--size", "256M"]);
     let mut serving = home.serve(&["disk"]);
@@ -37,7 +37,7 @@ fn a_guest_does_not_notice_that_its_backend_is_killed() {
     }
     let mut resubmitted = 0;
     for _ in 0..kills {
-        std::thread::sleep(Duration::from_millis(u64::from(seconds) * 600 / kills));
+        std::thread::sleep(Duration::from_millis(seconds * 600 / kills));
         serving.kill();
         serving = home.serve(&["disk"]);
         // QEMU tries once a second.

@@ -88,7 +88,8 @@ impl Memory {
         let mappings: Vec<_> = regions.iter().map(|region| region.mapping.clone()).collect();
         let guest = match mappings.is_empty() {
             true => GuestMemoryMmap::new(),
-            false => GuestMemoryMmap::from_arc_regions(mappings).map_err(|e| e.to_string())?,
+            false => GuestMemoryMmap::from_arc_regions(mappings)
+                .map_err(|e| format!("regions of memory that overlap: {e}"))?,
         };
         Ok(Memory { regions, guest })
     }
