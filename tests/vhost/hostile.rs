@@ -116,7 +116,7 @@ fn header(random: &mut StdRng) -> Vec<u8> {
 /// One ring of a hostile guest, in whatever state. True where the connection survived it.
 fn one_layout(master: &mut Master, random: &mut StdRng) -> bool {
     let (table, used) = (master.rings[0].table(), master.rings[0].used());
-    let entries = *[ENTRIES, ENTRIES, 16, 4].choose(random).unwrap();
+    let entries = *[ENTRIES, 16, 16, 16, 8, 4].choose(random).unwrap();
     scribble(master, random, table, entries);
     // Places that tables and headers may be found at.
     for _ in 0..4 {
@@ -137,7 +137,12 @@ fn one_layout(master: &mut Master, random: &mut StdRng) -> bool {
             master.guest.put(at, &header(random));
             master.descriptor(table, head, (at, 16), NEXT, head + 1);
             let data = if random.random_bool(0.5) { NEXT } else { NEXT | WRITABLE };
-            let place = (address(random), length(random));
+            let place = match random.random_bool(0.6) {
+                true => {
+                    ((4 << 20) + 8 * random.random_range(0..4096), 512 * random.random_range(1..9))
+                }
+                false => (address(random), length(random)),
+            };
             master.descriptor(table, head + 1, place, data, head + 2);
             master.descriptor(table, head + 2, (at + 32, 1), WRITABLE, 0);
         }
@@ -206,7 +211,7 @@ fn ten_thousand_hostile_rings() {
     let status = served.frontend.status();
     println!("{lost} of {all} connections lost; {status:?}");
     assert!(status.broken_rings > all / 10 && status.errors > all / 10, "they were not hostile");
-    assert!(status.reads + status.writes > all / 100, "nothing of it was a request");
+    assert!(status.reads.min(status.writes) > all / 1000, "nothing of it was a request");
     assert_eq!(lost, 0, "a ring that makes no sense is not the VMM's fault");
     assert_no_growth(before);
     drop(master);

@@ -13,7 +13,7 @@ mkfs.ext4 -q -F "$disk"
 mount "$disk" $mount
 echo "load"
 fio --name=load --directory=$mount --size=48m --rw=randrw --bsrange=4k-64k --ioengine=libaio --iodepth=16 \
-    --direct=1 --fsync=32 --time_based --runtime="${FIO_SECONDS:-12}" --verify=crc32c --verify_backlog=64 \
+    --direct=1 --fsync=4 --time_based --runtime="${FIO_SECONDS:-12}" --verify=crc32c --verify_backlog=64 \
     --verify_fatal=1 --output-format=terse >/tmp/fio.out 2>&1 ||
     { echo "FAIL  fio: $(tail -5 /tmp/fio.out)"; exit 1; }
 echo "verified"

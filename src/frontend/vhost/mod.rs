@@ -62,6 +62,9 @@ const LATE: Duration = Duration::ZERO;
 /// How long what only needs CPU time may take.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How long a VMM may take to leave when the next one is there already: it may be the same.
+const LEAVING: Duration = Duration::from_secs(1);
+
 /// Pause between two looks at something that changes soon, or after a failed accept.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -108,6 +111,10 @@ impl Common {
 
     fn end_ring(&self, ring: &Arc<Shared>) {
         self.present().rings.retain(|other| !Arc::ptr_eq(other, ring));
+    }
+
+    fn is_visited(&self) -> bool {
+        self.present().visitor.is_some()
     }
 
     /// Lets a VMM in, unless there is one.
@@ -252,6 +259,10 @@ async fn accept<D: BlockDevice>(
             Ok(_) => continue,
             Err(e) => Err(e),
         };
+        let deadline = Instant::now() + LEAVING;
+        while common.is_visited() && Instant::now() < deadline {
+            tokio::time::sleep(PAUSE).await;
+        }
         let let_in = stream.and_then(|stream| {
             if !common.enter(&stream)? {
                 tracing::info!("a second VMM is sent away");
