@@ -114,6 +114,7 @@ async fn bring_back(
 ) -> std::result::Result<Shared, Refused> {
     let (state, attached) = (&left.state, &left.state.volumes[0]);
     let guest = state.frontend == FrontendKind::VhostUser;
+    // A guest has no number: it is known by its token.
     let dev_id = state.dev_id.or(guest.then_some(0));
     let (Some(dev_id), Some(token), Some(successor)) = (dev_id, state.token, &state.successor)
     else {
@@ -130,23 +131,16 @@ async fn bring_back(
     let backend = connect.await.map_err(Refused::ForNow)?;
     let volume = open(spec, run_dir, &backend, attached.id).await?;
     let served: Served = (attached.name.clone(), Arc::new(Checked::new(volume.clone())));
+    let volumes = std::slice::from_ref(&served);
     let door = match guest {
-        true => {
-            Door::open(
-                &spec.door,
-                std::slice::from_ref(&served),
-                (token, true),
-                (attached.id, None),
-            )
-            .await
-        }
+        true => Door::open(&spec.door, volumes, (token, true), (attached.id, None)).await,
         false => Door::recover(&served, (dev_id, token)).await,
     };
     match door {
         Ok(door) => {
             let link = door.link();
             let (device, successor) = match guest {
-                true => (door.devices(&[served]).swap_remove(0), spec),
+                true => (door.devices(volumes).swap_remove(0), spec),
                 false => (attached.device.clone(), successor),
             };
             let attached = Attached { link, device, ..attached.clone() };

@@ -131,7 +131,7 @@ impl Shared {
             store: self.backend.pool.store().url(),
             frontend: door.kind(),
             dev_id,
-            token: self.successor.is_some().then_some(self.token).or(dev_id.map(|_| self.token)),
+            token: (dev_id.is_some() || self.successor.is_some()).then_some(self.token),
             successor: self.successor.clone(),
             volumes: self.attached(),
         }

@@ -19,8 +19,8 @@
 //! * What this process was doing when it died is noted in memory that the VMM keeps, so a successor
 //!   does it once more; a successor that lacks what was acknowledged does not let the guest in
 //!   (`inflight`).
-//! * No byte of a guest makes this process panic, touch what is not the guest's, or take more than
-//!   [`queue`]'s bounds of memory: a request in error is answered with one, a ring in error is
+//! * No byte of a guest makes this process panic, touch what is not the guest's, or take more memory
+//!   than a bound for each queue: a request in error is answered with one, a ring in error is
 //!   left alone, a message in error ends the connection. A VMM that makes the file of its memory
 //!   shorter while it is shared kills this process: VMM and process have the same user.
 //! * One VMM at a time; another one is sent away.
