@@ -152,8 +152,12 @@ fn a_guest_whose_writes_are_lost_is_not_let_in() {
     let serving = home.serve(&["disk"]);
     let (why, _) = master.come_back(&home.socket()).map(|_| ()).unwrap_err();
     println!("{why}");
-    let said = serving.said();
-    assert!(said.contains("is lost: it is not let in; reset it"), "{said}");
+    // The VMM is answered before the log is written.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !serving.said().contains("is lost: it is not let in; reset it") {
+        assert!(Instant::now() < deadline, "{}", serving.said());
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let status = home.status();
     let refused = status["requests"]["refused"].as_str().unwrap_or_default();
     assert!(refused.contains("reset it"), "{status}");
