@@ -182,7 +182,7 @@ fn run_ring(master: &mut Master, entries: u16, random: &mut StdRng) -> bool {
 /// A guest whose ring is not served yet.
 fn at_rest(served: &Served<RamDisk>, inflight: bool) -> Master {
     let wishes = Wishes { inflight, ..Wishes::default() };
-    let mut master = Master::begin_when_free(&served.path, wishes);
+    let master = Master::begin_when_free(&served.path, wishes);
     assert_eq!(master.frontend.get_vring_base(0).unwrap(), 0);
     master
 }
