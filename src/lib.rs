@@ -37,7 +37,7 @@
 //! | [`gc`] | which chunks to empty, how far, how fast |
 //! | [`journal`] | what was acknowledged and is not committed yet, outliving the process |
 //! | [`volume`] | the engine |
-//! | [`frontend`] | ublk, NBD and FUSE |
+//! | [`frontend`] | ublk, NBD, vhost-user and FUSE |
 //! | [`host`], [`settings`] | which process this is; what the configuration file says |
 //! | [`pool`] | the volumes of a store: names, creation, deletion |
 //! | [`transfer`] | images into volumes and out of them; streams of what changed |

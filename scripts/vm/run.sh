@@ -11,6 +11,8 @@
 #   -e NAME=VALUE  a variable in the command's environment, again for each one
 #   -F PORT        forward $VM_HOST:PORT of the guest to 127.0.0.1:PORT of this host, again for each one
 #   -d FILE[:SIZE] a raw disk (/dev/vda, then /dev/vdb, ...); created sparse if SIZE is given
+#   -u SOCKET      a disk (/dev/vdX, after those of -d) that a vhost-user backend serves there; QEMU connects
+#                  again when the backend dies, again for each one
 #   -m SIZE        the guest's memory (2G)
 #   -s COUNT       its processors (2)
 #   -t SECONDS     time limit for the boot and the command (300)
@@ -44,7 +46,7 @@ readonly rc_usage=2 rc_kernel=122 rc_cut=123 rc_timeout=124 rc_lab=125
 readonly complaints='BUG:|Oops|Call Trace:|blocked for more than|Kernel panic|general protection fault'
 
 series=6.12 script='' memory=2G processors=2 limit=300 shell='' verbose=''
-payload=() environment=() ports=() disks=()
+payload=() environment=() ports=() disks=() backends=()
 # Set on the way: the directory of this run, QEMU's command line, the process of the file server and the
 # one that waits for QEMU, whether the power was cut.
 run='' qemu=() virtiofsd='' guest='' cut=''
@@ -67,6 +69,9 @@ check_options() {
     done
     for item in ${environment[@]+"${environment[@]}"}; do
         [[ $item =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || die $rc_usage "-e takes NAME=VALUE, not '$item'"
+    done
+    for item in ${backends[@]+"${backends[@]}"}; do
+        [ -S "$item" ] || die $rc_usage "no socket $item"
     done
     for item in ${ports[@]+"${ports[@]}"}; do
         [[ $item =~ ^[0-9]+$ ]] || die $rc_usage "-F takes a port number, not '$item'"
@@ -177,6 +182,11 @@ no_timer_check tsc=reliable random.trust_cpu=on watchdog_thresh=60 rcupdate.rcu_
         qemu+=(-drive "if=none,id=disk$i,format=raw,cache=unsafe,file=${disk//,/,,}" -device "virtio-blk-pci,drive=disk$i")
         i=$((i + 1))
     done
+    for disk in ${backends[@]+"${backends[@]}"}; do
+        qemu+=(-chardev "socket,id=disk$i,path=${disk//,/,,},reconnect=1"
+            -device "vhost-user-blk-pci,chardev=disk$i,num-queues=$processors")
+        i=$((i + 1))
+    done
     if [ -n "$shell" ]; then
         qemu+=(-serial mon:stdio -append "$append objblk.shell=1")
     else
@@ -281,7 +291,7 @@ clean_up() {
 
 main() {
     local option kernel rc=0 started=$SECONDS
-    while getopts k:f:p:e:F:d:m:s:t:Svh option; do
+    while getopts k:f:p:e:F:d:u:m:s:t:Svh option; do
         case $option in
             k) series=$OPTARG ;;
             f) script=$OPTARG ;;
@@ -289,6 +299,7 @@ main() {
             e) environment+=("$OPTARG") ;;
             F) ports+=("$OPTARG") ;;
             d) disks+=("$OPTARG") ;;
+            u) backends+=("$OPTARG") ;;
             m) memory=$OPTARG ;;
             s) processors=$OPTARG ;;
             t) limit=$OPTARG ;;

@@ -64,6 +64,37 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
     ended(run_foreground(&spec, show).await?)
 }
 
+pub(super) async fn vhost_user(context: &Context, serve: args::ServeVhostUser) -> Result<()> {
+    let name: VolumeSpec = serve.name.parse()?;
+    let socket = std::path::absolute(&serve.socket)
+        .map_err(|e| Error::usage("--socket is no path").because(e))?;
+    let spec = TargetSpec {
+        location: context.location()?,
+        read_only: serve.open.read_only || name.snapshot().is_some(),
+        takeover: serve.open.takeover,
+        recover: None,
+        cache_bytes: size::parse("--mem-cache", &serve.open.mem_cache)?,
+        map_bytes: serve.open.map_bytes()?,
+        profile: serve.open.profile(),
+        disk_cache: serve.open.disk_cache()?,
+        door: DoorSpec::VhostUser { socket, recovery: !serve.no_recovery },
+        volumes: vec![name],
+        journal: serve.open.journal()?,
+        io_timeout: serve.open.io_timeout()?,
+        heartbeat: serve.open.heartbeat()?,
+        lazy: serve.open.lazy,
+    };
+    let show = |ready: &Ready| {
+        let volume = &ready.volumes[0];
+        let document = json!({
+            "name": volume.name, "id": volume.id, "device": volume.device,
+            "read_only": volume.read_only, "pid": ready.pid,
+        });
+        context.show(&document, || volume.device.clone())
+    };
+    ended(run_foreground(&spec, show).await?)
+}
+
 async fn every_volume(context: &Context) -> Result<Vec<VolumeSpec>> {
     let entries = context.open().await?.pool.list().await?;
     let usable = entries.into_iter().filter(|entry| entry.is_usable());

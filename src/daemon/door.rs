@@ -4,13 +4,16 @@ use super::spec::DoorSpec;
 use super::state::FrontendKind;
 use crate::device::Checked;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::VolumeId;
 use crate::frontend::fuse::Image;
 use crate::frontend::nbd::{ExportStatus, Exports, Server};
 use crate::frontend::ublk::{self, Ublk, UblkOptions};
+use crate::frontend::vhost::{Identity, VhostUser};
 use crate::pool::VolumeSpec;
+use crate::units::Epoch;
 use crate::volume::Volume;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -23,6 +26,7 @@ pub(super) enum Door {
     Ublk(Ublk),
     Nbd(NbdDoor),
     File(FileDoor),
+    VhostUser(VhostUser),
 }
 
 /// A file of a mounted directory.
@@ -48,11 +52,14 @@ impl fmt::Debug for Door {
 
 impl Door {
     /// Opens the frontend; it is ready for I/O on return. `token` marks its block device, which
-    /// outlives this process if `recovery`. Errors: the frontend's.
+    /// outlives this process if `recovery`. `first` is the id of the first volume; a guest that comes
+    /// back to it is let in if it has the token or was served in the term that `first` names, which
+    /// ended in order before this one. Errors: the frontend's.
     pub(super) async fn open(
         spec: &DoorSpec,
         volumes: &[Served],
         (token, recovery): (u64, bool),
+        first: (VolumeId, Option<Epoch>),
     ) -> Result<Door> {
         match spec {
             DoorSpec::Ublk { queues, depth, .. } => {
@@ -75,6 +82,9 @@ impl Door {
                 let image = Image::new(Arc::clone(device));
                 Ok(Door::File(FileDoor { path: path.clone(), image }))
             }
+            DoorSpec::VhostUser { socket, .. } => {
+                open_vhost_user(socket, volumes, token, first).await.map(Door::VhostUser)
+            }
         }
     }
 
@@ -94,6 +104,7 @@ impl Door {
                 listen.parse::<crate::frontend::nbd::Listen>().map(|_| false)
             }
             DoorSpec::File { .. } => Ok(false),
+            DoorSpec::VhostUser { recovery, .. } => Ok(*recovery),
             DoorSpec::Ublk { recovery, .. } => {
                 let checked = spawn_blocking(ublk::check_host).await;
                 let checked = checked.map_err(|e| Error::failed("ublk").because(e))?;
@@ -107,6 +118,7 @@ impl Door {
             Door::Ublk(_) => FrontendKind::Ublk,
             Door::Nbd(_) => FrontendKind::Nbd,
             Door::File(_) => FrontendKind::Fuse,
+            Door::VhostUser(_) => FrontendKind::VhostUser,
         }
     }
 
@@ -115,6 +127,7 @@ impl Door {
         match self {
             Door::Ublk(ublk) => vec![ublk.path().display().to_string()],
             Door::File(file) => vec![file.path.display().to_string()],
+            Door::VhostUser(disk) => vec![disk.path().display().to_string()],
             // The server names its exports in the order of their names.
             Door::Nbd(nbd) => {
                 let mut names: Vec<_> = volumes.iter().map(|(name, _)| name.as_str()).collect();
@@ -130,7 +143,22 @@ impl Door {
     pub(super) fn block_device(&self) -> Option<(PathBuf, u32)> {
         match self {
             Door::Ublk(ublk) => Some((ublk.path().into(), ublk.dev_id())),
-            Door::Nbd(_) | Door::File(_) => None,
+            Door::Nbd(_) | Door::File(_) | Door::VhostUser(_) => None,
+        }
+    }
+
+    /// Who uses it, where that is known and it should not be pulled away from them.
+    pub(super) fn user(&self) -> Option<(PathBuf, String)> {
+        match self {
+            Door::VhostUser(disk) => disk.user().map(|user| (disk.path().into(), user)),
+            Door::Ublk(_) | Door::Nbd(_) | Door::File(_) => None,
+        }
+    }
+
+    /// Tells the users that the size has changed, where they can be told.
+    pub(super) fn resized(&self) {
+        if let Door::VhostUser(disk) = self {
+            disk.resized();
         }
     }
 
@@ -138,7 +166,7 @@ impl Door {
     pub(super) fn file(&self) -> Option<(PathBuf, Arc<Image<Volume>>)> {
         match self {
             Door::File(file) => Some((file.path.clone(), Arc::clone(&file.image))),
-            Door::Ublk(_) | Door::Nbd(_) => None,
+            Door::Ublk(_) | Door::Nbd(_) | Door::VhostUser(_) => None,
         }
     }
 
@@ -146,7 +174,7 @@ impl Door {
     pub(super) fn link(&self) -> Option<String> {
         match self {
             Door::Ublk(ublk) => ublk.link().map(|link| link.display().to_string()),
-            Door::Nbd(_) | Door::File(_) => None,
+            Door::Nbd(_) | Door::File(_) | Door::VhostUser(_) => None,
         }
     }
 
@@ -155,6 +183,7 @@ impl Door {
         let value = match self {
             Door::Ublk(ublk) => serde_json::to_value(ublk.stats()),
             Door::File(file) => serde_json::to_value(file.image.status()),
+            Door::VhostUser(disk) => serde_json::to_value(disk.status()),
             Door::Nbd(nbd) => {
                 let exports = (nbd.status)();
                 serde_json::to_value(exports.iter().find(|e| e.name == name.as_str()))
@@ -168,7 +197,7 @@ impl Door {
         match self {
             Door::Ublk(ublk) => ublk.wait().await,
             Door::Nbd(nbd) => drop(nbd.ended.clone().wait_for(|ended| *ended).await),
-            Door::File(_) => std::future::pending().await,
+            Door::File(_) | Door::VhostUser(_) => std::future::pending().await,
         }
     }
 
@@ -176,6 +205,7 @@ impl Door {
     pub(super) async fn stop(self) -> Result<()> {
         let ended = match self {
             Door::Ublk(ublk) => spawn_blocking(move || ublk.stop().map(drop)).await,
+            Door::VhostUser(disk) => spawn_blocking(move || disk.stop()).await,
             Door::Nbd(nbd) => {
                 // It may have ended already.
                 let _ = nbd.stop.send(());
@@ -206,6 +236,26 @@ async fn open_nbd(listen: &str, volumes: &[Served]) -> Result<NbdDoor> {
         outcome
     });
     Ok(NbdDoor { uris, status, stop, ended, task })
+}
+
+async fn open_vhost_user(
+    socket: &Path,
+    volumes: &[Served],
+    token: u64,
+    (id, closed): (VolumeId, Option<Epoch>),
+) -> Result<VhostUser> {
+    let (_, device) = volumes.first().expect("a target has a volume");
+    let now = device.inner().status();
+    let serial: String = id.to_string().chars().filter(|c| *c != '-').collect();
+    let identity = Identity {
+        volume: id.bytes(),
+        token,
+        // A volume that is only read has no term of its own.
+        epoch: closed.filter(|_| now.read_only).map_or(now.epoch, |epoch| epoch.0),
+        closed: closed.map(|epoch| epoch.0),
+        unchanging: now.read_only && closed.is_none(),
+    };
+    VhostUser::start(Arc::clone(device), socket, &serial, identity).await
 }
 
 /// What the host lacks is not a thing that the user named: not `NotFound`.

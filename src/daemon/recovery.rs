@@ -13,7 +13,7 @@ use super::orders::Order;
 use super::rundir::{Held, RunDir, Target as Left};
 use super::shared::Shared;
 use super::spec::TargetSpec;
-use super::state::Attached;
+use super::state::{Attached, FrontendKind};
 use super::target::{Target, environment, open_cache};
 use crate::device::Checked;
 use crate::error::{Error, ErrorKind, Result};
@@ -63,7 +63,13 @@ impl Target {
             }
             Err(Refused::ForGood(e)) => {
                 let device = &left.state.volumes[0].device;
-                let what = format!("{name} cannot be recovered, so {device} was removed");
+                let what = match left.state.frontend {
+                    FrontendKind::VhostUser => format!(
+                        "{name} cannot be recovered, so the guest at {device} is not let in any \
+                         more until it is reset"
+                    ),
+                    _ => format!("{name} cannot be recovered, so {device} was removed"),
+                };
                 let cleaned = run_dir.clean_up(&left);
                 held.release();
                 cleaned.map_err(|e| e.context(format!("cannot remove {device}")))?;
@@ -107,8 +113,10 @@ async fn bring_back(
     left: &Left,
 ) -> std::result::Result<Shared, Refused> {
     let (state, attached) = (&left.state, &left.state.volumes[0]);
-    let (Some(dev_id), Some(token), Some(successor)) =
-        (state.dev_id, state.token, &state.successor)
+    let guest = state.frontend == FrontendKind::VhostUser;
+    // A guest has no number: it is known by its token.
+    let dev_id = state.dev_id.or(guest.then_some(0));
+    let (Some(dev_id), Some(token), Some(successor)) = (dev_id, state.token, &state.successor)
     else {
         let what = "it was attached without recovery, so its device died with its process";
         return Err(Refused::ForGood(Error::failed(what)));
@@ -123,10 +131,21 @@ async fn bring_back(
     let backend = connect.await.map_err(Refused::ForNow)?;
     let volume = open(spec, run_dir, &backend, attached.id).await?;
     let served: Served = (attached.name.clone(), Arc::new(Checked::new(volume.clone())));
-    match Door::recover(&served, (dev_id, token)).await {
+    let volumes = std::slice::from_ref(&served);
+    let door = match guest {
+        true => Door::open(&spec.door, volumes, (token, true), (attached.id, None)).await,
+        false => Door::recover(&served, (dev_id, token)).await,
+    };
+    match door {
         Ok(door) => {
-            let volumes = vec![(Attached { link: door.link(), ..attached.clone() }, volume)];
-            Ok(Shared::new(volumes, door, backend, (token, Some(successor.clone()))))
+            let link = door.link();
+            let (device, successor) = match guest {
+                true => (door.devices(volumes).swap_remove(0), spec),
+                false => (attached.device.clone(), successor),
+            };
+            let attached = Attached { link, device, ..attached.clone() };
+            let successor = Some(successor.clone());
+            Ok(Shared::new(vec![(attached, volume)], door, backend, (token, successor)))
         }
         Err(e) => {
             // Its mirror is that of the next attempt.

@@ -58,10 +58,13 @@ impl Held {
 }
 
 impl Target {
-    /// It is dead, and the kernel keeps its device for a successor: users wait on it.
+    /// It is dead, and users wait for a successor: the kernel keeps its device, or it served a guest.
     pub fn is_recoverable(&self) -> bool {
         let state = &self.state;
         let here = || Host::local().is_ok_and(|host| host.boot() == state.boot);
+        if state.frontend == FrontendKind::VhostUser {
+            return state.successor.is_some() && !self.alive && here();
+        }
         match (state.successor.is_some(), state.dev_id, state.token) {
             (true, Some(dev_id), Some(token)) if !self.alive => {
                 here() && ublk::is_there(dev_id, token)
@@ -283,7 +286,8 @@ impl RunDir {
         let dev_id = match (state.dev_id, state.token) {
             _ if state.boot != Host::local()?.boot() => None,
             (Some(dev_id), Some(token)) => Some(dev_id).filter(|id| ublk::is_there(*id, token)),
-            (None, Some(token)) => ublk::find(token),
+            (None, Some(token)) if state.frontend == FrontendKind::Ublk => ublk::find(token),
+            (None, Some(_)) => None,
             (dev_id, None) => dev_id,
         };
         if let Some(dev_id) = dev_id {

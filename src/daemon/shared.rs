@@ -101,6 +101,11 @@ impl Shared {
         door.as_ref().and_then(Door::block_device).map(|(path, _)| path)
     }
 
+    /// Who uses the frontend, where that is known, and where they do.
+    pub(super) async fn user(&self) -> Option<(PathBuf, String)> {
+        self.door.read().await.as_ref().and_then(Door::user)
+    }
+
     /// The file that shows the volume, where it is one, and what it shows.
     pub(super) async fn file(&self) -> Option<(PathBuf, Arc<Image<Volume>>)> {
         self.door.read().await.as_ref().and_then(Door::file)
@@ -127,7 +132,7 @@ impl Shared {
             store: self.backend.pool.store().url(),
             frontend: door.kind(),
             dev_id,
-            token: dev_id.map(|_| self.token),
+            token: (dev_id.is_some() || self.successor.is_some()).then_some(self.token),
             successor: self.successor.clone(),
             volumes: self.attached(),
         }
@@ -156,7 +161,7 @@ impl Shared {
         act(self.volume(id)?, action).await
     }
 
-    /// Lets a volume grow; those who are connected know nothing of it. Returns its size before, in bytes.
+    /// Lets a volume grow; of those who are connected only a virtual machine hears of it. Returns its size before, in bytes.
     ///
     /// Errors: not found; usage, where it is larger already or that is no size; busy, where the frontend
     /// cannot; those of the volume.
@@ -165,7 +170,7 @@ impl Shared {
         let door = self.door.read().await;
         let text = format!("volume {} is attached", attached.name);
         match door.as_ref().map(Door::kind) {
-            Some(FrontendKind::Nbd | FrontendKind::Fuse) => {}
+            Some(FrontendKind::Nbd | FrontendKind::Fuse | FrontendKind::VhostUser) => {}
             Some(FrontendKind::Ublk) => {
                 let text = format!("{text} by process {} as a block device", std::process::id());
                 return Err(Error::new(ErrorKind::Busy, text)
@@ -183,6 +188,9 @@ impl Shared {
         }
         if size != old {
             volume.resize(SectorCount(size / SECTOR_SIZE)).await?;
+            if let Some(door) = door.as_ref() {
+                door.resized();
+            }
         }
         Ok(old)
     }

@@ -137,6 +137,13 @@ impl End<'_> {
             }
             tracing::warn!("{message}, and goes away all the same");
         }
+        if let Some((path, user)) = self.shared.user().await
+            && !forced
+            && !self.callers.is_signalled()
+        {
+            let busy = Error::new(ErrorKind::Busy, format!("{} is {user}", path.display()));
+            return Err(busy.hint("shut that down or unplug it first, or detach with --force"));
+        }
         if let Some((path, image)) = self.shared.file().await
             && image.status().open > 0
             && !forced

@@ -102,6 +102,13 @@ pub enum DoorSpec {
         /// Where it listens: a socket's path or an address.
         listen: String,
     },
+    /// A vhost-user-blk device for one volume.
+    VhostUser {
+        /// The path of its socket.
+        socket: PathBuf,
+        /// Its guest outlives the death of the target.
+        recovery: bool,
+    },
     /// A file of a mounted directory, for one volume.
     File {
         /// Its path.

@@ -37,7 +37,8 @@ pub struct TargetState {
     pub frontend: FrontendKind,
     /// The N of `/dev/ublkbN`.
     pub dev_id: Option<u32>,
-    /// What marks the ublk device as this target's, whatever its number.
+    /// What marks the ublk device as this target's, whatever its number, or the guest of a vhost-user
+    /// device as its own.
     #[serde(default)]
     pub token: Option<u64>,
     /// What a successor is to do if this process dies; `None` where its device dies with it.
@@ -73,6 +74,8 @@ pub enum FrontendKind {
     Nbd,
     /// A file of a mounted directory.
     Fuse,
+    /// A virtual machine's disk.
+    VhostUser,
 }
 
 impl FrontendKind {
@@ -82,6 +85,7 @@ impl FrontendKind {
             FrontendKind::Ublk => "ublk",
             FrontendKind::Nbd => "nbd",
             FrontendKind::Fuse => "fuse",
+            FrontendKind::VhostUser => "vhost-user",
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::host::Host;
 use crate::image::Outside;
 use crate::pool::backend::Backend;
 use crate::pool::{Standing, VolumeSpec, standing};
+use crate::units::Epoch;
 use crate::volume::{
     Env, Mode, Moment, Ownership, Volume, VolumeOptions, list_snapshots, ownership,
 };
@@ -123,6 +124,9 @@ impl Target {
             wanted.push((identity(&backend, name, spec.at).await?, name.clone()));
         }
         refuse_twins(&wanted)?;
+        if let Some((id, spec)) = goes_on(&run_dir, spec, wanted[0].0)? {
+            return Target::recover(&spec, id, run_dir, (ordering, orders)).await;
+        }
         let recovery = Door::check(&spec.door, first).await? && !is_read_only(spec, first);
         let held = run_dir.take(&wanted)?;
         let token = rand::random();
@@ -195,6 +199,26 @@ impl Target {
             tracing::warn!("{e}");
         }
         self.held.release();
+    }
+}
+
+/// What to do instead, where a guest waits for this volume's dead target: everything as that did it,
+/// at the socket that is named now.
+fn goes_on(
+    run_dir: &RunDir,
+    spec: &TargetSpec,
+    id: VolumeId,
+) -> Result<Option<(VolumeId, TargetSpec)>> {
+    let DoorSpec::VhostUser { .. } = &spec.door else { return Ok(None) };
+    let left = run_dir.holder(id)?.filter(|left| left.is_recoverable() && !spec.read_only);
+    let Some(state) = left.map(|left| left.state) else { return Ok(None) };
+    match state.successor {
+        Some(successor) if state.frontend == FrontendKind::VhostUser => {
+            let (pid, name) = (state.pid, &state.volumes[0].name);
+            eprintln!("objblk: going on for process {pid}, which served {name} and is dead");
+            Ok(Some((id, TargetSpec { door: spec.door.clone(), ..successor })))
+        }
+        _ => Ok(None),
     }
 }
 
@@ -279,6 +303,7 @@ async fn serve(
     let mut opened: Vec<Volume> = Vec::new();
     let opening = async {
         let mut served: Vec<Served> = Vec::new();
+        let before = closed_term(spec, backend, &wanted[0]).await?;
         for (id, name) in wanted {
             let mirror = recovery.then(|| run_dir.mirror(*id));
             let volume = open(spec, backend, (*id, name), mirror, cache.clone()).await?;
@@ -286,7 +311,11 @@ async fn serve(
             volume.check_source().await.map_err(|e| e.context(format!("cannot open {name}")))?;
             served.push((name.clone(), Arc::new(Checked::new(volume))));
         }
-        let door = Door::open(&spec.door, &served, (token, recovery)).await?;
+        let epochs = before.zip(opened.first().map(|volume| Epoch(volume.status().epoch)));
+        let closed = epochs
+            .and_then(|(before, now)| (now == Epoch(0) || before.next() == now).then_some(before));
+        let first = (wanted[0].0, closed);
+        let door = Door::open(&spec.door, &served, (token, recovery), first).await?;
         let devices = door.devices(&served);
         Ok((door, devices))
     };
@@ -308,6 +337,21 @@ async fn serve(
             }
             Err(e)
         }
+    }
+}
+
+/// The newest term of a guest's disk, if that was closed in order.
+async fn closed_term(
+    spec: &TargetSpec,
+    backend: &Backend,
+    (id, name): &(VolumeId, VolumeSpec),
+) -> Result<Option<Epoch>> {
+    match &spec.door {
+        DoorSpec::VhostUser { .. } if name.snapshot().is_none() => {
+            let ownership = ownership(&*backend.stores.setup, *id).await?;
+            Ok(ownership.closed.then_some(ownership.epoch))
+        }
+        _ => Ok(None),
     }
 }
 

@@ -7,6 +7,7 @@ mod open;
 mod path;
 mod transfer;
 mod trash;
+mod vhost_user;
 
 pub(super) use diff::{Copy, Diff, ExportDiff, ImportDiff};
 pub(super) use doctor::Check;
@@ -15,6 +16,7 @@ pub(super) use open::Open;
 pub(super) use path::Path;
 pub(super) use transfer::{Export, Import};
 pub(super) use trash::{Delete, Empty, Trash};
+pub(super) use vhost_user::ServeVhostUser;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -355,6 +357,9 @@ pub(in crate::cli) struct Bench {
 pub(in crate::cli) enum Serve {
     /// An NBD server, one export a volume; prints their URIs when it is ready
     Nbd(ServeNbd),
+    /// A disk for a virtual machine of QEMU, cloud-hypervisor or Firecracker; prints its socket when
+    /// it is ready
+    VhostUser(ServeVhostUser),
 }
 
 #[derive(Args, Debug)]

@@ -52,14 +52,14 @@ impl FromStr for Listen {
 
 /// A listening socket.
 #[derive(Debug)]
-pub(super) enum Listener {
+pub(in crate::frontend) enum Listener {
     Unix(UnixListener, SocketFile),
     Tcp(TcpListener, SocketAddr),
 }
 
 /// An accepted connection.
 #[derive(Debug)]
-pub(super) enum Accepted {
+pub(in crate::frontend) enum Accepted {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
@@ -69,14 +69,14 @@ impl Listener {
     ///
     /// Errors: [`ErrorKind::Busy`] where somebody listens there, [`ErrorKind::Exists`] where the
     /// path is something else than a socket, [`ErrorKind::Failed`].
-    pub(super) async fn bind(at: &Listen) -> Result<Listener> {
+    pub(in crate::frontend) async fn bind(at: &Listen) -> Result<Listener> {
         match at {
             Listen::Unix(path) => bind_unix(path),
             Listen::Tcp(address) => bind_tcp(*address).await,
         }
     }
 
-    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+    pub(in crate::frontend) async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Listener::Unix(listener, _) => Ok(Accepted::Unix(listener.accept().await?.0)),
             Listener::Tcp(listener, _) => {
@@ -149,7 +149,7 @@ fn listen_private(path: &Path) -> io::Result<UnixListener> {
 
 /// A socket's file, removed when dropped unless another server has replaced it.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(in crate::frontend) struct SocketFile {
     pub(super) path: PathBuf,
     identity: (u64, u64),
 }

@@ -26,7 +26,7 @@ mod execute;
 mod exports;
 mod handshake;
 mod input;
-mod listen;
+pub(super) mod listen;
 mod options;
 mod output;
 mod reply;

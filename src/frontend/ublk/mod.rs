@@ -29,7 +29,6 @@ mod control;
 mod errand;
 mod host;
 mod link;
-mod mailbox;
 mod memory;
 mod node;
 mod options;
@@ -38,7 +37,6 @@ mod partitions;
 mod queue;
 mod reap;
 mod request;
-mod slots;
 mod stats;
 
 pub use errand::{errand, is_claimed, sync};

@@ -9,14 +9,14 @@
 //! Invariant: a delivered request is committed exactly once, with EIO in the worst case.
 //! Source: Linux Documentation/block/ublk.rst, "Data plane".
 
-use super::mailbox::Mailbox;
 use super::memory::{Buffers, Descriptors};
 use super::partitions;
 use super::request::Request;
-use super::slots::{Progress, Slots};
 use super::stats::{Counters, add};
 use crate::device::{BlockDevice, Checked};
 use crate::error::{Error, Result};
+use crate::frontend::mailbox::Mailbox;
+use crate::frontend::slots::{Progress, Slots};
 use io_uring::{IoUring, cqueue, opcode, types};
 use libublk::sys;
 use nix::errno::Errno;
