@@ -4,6 +4,7 @@ use super::attach::ended;
 use super::{Context, args, names, size};
 use crate::daemon::{DoorSpec, Ready, RunDir, TargetSpec, run_foreground};
 use crate::error::{Error, Result};
+use crate::frontend::nbd::Listen;
 use crate::pool::VolumeSpec;
 use serde_json::json;
 
@@ -26,6 +27,11 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
         }
         (None, None) => RunDir::open()?.nbd_socket(first).display().to_string(),
     };
+    let tls = serve.tls.options(&volumes)?;
+    if tls.is_none() && !serve.tls.is_off() {
+        warn_of_strangers(&listen);
+    }
+    let connections = Some(serve.max_connections as usize);
     let spec = TargetSpec {
         location: context.location()?,
         read_only: serve.open.read_only,
@@ -35,7 +41,7 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
         map_bytes: serve.open.map_bytes()?,
         profile: serve.open.profile(),
         disk_cache: serve.open.disk_cache()?,
-        door: DoorSpec::Nbd { listen },
+        door: DoorSpec::Nbd { listen, tls, connections },
         volumes,
         journal: serve.open.journal()?,
         io_timeout: serve.open.io_timeout()?,
@@ -56,6 +62,18 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
         context.show(&exports.collect::<Vec<_>>(), uris)
     };
     ended(run_foreground(&spec, show).await?)
+}
+
+/// Says what it means to listen beyond this host without TLS. What is no address is refused later.
+fn warn_of_strangers(listen: &str) {
+    if let Ok(Listen::Tcp(address)) = listen.parse::<Listen>()
+        && !address.ip().is_loopback()
+    {
+        eprintln!(
+            "objblk: without TLS, anyone who reaches {address} may read and write what is served; \
+             give --tls-certificates, or --tls off if that is meant"
+        );
+    }
 }
 
 async fn every_volume(context: &Context) -> Result<Vec<VolumeSpec>> {

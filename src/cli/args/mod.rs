@@ -5,6 +5,7 @@ mod doctor;
 mod mount;
 mod open;
 mod path;
+mod tls;
 mod transfer;
 mod trash;
 
@@ -13,6 +14,7 @@ pub(super) use doctor::Check;
 pub(super) use mount::{Mount, Umount};
 pub(super) use open::Open;
 pub(super) use path::Path;
+pub(super) use tls::Tls;
 pub(super) use transfer::{Export, Import};
 pub(super) use trash::{Delete, Empty, Trash};
 
@@ -341,9 +343,15 @@ pub(in crate::cli) struct ServeNbd {
     /// Listen on a Unix socket (the default, in the run directory)
     #[arg(long, value_name = "PATH", conflicts_with = "listen")]
     pub(in crate::cli) socket: Option<PathBuf>,
-    /// Listen on TCP: HOST:PORT, or a PORT of 127.0.0.1; anyone who reaches it may read and write
+    /// Listen on TCP: HOST:PORT, or a PORT of 127.0.0.1; without the certificates of clients, anyone
+    /// who reaches it may read and write
     #[arg(long, value_name = "ADDR")]
     pub(in crate::cli) listen: Option<String>,
+    /// The most connections at a time
+    #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(in crate::cli) max_connections: u32,
+    #[command(flatten)]
+    pub(in crate::cli) tls: Tls,
     #[command(flatten)]
     pub(in crate::cli) open: Open,
 }

@@ -5,7 +5,7 @@
 
 use super::alloc::peak;
 use objblk::device::{Checked, ram::RamDisk};
-use objblk::frontend::nbd::{Exports, Limits, serve_client};
+use objblk::frontend::nbd::{Exports, Limits, Service, serve_client};
 use objblk::units::{BlockSize, SectorCount};
 use std::cell::RefCell;
 use std::io;
@@ -117,13 +117,13 @@ fn converse(input: &[u8]) {
         let disk = RamDisk::new(SectorCount(DISK as u64 / 512), BlockSize::B512);
         exports.add(name, "a disk", Arc::new(Checked::new(disk))).expect("the names differ");
     }
-    let limits = Arc::new(Limits { requests: 4, bytes: LIMIT, ..Limits::default() });
-    let exports = Arc::new(exports);
+    let limits = Limits { requests: 4, bytes: LIMIT, ..Limits::default() };
+    let service = Arc::new(Service::new(Arc::new(exports), limits, None));
     let (_running, stop) = watch::channel(false);
     let mut output = Vec::new();
     let wire = Wire { input, output: &mut output };
     let ((), peak) = peak(|| {
-        RUNTIME.with_borrow(|runtime| runtime.block_on(serve_client(wire, exports, limits, stop)));
+        RUNTIME.with_borrow(|runtime| runtime.block_on(serve_client(wire, service, stop)));
     });
     assert!(peak <= LIMIT + BESIDES + 2 * output.len(), "{peak} bytes were allocated");
     check(&mut Bytes(input), &mut Bytes(&output));
