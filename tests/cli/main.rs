@@ -8,6 +8,8 @@
 
 mod attached;
 mod bench;
+#[path = "../support/certificates.rs"]
+mod certificates;
 mod clones;
 mod diff;
 mod doctor;
@@ -29,6 +31,7 @@ mod snapshots;
 mod source;
 #[path = "../support/sums.rs"]
 mod sums;
+mod tls;
 mod transfer;
 mod trash;
 mod verbs;

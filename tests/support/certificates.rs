@@ -45,7 +45,9 @@ impl Authority {
     }
 
     fn signed(&self, mut params: CertificateParams, usage: ExtendedKeyUsagePurpose) -> Pair {
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // QEMU insists on the second.
+        params.key_usages =
+            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![usage];
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap().pem();
