@@ -4,8 +4,9 @@ use super::attach::ended;
 use super::{Context, args, names, size};
 use crate::daemon::{DoorSpec, Ready, RunDir, TargetSpec, run_foreground};
 use crate::error::{Error, Result};
-use crate::frontend::nbd::Listen;
+use crate::frontend::nbd::{Listen, was_handed};
 use crate::pool::VolumeSpec;
+use sd_notify::NotifyState;
 use serde_json::json;
 
 pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> {
@@ -25,6 +26,7 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
                 .display()
                 .to_string()
         }
+        (None, None) if was_handed() => "systemd".to_owned(),
         (None, None) => RunDir::open()?.nbd_socket(first).display().to_string(),
     };
     let tls = serve.tls.options(&volumes)?;
@@ -59,7 +61,10 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
             let uris: Vec<&str> = ready.volumes.iter().map(|v| v.device.as_str()).collect();
             uris.join("\n")
         };
-        context.show(&exports.collect::<Vec<_>>(), uris)
+        context.show(&exports.collect::<Vec<_>>(), uris)?;
+        // Nobody may be listening: then this does nothing.
+        sd_notify::notify(&[NotifyState::Ready])
+            .map_err(|e| Error::failed("cannot tell the service manager").because(e))
     };
     ended(run_foreground(&spec, show).await?)
 }

@@ -10,7 +10,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::Certifica
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -125,6 +125,45 @@ fn a_listener_in_the_open_is_warned_of() {
         let (code, said) = server.ended();
         assert_eq!((code, said.contains("anyone who reaches")), (0, warned), "{flags:?}: {said}");
     }
+}
+
+/// libnbd starts servers as systemd does.
+#[test]
+fn a_socket_of_the_service_manager_is_served() {
+    let secured = Secured::new("1M");
+    let program = env!("CARGO_BIN_EXE_objblk");
+    let script = format!(
+        "import nbd\nh = nbd.NBD(); h.set_export_name('data')\n\
+         h.connect_systemd_socket_activation(['{program}', 'serve', 'nbd', 'data'])\n\
+         h.pwrite(b'x' * 512, 0); h.flush(); assert h.get_size() == 1 << 20\n"
+    );
+    let mut python = Command::new("/usr/bin/python3");
+    for (name, value) in secured.home.command(&[]).get_envs() {
+        match value {
+            Some(value) => python.env(name, value),
+            None => python.env_remove(name),
+        };
+    }
+    let done = python.args(["-c", &script]).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    // One that was not passed.
+    let said = secured.home.run(&["serve", "nbd", "data", "--listen", "systemd"]);
+    said.fails(USAGE, "there is not exactly one");
+}
+
+#[test]
+fn the_service_manager_is_told_when_clients_may_come() {
+    let secured = Secured::new("1M");
+    let path = secured.home.path("notify.sock");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut command = secured.home.command(&["serve", "nbd", "data"]);
+    let mut child = command.env("NOTIFY_SOCKET", &path).stdout(Stdio::null()).spawn().unwrap();
+    let mut message = [0; 64];
+    let len = manager.recv(&mut message);
+    secured.home.run(&["detach", "data"]).ok();
+    child.wait().unwrap();
+    assert_eq!(&message[..len.unwrap()], b"READY=1\n");
 }
 
 #[test]

@@ -340,7 +340,7 @@ pub(in crate::cli) struct ServeNbd {
     /// Serve every volume of the pool
     #[arg(long, conflicts_with = "names")]
     pub(in crate::cli) all: bool,
-    /// Listen on a Unix socket (the default, in the run directory)
+    /// Listen on a Unix socket (the default, in the run directory, unless systemd passes a socket)
     #[arg(long, value_name = "PATH", conflicts_with = "listen")]
     pub(in crate::cli) socket: Option<PathBuf>,
     /// Listen on TCP: HOST:PORT, or a PORT of 127.0.0.1; without the certificates of clients, anyone

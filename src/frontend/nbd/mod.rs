@@ -27,6 +27,7 @@ mod connection;
 mod credentials;
 mod execute;
 mod exports;
+mod handed;
 mod handshake;
 mod input;
 mod listen;
@@ -42,6 +43,7 @@ mod uri;
 mod wire;
 
 pub use exports::{ExportStatus, Exports};
+pub use handed::was_handed;
 pub use listen::Listen;
 pub use rights::Rights;
 pub use server::{Limits, Server, Service, serve_client};
