@@ -351,9 +351,10 @@ pub(in crate::cli) struct ServeNbd {
     #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
     pub(in crate::cli) max_connections: u32,
     #[command(flatten)]
-    pub(in crate::cli) tls: Tls,
-    #[command(flatten)]
     pub(in crate::cli) open: Open,
+    // The last one: its heading is that of all flags behind it.
+    #[command(flatten)]
+    pub(in crate::cli) tls: Tls,
 }
 
 #[derive(Debug, Subcommand)]

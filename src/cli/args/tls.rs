@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "TLS")]
 pub(in crate::cli) struct Tls {
-    /// Who may come without TLS: off, everybody, and nobody comes with it; allow, everybody; require,
-    /// nobody (the default where there is a certificate)
+    /// Whether clients use TLS: require, all of them (the default where there is a certificate);
+    /// allow, whoever wants to; off, none
     #[arg(long = "tls", value_name = "WHEN", value_parser = ["off", "allow", "require"])]
     when: Option<String>,
     /// The server's certificate and those between it and its authority, PEM; read again when it
@@ -28,8 +28,8 @@ pub(in crate::cli) struct Tls {
     /// of it, ca-cert.pem, as QEMU and libnbd name them
     #[arg(long, value_name = "DIR", conflicts_with_all = ["tls_cert", "tls_key", "tls_ca"])]
     tls_certificates: Option<PathBuf>,
-    /// Let a client use these volumes only, by a name in its certificate: CLIENT=NAME[:ro],... or
-    /// CLIENT=* ; CLIENT may be * as well; again for more; who is not named uses nothing
+    /// Let a client use these volumes only, by a name in its certificate: CLIENT=NAME[:ro],... where
+    /// either may be *; again for more; who is not named uses nothing
     #[arg(long, value_name = "RULE")]
     allow: Vec<String>,
     /// A file of such rules, one a line; read again when it changes
