@@ -131,6 +131,9 @@ fn a_listener_in_the_open_is_warned_of() {
 #[test]
 fn a_socket_of_the_service_manager_is_served() {
     let secured = Secured::new("1M");
+    // None is passed.
+    let said = secured.home.run(&["serve", "nbd", "data", "--listen", "systemd"]);
+    said.fails(USAGE, "there is not exactly one");
     let program = env!("CARGO_BIN_EXE_objblk");
     let script = format!(
         "import nbd\nh = nbd.NBD(); h.set_export_name('data')\n\
@@ -146,9 +149,6 @@ fn a_socket_of_the_service_manager_is_served() {
     }
     let done = python.args(["-c", &script]).output().unwrap();
     assert!(done.status.success(), "{done:?}");
-    // One that was not passed.
-    let said = secured.home.run(&["serve", "nbd", "data", "--listen", "systemd"]);
-    said.fails(USAGE, "there is not exactly one");
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub(super) enum Handed {
 
 /// True where this process was started with sockets.
 pub fn was_handed() -> bool {
-    sd_notify::listen_fds().is_ok_and(|sockets| sockets.len() > 0)
+    sd_notify::listen_fds().is_ok_and(|mut sockets| sockets.next().is_some())
 }
 
 /// Takes the socket. Errors: [`Usage`](crate::error::ErrorKind::Usage) where there is not exactly one,
