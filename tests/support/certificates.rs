@@ -2,6 +2,8 @@
 //!
 //! Directories hold them under the names that QEMU and libnbd know.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, date_time_ymd,
