@@ -330,7 +330,7 @@ pub(in crate::cli) struct Bench {
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Serve {
     /// An NBD server, one export a volume; prints their URIs when it is ready
-    Nbd(ServeNbd),
+    Nbd(Box<ServeNbd>),
 }
 
 #[derive(Args, Debug)]
