@@ -7,7 +7,7 @@
 //! Invariant: at most `limit` guests hold a [`Ticket`] that has not been called in.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -46,7 +46,7 @@ impl Lobby {
     }
 
     /// Lets a guest in; the one that has been there longest goes if there are too many.
-    pub(super) fn enter(&self) -> Ticket<'_> {
+    pub(super) fn enter(self: &Arc<Lobby>) -> Ticket {
         let (stay, called) = oneshot::channel();
         let mut waiting = held(&self.waiting);
         let number = waiting.next;
@@ -55,7 +55,8 @@ impl Lobby {
         if waiting.guests.len() > self.limit {
             waiting.guests.pop_first();
         }
-        Ticket { lobby: self, number, called }
+        drop(waiting);
+        Ticket { lobby: Arc::clone(self), number, called }
     }
 
     /// Warns of a client that was dropped, at most once a second: who floods the server does not
@@ -75,13 +76,13 @@ impl Lobby {
 
 /// A guest's place in the lobby, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Ticket<'a> {
-    lobby: &'a Lobby,
+pub(super) struct Ticket {
+    lobby: Arc<Lobby>,
     number: u64,
     called: oneshot::Receiver<()>,
 }
 
-impl Ticket<'_> {
+impl Ticket {
     /// Ready when the guest has to go.
     pub(super) async fn called_in(&mut self) {
         // The other end never sends: it is dropped.
@@ -89,7 +90,7 @@ impl Ticket<'_> {
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for Ticket {
     fn drop(&mut self) {
         held(&self.lobby.waiting).guests.remove(&self.number);
     }
@@ -102,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_one_that_waits_longest_goes() {
-        let lobby = Lobby::new(2);
+        let lobby = Arc::new(Lobby::new(2));
         let (mut first, mut second) = (lobby.enter(), lobby.enter());
         assert!(first.called_in().now_or_never().is_none());
         let mut third = lobby.enter();

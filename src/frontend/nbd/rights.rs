@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn what_is_no_rule_is_refused() {
-        for rule in ["", "a", "=a", "c=", "c=a,", "c=a:rw", "c=:ro", "c=a*", "c=a b", "c\n=a"] {
+        for rule in ["", "a", "=a", "c=", "c=a,", "c=a:rw", "c=:ro", "c=a*", "c=a b", "c\nd=a"] {
             let error = Rights::default().add(rule).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage, "{rule:?}");
         }

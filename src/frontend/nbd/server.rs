@@ -8,7 +8,7 @@ use super::execute::Session;
 use super::exports::Exports;
 use super::handshake::{Agreement, Security, Terms, greet, negotiate};
 use super::listen::{Accepted, Listen, Listener};
-use super::lobby::Lobby;
+use super::lobby::{Lobby, Ticket};
 use super::rights::Granted;
 use super::tls::{Guest, Tls};
 use super::uri::{tcp_uri, unix_uri};
@@ -125,12 +125,14 @@ impl<D: BlockDevice> Server<D> {
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => {
                         let (service, stop) = (service.clone(), stopped.clone());
+                        // Here, in the order in which they came: tasks begin in any order.
+                        let ticket = service.lobby.enter();
                         match accepted {
                             Accepted::Unix(stream) => {
-                                connections.spawn(serve_client(stream, service, stop))
+                                connections.spawn(serve_guest(stream, service, ticket, stop))
                             }
                             Accepted::Tcp(stream) => {
-                                connections.spawn(serve_client(stream, service, stop))
+                                connections.spawn(serve_guest(stream, service, ticket, stop))
                             }
                         };
                     }
@@ -174,14 +176,14 @@ pub struct Service<D> {
     exports: Arc<Exports<D>>,
     limits: Limits,
     tls: Option<Arc<Tls>>,
-    lobby: Lobby,
+    lobby: Arc<Lobby>,
     seats: Arc<Semaphore>,
 }
 
 impl<D> Service<D> {
     /// Of these exports, with TLS where there is some.
     pub fn new(exports: Arc<Exports<D>>, limits: Limits, tls: Option<Arc<Tls>>) -> Service<D> {
-        let lobby = Lobby::new(limits.handshakes);
+        let lobby = Arc::new(Lobby::new(limits.handshakes));
         let seats = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
         Service { exports, limits, tls, lobby, seats }
     }
@@ -198,16 +200,26 @@ impl<D> Service<D> {
 
 /// Serves one client on a connection that exists already (a pipe, a socket that was handed over),
 /// from the greeting until it leaves or `stop` turns true. Needs a tokio runtime with time enabled.
-pub async fn serve_client<S, D>(
+pub async fn serve_client<S, D>(stream: S, service: Arc<Service<D>>, stop: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    D: BlockDevice,
+{
+    let ticket = service.lobby.enter();
+    serve_guest(stream, service, ticket, stop).await;
+}
+
+/// As [`serve_client`], for one that is in the lobby already.
+async fn serve_guest<S, D>(
     stream: S,
     service: Arc<Service<D>>,
+    mut ticket: Ticket,
     mut stop: watch::Receiver<bool>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
     D: BlockDevice,
 {
     let (limits, lobby) = (&service.limits, &service.lobby);
-    let mut ticket = lobby.enter();
     let entered = tokio::select! {
         entered = tokio::time::timeout(limits.handshake, enter(stream, &service)) => entered,
         _ = stop.wait_for(|stop| *stop) => return,
