@@ -32,7 +32,7 @@ readonly s3_needs=(ceph-mon=ceph-mon ceph-osd=ceph-osd radosgw=radosgw ceph=ceph
 readonly nbd_needs=(
     fio=fio nbdinfo=libnbd-bin /usr/lib/python3/dist-packages/nbd.py=python3-libnbd nbdkit=nbdkit
     nbdfuse=libnbd-bin fusermount3=fuse3 qemu-img=qemu-utils mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs
-    losetup=mount curl=curl sqlite3=sqlite3 ip=iproute2
+    losetup=mount curl=curl sqlite3=sqlite3 ip=iproute2 openssl=openssl systemd-analyze=systemd
     /usr/bin/python3=python3
 )
 readonly vm_needs=(

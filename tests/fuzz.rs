@@ -153,7 +153,7 @@ macro_rules! targets {
 
 targets! {
     chunk record fence map_object page checkpoint snapshot profile journal cache stream json names size store_url settings
-    image control nbd_handshake nbd_transmission
+    image control nbd_handshake nbd_tls nbd_transmission
 }
 
 /// No target is left out: each has a test here, a fuzzer, and a corpus.

@@ -204,6 +204,26 @@ fn the_example_of_embedding_is_the_one_shown() {
 }
 
 #[test]
+fn the_units_are_understood_by_systemd() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = format!("={} ", env!("CARGO_BIN_EXE_objblk"));
+    for name in
+        ["objblk@.service", "objblk-nbd.service", "objblk-nbd@.service", "objblk-nbd@.socket"]
+    {
+        let unit = blocks::file(&format!("examples/{name}")).replace("=objblk ", &program);
+        fs::write(dir.path().join(name), unit).unwrap();
+    }
+    for name in ["objblk@db.service", "objblk-nbd.service", "objblk-nbd@db.socket"] {
+        let unit = dir.path().join(name);
+        let mut verify = Command::new("systemd-analyze");
+        verify.args(["verify", "--man=no", unit.to_str().unwrap()]);
+        let output = verify.output().expect("systemd-analyze runs: install systemd");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && said.is_empty(), "{name}: {said}");
+    }
+}
+
+#[test]
 fn the_example_of_a_configuration_is_one() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/objblk.toml");
     let named = Named::from_file(Some(&path)).unwrap();

@@ -4,7 +4,9 @@ use super::attach::ended;
 use super::{Context, args, moment, names, size};
 use crate::daemon::{DoorSpec, Ready, RunDir, TargetSpec, run_foreground};
 use crate::error::{Error, Result};
+use crate::frontend::nbd::{Listen, was_handed};
 use crate::pool::VolumeSpec;
+use sd_notify::NotifyState;
 use serde_json::json;
 
 pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> {
@@ -29,8 +31,14 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
                 .display()
                 .to_string()
         }
+        (None, None) if was_handed() => "systemd".to_owned(),
         (None, None) => RunDir::open()?.nbd_socket(first).display().to_string(),
     };
+    let tls = serve.tls.options(&volumes)?;
+    if tls.is_none() && !serve.tls.is_off() {
+        warn_of_strangers(&listen);
+    }
+    let connections = Some(serve.max_connections as usize);
     let spec = TargetSpec {
         location: context.location()?,
         read_only: serve.open.read_only,
@@ -41,7 +49,7 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
         map_bytes: serve.open.map_bytes()?,
         profile: serve.open.profile(),
         disk_cache: serve.open.disk_cache()?,
-        door: DoorSpec::Nbd { listen },
+        door: DoorSpec::Nbd { listen, tls, connections },
         volumes,
         journal: serve.open.journal()?,
         io_timeout: serve.open.io_timeout()?,
@@ -59,18 +67,26 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
             let uris: Vec<&str> = ready.volumes.iter().map(|v| v.device.as_str()).collect();
             uris.join("\n")
         };
-        context.show(&exports.collect::<Vec<_>>(), uris)
+        context.show(&exports.collect::<Vec<_>>(), uris)?;
+        // Nobody may be listening: then this does nothing.
+        sd_notify::notify(&[NotifyState::Ready])
+            .map_err(|e| Error::failed("cannot tell the service manager").because(e))
     };
     ended(run_foreground(&spec, show).await?)
 }
 
 pub(super) async fn vhost_user(context: &Context, serve: args::ServeVhostUser) -> Result<()> {
-    let name: VolumeSpec = serve.name.parse()?;
+    let at = serve.open.at()?;
+    let mut name: VolumeSpec = serve.name.parse()?;
+    if let Some(moment) = at {
+        name = moment::view(&name, moment)?;
+    }
     let socket = std::path::absolute(&serve.socket)
         .map_err(|e| Error::usage("--socket is no path").because(e))?;
     let spec = TargetSpec {
         location: context.location()?,
-        read_only: serve.open.read_only || name.snapshot().is_some(),
+        read_only: serve.open.read_only || at.is_some() || name.snapshot().is_some(),
+        at,
         takeover: serve.open.takeover,
         recover: None,
         cache_bytes: size::parse("--mem-cache", &serve.open.mem_cache)?,
@@ -93,6 +109,18 @@ pub(super) async fn vhost_user(context: &Context, serve: args::ServeVhostUser) -
         context.show(&document, || volume.device.clone())
     };
     ended(run_foreground(&spec, show).await?)
+}
+
+/// Says what it means to listen beyond this host without TLS. What is no address is refused later.
+fn warn_of_strangers(listen: &str) {
+    if let Ok(Listen::Tcp(address)) = listen.parse::<Listen>()
+        && !address.ip().is_loopback()
+    {
+        eprintln!(
+            "objblk: without TLS, anyone who reaches {address} may read and write what is served; \
+             give --tls-certificates, or --tls off if that is meant"
+        );
+    }
 }
 
 async fn every_volume(context: &Context) -> Result<Vec<VolumeSpec>> {

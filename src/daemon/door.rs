@@ -6,7 +6,7 @@ use crate::device::Checked;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::frontend::fuse::Image;
-use crate::frontend::nbd::{ExportStatus, Exports, Server};
+use crate::frontend::nbd::{ExportStatus, Exports, Limits, Listen, Server, Tls, TlsOptions};
 use crate::frontend::ublk::{self, Ublk, UblkOptions};
 use crate::frontend::vhost::{Identity, VhostUser};
 use crate::pool::VolumeSpec;
@@ -76,7 +76,10 @@ impl Door {
                 let started = started.map_err(|e| Error::failed("ublk").because(e))?;
                 started.map(Door::Ublk).map_err(|e| lacking(name, e))
             }
-            DoorSpec::Nbd { listen } => open_nbd(listen, volumes).await.map(Door::Nbd),
+            DoorSpec::Nbd { listen, tls, connections } => {
+                let tls = load_tls(tls.as_ref()).await?;
+                open_nbd(listen, tls, *connections, volumes).await.map(Door::Nbd)
+            }
             DoorSpec::File { path } => {
                 let (_, device) = volumes.first().expect("a target has a volume");
                 let image = Image::new(Arc::clone(device));
@@ -100,8 +103,9 @@ impl Door {
     /// whether its device is to outlive this process.
     pub(super) async fn check(spec: &DoorSpec, name: &VolumeSpec) -> Result<bool> {
         match spec {
-            DoorSpec::Nbd { listen } => {
-                listen.parse::<crate::frontend::nbd::Listen>().map(|_| false)
+            DoorSpec::Nbd { listen, tls, .. } => {
+                listen.parse::<Listen>()?;
+                load_tls(tls.as_ref()).await.map(|_| false)
             }
             DoorSpec::File { .. } => Ok(false),
             DoorSpec::VhostUser { recovery, .. } => Ok(*recovery),
@@ -220,12 +224,30 @@ impl Door {
     }
 }
 
-async fn open_nbd(listen: &str, volumes: &[Served]) -> Result<NbdDoor> {
+/// Reads the files of TLS, where there is some.
+async fn load_tls(options: Option<&TlsOptions>) -> Result<Option<Tls>> {
+    let Some(options) = options.cloned() else { return Ok(None) };
+    let loaded = spawn_blocking(|| Tls::load(options)).await;
+    loaded.map_err(|e| Error::failed("cannot set up TLS").because(e))?.map(Some)
+}
+
+async fn open_nbd(
+    listen: &str,
+    tls: Option<Tls>,
+    connections: Option<usize>,
+    volumes: &[Served],
+) -> Result<NbdDoor> {
     let mut exports = Exports::new();
     for (name, device) in volumes {
         exports.add(name.as_str(), "objblk volume", Arc::clone(device))?;
     }
-    let server = Server::bind(&listen.parse()?, exports).await?;
+    let mut server = Server::bind(&listen.parse()?, exports).await?;
+    if let Some(tls) = tls {
+        server = server.tls(tls);
+    }
+    if let Some(connections) = connections {
+        server = server.limits(Limits { connections, ..Limits::default() });
+    }
     let (uris, offered) = (server.uris(), server.exports());
     let status = Box::new(move || offered.status());
     let (stop, stopped) = oneshot::channel();

@@ -1,4 +1,5 @@
 use crate::format::VolumeId;
+use crate::frontend::nbd::TlsOptions;
 use crate::pool::VolumeSpec;
 use crate::settings::Location;
 use crate::volume::{Moment, ProfileUse, VolumeOptions};
@@ -101,6 +102,12 @@ pub enum DoorSpec {
     Nbd {
         /// Where it listens: a socket's path or an address.
         listen: String,
+        /// What it has for TLS.
+        #[serde(default)]
+        tls: Option<TlsOptions>,
+        /// The most connections at a time.
+        #[serde(default)]
+        connections: Option<usize>,
     },
     /// A vhost-user-blk device for one volume.
     VhostUser {

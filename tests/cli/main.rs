@@ -8,6 +8,8 @@
 
 mod attached;
 mod bench;
+#[path = "../support/certificates.rs"]
+mod certificates;
 mod clones;
 mod compress;
 mod diff;
@@ -31,6 +33,7 @@ mod snapshots;
 mod source;
 #[path = "../support/sums.rs"]
 mod sums;
+mod tls;
 mod transfer;
 mod trash;
 mod verbs;

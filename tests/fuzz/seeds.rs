@@ -23,6 +23,9 @@ pub fn all() -> Vec<Seed> {
     for (name, bytes) in handshakes() {
         add("nbd_handshake", name, bytes);
     }
+    for (name, how) in [("offered", 0), ("required", 1)] {
+        add("nbd_tls", name, [vec![how], secured()].concat());
+    }
     for (name, how) in [("simple", 0), ("structured", 1)] {
         add("nbd_transmission", name, [vec![how], requests()].concat());
     }
@@ -166,6 +169,30 @@ fn handshakes() -> Vec<(&'static str, Vec<u8>)> {
     let old = [vec![0, 0, 0, 1], option(1, b"b"), requests()];
     let abort = [flags, option(99, b"unknown"), option(2, b"")];
     vec![("all", all.concat()), ("export_name", old.concat()), ("abort", abort.concat())]
+}
+
+/// A client that asks in the clear, then begins TLS with the smallest ClientHello there is.
+fn secured() -> Vec<u8> {
+    let with_len = |body: &[u8]| [&(body.len() as u16).to_be_bytes()[..], body].concat();
+    let extension = |kind: u16, body: &[u8]| [&kind.to_be_bytes()[..], &with_len(body)].concat();
+    let share = [&[0, 29][..], &with_len(&[9; 32])].concat();
+    let extensions = [
+        extension(43, &[2, 3, 4]),
+        extension(10, &with_len(&[0, 29])),
+        extension(13, &with_len(&[4, 3])),
+        extension(51, &with_len(&share)),
+    ];
+    let hello = [
+        &[3, 3][..],
+        &[0x5a; 32],
+        &[0],
+        &with_len(&[0x13, 1]),
+        &[1, 0],
+        &with_len(&extensions.concat()),
+    ];
+    let handshake = [&[1, 0][..], &with_len(&hello.concat())].concat();
+    let record = [&[22, 3, 1][..], &with_len(&handshake)].concat();
+    [vec![0, 0, 0, 3], option(3, b""), option(8, b""), option(5, b""), record].concat()
 }
 
 fn request(kind: u16, flags: u16, offset: u64, len: u32, payload: &[u8]) -> Vec<u8> {

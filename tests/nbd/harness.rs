@@ -3,7 +3,7 @@
 use objblk::device::ram::RamDisk;
 use objblk::device::{BlockDevice, Checked};
 use objblk::error::Result;
-use objblk::frontend::nbd::{ExportStatus, Exports, Limits, Listen, Server};
+use objblk::frontend::nbd::{ExportStatus, Exports, Limits, Listen, Server, Tls, TlsOptions};
 use objblk::units::{BlockSize, SectorCount};
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -38,6 +38,17 @@ pub fn serve<D: BlockDevice>(
     limits: Limits,
     offers: Vec<Offer<D>>,
 ) -> Running {
+    serve_with(runtime, tcp, limits, None, offers)
+}
+
+/// As [`serve`], with TLS.
+pub fn serve_with<D: BlockDevice>(
+    runtime: Runtime,
+    tcp: bool,
+    limits: Limits,
+    tls: Option<TlsOptions>,
+    offers: Vec<Offer<D>>,
+) -> Running {
     let dir = tempfile::tempdir().unwrap();
     let listen = if tcp {
         "127.0.0.1:0".parse().unwrap()
@@ -48,7 +59,10 @@ pub fn serve<D: BlockDevice>(
     for (name, device) in offers {
         exports.add(name, format!("about {name}"), device).unwrap();
     }
-    let server = runtime.block_on(Server::bind(&listen, exports)).unwrap().limits(limits);
+    let mut server = runtime.block_on(Server::bind(&listen, exports)).unwrap().limits(limits);
+    if let Some(tls) = tls {
+        server = server.tls(Tls::load(tls).unwrap());
+    }
     let (uris, status) = (server.uris(), {
         let exports = server.exports();
         Box::new(move || exports.status())

@@ -15,7 +15,8 @@ fn wrong_options_are_refused_and_haggling_goes_on() {
     let mut raw = Raw::connect(&server.socket());
     assert_eq!(raw.negotiate(4711, b"whatever"), REP_ERR_UNSUP);
     assert_eq!(raw.negotiate(OPT_EXTENDED_HEADERS, b""), REP_ERR_UNSUP);
-    assert_eq!(raw.negotiate(OPT_STARTTLS, b""), REP_ERR_UNSUP);
+    assert_eq!(raw.negotiate(OPT_STARTTLS, b"x"), REP_ERR_INVALID);
+    assert_eq!(raw.negotiate(OPT_STARTTLS, b""), REP_ERR_POLICY);
     assert_eq!(raw.negotiate(OPT_LIST, b"x"), REP_ERR_INVALID);
     assert_eq!(raw.negotiate(OPT_STRUCTURED_REPLY, b"x"), REP_ERR_INVALID);
     assert_eq!(raw.negotiate(OPT_GO, b""), REP_ERR_INVALID);

@@ -1,7 +1,7 @@
 //! A client made of a bare socket, for what well-behaved clients cannot be made to do.
 
 pub use crate::wire::*;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 pub const OPT_ABORT: u32 = 2;
 pub const OPT_LIST: u32 = 3;
@@ -14,11 +14,13 @@ pub const OPT_SET_META_CONTEXT: u32 = 10;
 pub const OPT_EXTENDED_HEADERS: u32 = 11;
 pub const REP_ACK: u32 = 1;
 pub const REP_ERR_UNSUP: u32 = 0x8000_0001;
+pub const REP_ERR_POLICY: u32 = 0x8000_0002;
 pub const REP_ERR_INVALID: u32 = 0x8000_0003;
+pub const REP_ERR_TLS_REQD: u32 = 0x8000_0005;
 pub const REP_ERR_UNKNOWN: u32 = 0x8000_0006;
 pub const REP_ERR_TOO_BIG: u32 = 0x8000_0009;
 
-impl Raw {
+impl<S: Read + Write> Raw<S> {
     /// One reply to `option`: its type and data.
     pub fn option_reply(&mut self, option: u32) -> (u32, Vec<u8>) {
         let magic: [u8; 8] = self.take();

@@ -13,7 +13,7 @@ pub const CMD_WRITE: u16 = 1;
 pub const CMD_DISC: u16 = 2;
 
 /// A connection.
-pub struct Raw(pub UnixStream);
+pub struct Raw<S = UnixStream>(pub S);
 
 impl Raw {
     /// Connects and exchanges greetings.
@@ -40,7 +40,9 @@ impl Raw {
         let _: [u8; 10] = raw.take();
         raw
     }
+}
 
+impl<S: Read + Write> Raw<S> {
     pub fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).unwrap();
     }

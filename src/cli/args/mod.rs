@@ -5,6 +5,7 @@ mod doctor;
 mod mount;
 mod open;
 mod path;
+mod tls;
 mod transfer;
 mod trash;
 mod vhost_user;
@@ -14,6 +15,7 @@ pub(super) use doctor::Check;
 pub(super) use mount::{Mount, Umount};
 pub(super) use open::Open;
 pub(super) use path::Path;
+pub(super) use tls::Tls;
 pub(super) use transfer::{Export, Import};
 pub(super) use trash::{Delete, Empty, Trash};
 pub(super) use vhost_user::ServeVhostUser;
@@ -356,7 +358,7 @@ pub(in crate::cli) struct Bench {
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Serve {
     /// An NBD server, one export a volume; prints their URIs when it is ready
-    Nbd(ServeNbd),
+    Nbd(Box<ServeNbd>),
     /// A disk for a virtual machine of QEMU, cloud-hypervisor or Firecracker; prints its socket when
     /// it is ready
     VhostUser(ServeVhostUser),
@@ -369,14 +371,21 @@ pub(in crate::cli) struct ServeNbd {
     /// Serve every volume of the pool
     #[arg(long, conflicts_with = "names")]
     pub(in crate::cli) all: bool,
-    /// Listen on a Unix socket (the default, in the run directory)
+    /// Listen on a Unix socket (the default, in the run directory, unless systemd passes a socket)
     #[arg(long, value_name = "PATH", conflicts_with = "listen")]
     pub(in crate::cli) socket: Option<PathBuf>,
-    /// Listen on TCP: HOST:PORT, or a PORT of 127.0.0.1; anyone who reaches it may read and write
+    /// Listen on TCP: HOST:PORT, or a PORT of 127.0.0.1; without the certificates of clients, anyone
+    /// who reaches it may read and write
     #[arg(long, value_name = "ADDR")]
     pub(in crate::cli) listen: Option<String>,
+    /// The most connections at a time
+    #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(in crate::cli) max_connections: u32,
     #[command(flatten)]
     pub(in crate::cli) open: Open,
+    // The last one: its heading is that of all flags behind it.
+    #[command(flatten)]
+    pub(in crate::cli) tls: Tls,
 }
 
 #[derive(Debug, Subcommand)]

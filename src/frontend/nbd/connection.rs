@@ -25,12 +25,16 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
 /// Bytes of unsent replies at which the intake pauses: enough for a large vectored write, and
 /// little enough that replies are still in the processor's cache when they are sent.
 const UNSENT_BYTES: usize = 512 << 10;
+
+/// Time for the last bytes of a connection that has nothing more to say.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Serves requests until the client leaves or `stop` turns true, then finishes those in flight.
 pub(super) async fn transmit<S, D>(
@@ -64,8 +68,8 @@ pub(super) async fn transmit<S, D>(
         Ok(Err(error)) => tracing::debug!(export, %error, "replies could not be sent"),
         Err(_) => tracing::warn!(export, "gave up on requests in flight of a closing connection"),
     }
-    // The client may be gone already.
-    let _ = connection.stream.shutdown().await;
+    // The client may be gone already, or never read the goodbye of TLS.
+    let _ = tokio::time::timeout(GOODBYE, connection.stream.shutdown()).await;
 }
 
 /// Counts a connection while it lives.

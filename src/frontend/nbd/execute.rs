@@ -7,12 +7,14 @@ use super::buffer::Buffer;
 use super::exports::{Counters, Export};
 use super::reply::{Replier, Reply, Run};
 use super::request::{Command, Refusal, Request};
+use super::rights::Access;
 use super::wire::WireError;
 use crate::device::{
     BlockDevice, BlockState, DeviceError, DeviceResult, StatusExtent, WriteFlags, ZeroFlags,
 };
 use crate::units::{SECTOR_SHIFT, SECTOR_SIZE, Sector, SectorCount, SectorRange};
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Reads shorter than this are sent whole: looking for holes would cost more than it saves.
 const PROBE_HOLES_FROM: u32 = 64 << 10;
@@ -35,6 +37,10 @@ pub(super) struct Session<D> {
     pub(super) structured: bool,
     /// `base:allocation` is selected for this export.
     pub(super) allocation: bool,
+    /// How the client may use it.
+    pub(super) access: Access,
+    /// Its place among the connections of the server.
+    pub(super) _seat: OwnedSemaphorePermit,
 }
 
 enum Failure {
@@ -93,6 +99,9 @@ async fn perform<D: BlockDevice>(
     let counters = &session.export.counters;
     let range = sectors(request, command)?;
     let len = request.len as usize;
+    if session.access == Access::ReadOnly && command.changes() {
+        return Err(DeviceError::ReadOnly.into());
+    }
     match command {
         Command::Read { .. } if len == 0 => return Ok(Answer::Data),
         Command::Write { .. } | Command::Trim { .. } | Command::WriteZeroes { .. } if len == 0 => {}

@@ -2,6 +2,7 @@
 //!
 //! Invariant: names are unique, at most 4096 bytes and free of NUL, as the protocol demands.
 
+use super::rights::{Access, Granted};
 use super::wire::{MAX_STRING, export_flag};
 use crate::device::{BlockDevice, Checked};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,8 +22,8 @@ pub(super) struct Export<D> {
 }
 
 impl<D: BlockDevice> Export<D> {
-    /// Transmission flags, as of now.
-    pub(super) fn flags(&self, structured: bool) -> u16 {
+    /// Transmission flags, as of now, for a client that may use it like this.
+    pub(super) fn flags(&self, structured: bool, access: Access) -> u16 {
         use export_flag::{
             CAN_MULTI_CONN, HAS_FLAGS, READ_ONLY, SEND_CACHE, SEND_DF, SEND_FAST_ZERO, SEND_FLUSH,
             SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES,
@@ -30,7 +31,7 @@ impl<D: BlockDevice> Export<D> {
         let common = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN | SEND_CACHE;
         let structured = if structured { SEND_DF } else { 0 };
         // Zeroing is a record in a volume's log, so always faster than writing zeros.
-        let writes = if self.device.geometry().read_only {
+        let writes = if self.device.geometry().read_only || access == Access::ReadOnly {
             READ_ONLY
         } else {
             SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO
@@ -84,7 +85,8 @@ pub struct ExportStatus {
 
 /// The exports of a server.
 ///
-/// The empty name means the default export: the only one, where there is exactly one.
+/// The empty name means the default export: the only one that a client may use, where there is
+/// exactly one.
 #[derive(Debug)]
 pub struct Exports<D> {
     by_name: BTreeMap<String, Arc<Export<D>>>,
@@ -143,12 +145,22 @@ impl<D: BlockDevice> Exports<D> {
         self.by_name.values()
     }
 
-    /// The export a client means by `name`.
-    pub(super) fn find(&self, name: &str) -> Option<&Arc<Export<D>>> {
-        self.by_name.get(name).or_else(|| {
-            let only = self.by_name.len() == 1 && name.is_empty();
-            self.by_name.values().next().filter(|_| only)
-        })
+    /// The exports that a client may use, in the order of their names, and how.
+    pub(super) fn visible(
+        &self,
+        granted: &Granted,
+    ) -> impl Iterator<Item = (&Arc<Export<D>>, Access)> {
+        self.iter().filter_map(|export| Some((export, granted.access(&export.name)?)))
+    }
+
+    /// The export a client means by `name`, if it may use it.
+    pub(super) fn find(&self, name: &str, granted: &Granted) -> Option<(&Arc<Export<D>>, Access)> {
+        if let Some(export) = self.by_name.get(name) {
+            return Some((export, granted.access(name)?));
+        }
+        let mut visible = self.visible(granted);
+        let only = visible.next().filter(|_| name.is_empty())?;
+        visible.next().is_none().then_some(only)
     }
 }
 
@@ -173,6 +185,7 @@ impl<D: BlockDevice> Export<D> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rights::Rights;
     use super::*;
     use crate::device::ram::RamDisk;
     use crate::units::{BlockSize, SectorCount};
@@ -184,12 +197,23 @@ mod tests {
     #[test]
     fn default_export_only_when_alone() {
         let mut exports = Exports::new();
-        assert!(exports.find("").is_none());
+        let find = |exports: &Exports<RamDisk>, name: &str, granted: &Granted| {
+            exports.find(name, granted).map(|(export, access)| (export.name.clone(), access))
+        };
+        let all = &Granted::Everything;
+        assert_eq!(find(&exports, "", all), None);
         exports.add("a", "first", device()).unwrap();
-        assert_eq!(exports.find("").unwrap().name, "a");
+        assert_eq!(find(&exports, "", all), Some(("a".to_owned(), Access::Full)));
         assert_eq!(exports.add("a", "", device()).unwrap_err().kind(), ErrorKind::Exists);
         exports.add("b", "", device()).unwrap();
-        assert!(exports.find("").is_none());
+        assert_eq!(find(&exports, "", all), None);
+        let mut rights = Rights::default();
+        rights.add("c=b:ro").unwrap();
+        let granted = rights.of(&["c".to_owned()]);
+        let b = Some(("b".to_owned(), Access::ReadOnly));
+        assert_eq!((find(&exports, "", &granted), find(&exports, "b", &granted)), (b.clone(), b));
+        assert_eq!(find(&exports, "a", &granted), None);
+        assert_eq!(find(&exports, "", &rights.of(&[])), None);
         assert_eq!(exports.add("x\0", "", device()).unwrap_err().kind(), ErrorKind::Usage);
         let status = serde_json::to_value(exports.status()).unwrap();
         assert_eq!(status[1]["name"], "b");

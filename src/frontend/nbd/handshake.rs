@@ -1,17 +1,22 @@
 //! The handshake: fixed newstyle negotiation, from the greeting to a chosen export.
 //!
-//! Contract: whatever the client sends, [`negotiate`] ends with a session, with a polite end or
-//! with an error that closes this connection only. Option data is read into memory up to 16 KiB;
-//! longer data is read past and refused. The caller bounds the time.
+//! Contract: whatever the client sends, [`negotiate`] ends with a session, with TLS to begin, with a
+//! polite end or with an error that closes this connection only. Option data is read into memory up
+//! to 16 KiB; longer data is read past and refused. The caller bounds the time.
+//!
+//! After TLS began, negotiation begins anew: nothing that was agreed on in the clear is kept, but
+//! how long the answer to EXPORT_NAME is. Where TLS is required, a client in the clear learns nothing
+//! but that.
 //!
 //! Nothing is read beyond what the client has to send before it gets an answer, so the
-//! transmission phase starts with a clean stream.
+//! transmission phase, and TLS, start with a clean stream.
 
 use super::execute::Session;
 use super::exports::{Export, Exports};
 use super::options::{
     ClientOption, InfoRequest, MAX_OPTION_DATA, OPTION_HEADER_LEN, OptionHeader, parse_option,
 };
+use super::rights::{Access, Granted};
 use super::wire::{
     BASE_ALLOCATION, BASE_ALLOCATION_ID, INIT_MAGIC, MAX_PAYLOAD, OPTION_MAGIC, OPTION_REPLY_MAGIC,
     handshake_flag, info, option, option_reply,
@@ -20,6 +25,7 @@ use crate::device::BlockDevice;
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The block size that is announced as preferred: what file systems use.
 const PREFERRED_BLOCK: u32 = 4096;
@@ -27,15 +33,44 @@ const PREFERRED_BLOCK: u32 = 4096;
 /// Zeroes that end the answer to EXPORT_NAME, unless the client asked to be spared.
 const RESERVED_ZEROES: usize = 124;
 
-/// Greets a client and answers its options until it chooses an export. `None`: it left.
-pub(super) async fn negotiate<S, D>(
-    stream: &mut S,
-    exports: &Exports<D>,
-) -> io::Result<Option<Session<D>>>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-    D: BlockDevice,
-{
+/// What there is about TLS on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Security {
+    /// The server has none.
+    Absent,
+    /// The client may begin it.
+    Offered,
+    /// The client has to begin it.
+    Required,
+    /// It is in use.
+    Active,
+}
+
+/// What a connection's negotiation goes by.
+#[derive(Debug)]
+pub(super) struct Terms<'a, D> {
+    pub(super) exports: &'a Exports<D>,
+    /// One permit for each connection that may be in the transmission phase.
+    pub(super) seats: &'a Arc<Semaphore>,
+    pub(super) security: Security,
+    pub(super) granted: &'a Granted,
+    /// What [`greet`] said.
+    pub(super) no_zeroes: bool,
+}
+
+/// How a negotiation ends, if not with an error.
+#[derive(Debug)]
+pub(super) enum Agreement<D> {
+    /// The client left.
+    Left,
+    /// TLS begins with the next byte.
+    StartTls,
+    /// The client has its export.
+    Session(Session<D>),
+}
+
+/// Exchanges greetings. True where the client spares itself zeroes in the answer to EXPORT_NAME.
+pub(super) async fn greet<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::Result<bool> {
     use handshake_flag::{FIXED_NEWSTYLE, NO_ZEROES};
     let mut greeting = INIT_MAGIC.to_be_bytes().to_vec();
     greeting.extend(OPTION_MAGIC.to_be_bytes());
@@ -45,18 +80,29 @@ where
     if flags & !u32::from(FIXED_NEWSTYLE | NO_ZEROES) != 0 {
         return Err(violation(format!("unknown client flags {flags:#x}")));
     }
-    let mut negotiation = Negotiation {
-        stream,
-        exports,
-        out: Vec::new(),
-        no_zeroes: flags & u32::from(NO_ZEROES) != 0,
-        structured: false,
-        allocation_of: None,
-    };
+    Ok(flags & u32::from(NO_ZEROES) != 0)
+}
+
+/// Answers the client's options until it chooses an export, begins TLS, or leaves.
+pub(super) async fn negotiate<S, D>(
+    stream: &mut S,
+    terms: &Terms<'_, D>,
+) -> io::Result<Agreement<D>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    D: BlockDevice,
+{
+    let mut negotiation =
+        Negotiation { stream, terms, out: Vec::new(), structured: false, allocation_of: None };
     let mut data = Vec::new();
     loop {
         let Some(number) = negotiation.read_option(&mut data).await? else { continue };
+        let in_the_clear = matches!(number, option::STARTTLS | option::ABORT);
         let step = match parse_option(number, &data) {
+            _ if terms.security == Security::Required && !in_the_clear => {
+                let text = "this server requires TLS: begin it first";
+                negotiation.refuse(number, option_reply::ERR_TLS_REQD, text)?
+            }
             Ok(option) => negotiation.answer(number, option)?,
             Err(text) => negotiation.refuse(number, option_reply::ERR_INVALID, text)?,
         };
@@ -65,8 +111,7 @@ where
         negotiation.out.clear();
         match step {
             Step::Next => {}
-            Step::Leave => return Ok(None),
-            Step::Transmit(session) => return Ok(Some(session)),
+            Step::End(agreement) => return Ok(agreement),
         }
     }
 }
@@ -78,16 +123,14 @@ fn violation(text: impl Into<String>) -> io::Error {
 /// What follows the answer to an option.
 enum Step<D> {
     Next,
-    Leave,
-    Transmit(Session<D>),
+    End(Agreement<D>),
 }
 
 struct Negotiation<'a, S, D> {
     stream: &'a mut S,
-    exports: &'a Exports<D>,
+    terms: &'a Terms<'a, D>,
     /// Answer to the present option.
     out: Vec<u8>,
-    no_zeroes: bool,
     structured: bool,
     /// The export for which `base:allocation` is selected.
     allocation_of: Option<Arc<Export<D>>>,
@@ -126,10 +169,10 @@ where
             ClientOption::ExportName(name) => self.export_name(name),
             ClientOption::Abort => {
                 self.reply(number, option_reply::ACK, &[]);
-                Ok(Step::Leave)
+                Ok(Step::End(Agreement::Left))
             }
             ClientOption::List => {
-                for export in self.exports.iter() {
+                for (export, _) in self.terms.exports.visible(self.terms.granted) {
                     let mut item = (export.name.len() as u32).to_be_bytes().to_vec();
                     item.extend_from_slice(export.name.as_bytes());
                     item.extend_from_slice(export.description.as_bytes());
@@ -137,9 +180,18 @@ where
                 }
                 Ok(self.accept(number))
             }
-            ClientOption::StartTls => {
-                self.refuse(number, option_reply::ERR_UNSUP, "this server does not offer TLS")
-            }
+            ClientOption::StartTls => match self.terms.security {
+                Security::Absent => {
+                    self.refuse(number, option_reply::ERR_POLICY, "this server does not offer TLS")
+                }
+                Security::Active => {
+                    self.refuse(number, option_reply::ERR_INVALID, "TLS is in use already")
+                }
+                Security::Offered | Security::Required => {
+                    self.reply(number, option_reply::ACK, &[]);
+                    Ok(Step::End(Agreement::StartTls))
+                }
+            },
             ClientOption::Info(request) => self.info(number, request),
             ClientOption::Go(request) => self.info(number, request),
             ClientOption::StructuredReply => {
@@ -158,23 +210,32 @@ where
 
     fn export_name(&mut self, name: &str) -> io::Result<Step<D>> {
         // This option has no error reply: the protocol demands a hard disconnect.
-        let export = self.exports.find(name).ok_or_else(|| violation(no_export(name)))?.clone();
+        let found = self.find(name).ok_or_else(|| violation(no_export(name)))?;
+        let seat = self.seat().ok_or_else(|| violation(NO_SEAT))?;
+        let (export, access) = &found;
         self.out.extend(export.device.geometry().size.bytes().to_be_bytes());
-        self.out.extend(export.flags(self.structured).to_be_bytes());
-        if !self.no_zeroes {
+        self.out.extend(export.flags(self.structured, *access).to_be_bytes());
+        if !self.terms.no_zeroes {
             self.out.extend([0; RESERVED_ZEROES]);
         }
-        Ok(Step::Transmit(self.session(export)))
+        Ok(Step::End(Agreement::Session(self.session(found, seat))))
     }
 
     fn info(&mut self, number: u32, request: InfoRequest<'_>) -> io::Result<Step<D>> {
-        let Some(export) = self.exports.find(request.export).cloned() else {
+        let Some((export, access)) = self.find(request.export) else {
             return self.refuse(number, option_reply::ERR_UNKNOWN, &no_export(request.export));
+        };
+        let seat = match number {
+            option::GO => match self.seat() {
+                None => return self.refuse(number, option_reply::ERR_POLICY, NO_SEAT),
+                seat => seat,
+            },
+            _ => None,
         };
         let geometry = export.device.geometry();
         let mut item = info::EXPORT.to_be_bytes().to_vec();
         item.extend(geometry.size.bytes().to_be_bytes());
-        item.extend(export.flags(self.structured).to_be_bytes());
+        item.extend(export.flags(self.structured, access).to_be_bytes());
         self.reply(number, option_reply::INFO, &item);
         let mut text_item = |wanted: bool, kind: u16, text: &str| {
             if wanted && !text.is_empty() {
@@ -192,7 +253,10 @@ where
             self.reply(number, option_reply::INFO, &item);
         }
         self.reply(number, option_reply::ACK, &[]);
-        Ok(if number == option::GO { Step::Transmit(self.session(export)) } else { Step::Next })
+        Ok(match seat {
+            Some(seat) => Step::End(Agreement::Session(self.session((export, access), seat))),
+            None => Step::Next,
+        })
     }
 
     fn contexts(&mut self, number: u32, name: &str, matches: bool, id: u32) -> io::Result<Step<D>> {
@@ -200,12 +264,12 @@ where
             let text = "metadata contexts need structured replies: negotiate those first";
             return self.refuse(number, option_reply::ERR_INVALID, text);
         }
-        let Some(export) = self.exports.find(name) else {
+        let Some((export, _)) = self.find(name) else {
             return self.refuse(number, option_reply::ERR_UNKNOWN, &no_export(name));
         };
         if matches {
             if number == option::SET_META_CONTEXT {
-                self.allocation_of = Some(export.clone());
+                self.allocation_of = Some(export);
             }
             let item = [&id.to_be_bytes(), BASE_ALLOCATION.as_bytes()].concat();
             self.reply(number, option_reply::META_CONTEXT, &item);
@@ -213,10 +277,23 @@ where
         Ok(self.accept(number))
     }
 
-    fn session(&mut self, export: Arc<Export<D>>) -> Session<D> {
+    fn find(&self, name: &str) -> Option<(Arc<Export<D>>, Access)> {
+        let found = self.terms.exports.find(name, self.terms.granted);
+        found.map(|(export, access)| (Arc::clone(export), access))
+    }
+
+    fn seat(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(self.terms.seats).try_acquire_owned().ok()
+    }
+
+    fn session(
+        &mut self,
+        (export, access): (Arc<Export<D>>, Access),
+        seat: OwnedSemaphorePermit,
+    ) -> Session<D> {
         let selected = self.allocation_of.take();
         let allocation = selected.is_some_and(|of| Arc::ptr_eq(&of, &export));
-        Session { export, structured: self.structured, allocation }
+        Session { export, structured: self.structured, allocation, access, _seat: seat }
     }
 
     fn accept(&mut self, number: u32) -> Step<D> {
@@ -242,6 +319,9 @@ where
         self.out.extend_from_slice(data);
     }
 }
+
+/// What a client is told for whom there is no room.
+const NO_SEAT: &str = "the server has as many connections as it may have";
 
 fn no_export(name: &str) -> String {
     if name.is_empty() {

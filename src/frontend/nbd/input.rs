@@ -175,8 +175,12 @@ fn poll_read<S: AsyncRead + Unpin>(
     into: &mut [u8],
 ) -> Poll<Result<usize, Ended>> {
     let mut into = ReadBuf::new(into);
-    ready!(Pin::new(stream).poll_read(cx, &mut into)).map_err(Ended::Broken)?;
-    Poll::Ready(Ok(into.filled().len()))
+    match ready!(Pin::new(stream).poll_read(cx, &mut into)) {
+        Ok(()) => Poll::Ready(Ok(into.filled().len())),
+        // TLS calls it so when a client leaves without the formalities.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(0)),
+        Err(error) => Poll::Ready(Err(Ended::Broken(error))),
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
-//! Where a server listens: a Unix socket or a TCP address.
+//! Where a server listens: a Unix socket, a TCP address, or a socket that was handed to it.
 //!
 //! A Unix socket is reachable by its owner only (mode 0600, set before the first connection can
 //! be made). A socket file left behind by a server that died is replaced, one that somebody
 //! serves is not; two servers that start at once are kept apart by a lock on the directory.
 
+use super::handed::{self, Handed};
 use crate::error::{Error, ErrorKind, Result};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{
@@ -21,15 +22,20 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 /// A place to listen at.
 ///
-/// Parsed from `HOST:PORT`, `[::1]:PORT` or `PORT` (then 127.0.0.1) for TCP, and from anything
-/// with a slash for a Unix socket.
+/// Parsed from `HOST:PORT`, `[::1]:PORT` or `PORT` (then 127.0.0.1) for TCP, from anything with a
+/// slash for a Unix socket, and from `systemd` for the socket of the service manager.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
     /// The path of a Unix socket.
     Unix(PathBuf),
     /// A TCP address; port 0 lets the kernel choose.
     Tcp(SocketAddr),
+    /// The socket that the service manager started this process with.
+    Handed,
 }
+
+/// What stands for [`Listen::Handed`].
+const HANDED: &str = "systemd";
 
 impl FromStr for Listen {
     type Err = Error;
@@ -37,6 +43,9 @@ impl FromStr for Listen {
     fn from_str(text: &str) -> Result<Listen> {
         if text.contains('/') {
             return Ok(Listen::Unix(text.into()));
+        }
+        if text == HANDED {
+            return Ok(Listen::Handed);
         }
         if let Ok(port) = text.parse::<u16>() {
             return Ok(Listen::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)));
@@ -73,6 +82,7 @@ impl Listener {
         match at {
             Listen::Unix(path) => bind_unix(path),
             Listen::Tcp(address) => bind_tcp(*address).await,
+            Listen::Handed => use_handed(),
         }
     }
 
@@ -88,6 +98,21 @@ impl Listener {
             }
         }
     }
+}
+
+fn use_handed() -> Result<Listener> {
+    let failed =
+        |e: io::Error| Error::failed("cannot use the socket of the service manager").because(e);
+    Ok(match handed::take()? {
+        Handed::Unix(listener, path) => {
+            let listener = UnixListener::from_std(listener).map_err(failed)?;
+            let path = std::path::absolute(path).map_err(failed)?;
+            Listener::Unix(listener, SocketFile { path, identity: None })
+        }
+        Handed::Tcp(listener, address) => {
+            Listener::Tcp(TcpListener::from_std(listener).map_err(failed)?, address)
+        }
+    })
 }
 
 async fn bind_tcp(address: SocketAddr) -> Result<Listener> {
@@ -147,25 +172,26 @@ fn listen_private(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(fd.into())
 }
 
-/// A socket's file, removed when dropped unless another server has replaced it.
+/// A socket's file, removed when dropped unless another server has replaced it or it was there
+/// before.
 #[derive(Debug)]
 pub(in crate::frontend) struct SocketFile {
     pub(super) path: PathBuf,
-    identity: (u64, u64),
+    identity: Option<(u64, u64)>,
 }
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<SocketFile> {
         let metadata = fs::symlink_metadata(path)?;
         let path = std::path::absolute(path)?;
-        Ok(SocketFile { path, identity: (metadata.dev(), metadata.ino()) })
+        Ok(SocketFile { path, identity: Some((metadata.dev(), metadata.ino())) })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+            .is_ok_and(|metadata| Some((metadata.dev(), metadata.ino())) == self.identity);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = ?self.path, %error, "cannot remove the socket");
         }

@@ -19,6 +19,8 @@ pub(super) struct Output {
     sent: usize,
     /// Bytes of all replies, sent ones of the first included.
     bytes: usize,
+    /// The stream may hold back what it took: TLS does.
+    unflushed: bool,
 }
 
 impl Output {
@@ -33,14 +35,14 @@ impl Output {
         self.bytes - self.sent
     }
 
-    /// Sends until nothing waits or the socket takes no more.
+    /// Sends until nothing waits, in the stream neither, or the socket takes no more.
     pub(super) fn poll_send<S: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         stream: &mut S,
         pool: &mut Pool,
     ) -> Poll<io::Result<()>> {
-        if self.replies.is_empty() {
+        if self.replies.is_empty() && !self.unflushed {
             return Poll::Ready(Ok(()));
         }
         while !self.replies.is_empty() {
@@ -51,9 +53,12 @@ impl Output {
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.unflushed = true;
             self.advance(sent, pool);
         }
-        Pin::new(stream).poll_flush(cx)
+        ready!(Pin::new(stream).poll_flush(cx))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
     /// Fills `slices` with what is next; returns how many.

@@ -44,6 +44,11 @@ pub(super) enum Command {
 }
 
 impl Command {
+    /// True where it is for writers only.
+    pub(super) fn changes(self) -> bool {
+        matches!(self, Command::Write { .. } | Command::Trim { .. } | Command::WriteZeroes { .. })
+    }
+
     /// True where success would need room on the device.
     pub(super) fn stores(self) -> bool {
         matches!(self, Command::Write { .. } | Command::WriteZeroes { .. })

@@ -1,9 +1,16 @@
 //! The server: a listener, its exports, and the life of its connections.
+//!
+//! A client is in the lobby until it has chosen an export, and has a seat from then on. Both are
+//! bounded: who lingers in the lobby makes room for those who come, who finds no seat is told so.
 
 use super::connection::transmit;
+use super::execute::Session;
 use super::exports::Exports;
-use super::handshake::negotiate;
+use super::handshake::{Agreement, Security, Terms, greet, negotiate};
 use super::listen::{Accepted, Listen, Listener};
+use super::lobby::{Lobby, Ticket};
+use super::rights::Granted;
+use super::tls::{Guest, Tls};
 use super::uri::{tcp_uri, unix_uri};
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
@@ -12,16 +19,21 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
+use tokio_rustls::server::TlsStream;
 
 /// Pause after a failed accept (out of file descriptors): the next one would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a client may cost.
+/// What clients may cost.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// Connections that have chosen an export; further ones are refused.
+    pub connections: usize,
+    /// Connections that have not yet; the oldest make room for further ones.
+    pub handshakes: usize,
     /// Requests of a connection that wait for the device at a time.
     pub requests: usize,
     /// Bytes of a connection's requests and replies in memory; one request more may be.
@@ -35,6 +47,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
+            connections: 256,
+            handshakes: 128,
             requests: 128,
             bytes: 64 << 20,
             handshake: Duration::from_secs(10),
@@ -49,6 +63,7 @@ pub struct Server<D> {
     listener: Listener,
     exports: Arc<Exports<D>>,
     limits: Limits,
+    tls: Option<Arc<Tls>>,
 }
 
 impl<D: BlockDevice> Server<D> {
@@ -60,7 +75,13 @@ impl<D: BlockDevice> Server<D> {
     /// socket, [`Failed`](crate::error::ErrorKind::Failed).
     pub async fn bind(at: &Listen, exports: Exports<D>) -> Result<Server<D>> {
         let listener = Listener::bind(at).await?;
-        Ok(Server { listener, exports: Arc::new(exports), limits: Limits::default() })
+        Ok(Server { listener, exports: Arc::new(exports), limits: Limits::default(), tls: None })
+    }
+
+    /// Lets clients use TLS, or requires it of them.
+    pub fn tls(mut self, tls: Tls) -> Server<D> {
+        self.tls = Some(Arc::new(tls));
+        self
     }
 
     /// Uses other limits than the default ones.
@@ -72,10 +93,10 @@ impl<D: BlockDevice> Server<D> {
     /// The URI of each export, in the order of their names.
     pub fn uris(&self) -> Vec<String> {
         let uri = |name: &str| match &self.listener {
-            Listener::Unix(_, file) => unix_uri(&file.path, name),
+            Listener::Unix(_, file) => unix_uri(&file.path, name, self.tls.is_some()),
             Listener::Tcp(_, address) => {
                 let host = hostname::get().unwrap_or_else(|_| "localhost".into());
-                tcp_uri(*address, &host.to_string_lossy(), name)
+                tcp_uri(*address, &host.to_string_lossy(), name, self.tls.is_some())
             }
         };
         self.exports.iter().map(|export| uri(&export.name)).collect()
@@ -92,8 +113,8 @@ impl<D: BlockDevice> Server<D> {
     /// Errors: [`Failed`](crate::error::ErrorKind::Failed) where a device could not be flushed.
     /// Dropping the future cuts all connections off, without a flush.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<()> {
-        let Server { listener, exports, limits } = self;
-        let limits = Arc::new(limits);
+        let Server { listener, exports, limits, tls } = self;
+        let service = Arc::new(Service::new(exports.clone(), limits, tls));
         let (stop, stopped) = watch::channel(false);
         let mut connections = JoinSet::new();
         let mut shutdown = pin!(shutdown);
@@ -103,14 +124,15 @@ impl<D: BlockDevice> Server<D> {
                 Some(ended) = connections.join_next() => report(ended),
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => {
-                        let (exports, limits) = (exports.clone(), limits.clone());
-                        let stop = stopped.clone();
+                        let (service, stop) = (service.clone(), stopped.clone());
+                        // Here, in the order in which they came: tasks begin in any order.
+                        let ticket = service.lobby.enter();
                         match accepted {
                             Accepted::Unix(stream) => {
-                                connections.spawn(serve_client(stream, exports, limits, stop))
+                                connections.spawn(serve_guest(stream, service, ticket, stop))
                             }
                             Accepted::Tcp(stream) => {
-                                connections.spawn(serve_client(stream, exports, limits, stop))
+                                connections.spawn(serve_guest(stream, service, ticket, stop))
                             }
                         };
                     }
@@ -148,30 +170,121 @@ async fn flush_all<D: BlockDevice>(exports: &Exports<D>) -> Result<()> {
     outcome
 }
 
+/// What all clients of a server share.
+#[derive(Debug)]
+pub struct Service<D> {
+    exports: Arc<Exports<D>>,
+    limits: Limits,
+    tls: Option<Arc<Tls>>,
+    lobby: Arc<Lobby>,
+    seats: Arc<Semaphore>,
+}
+
+impl<D> Service<D> {
+    /// Of these exports, with TLS where there is some.
+    pub fn new(exports: Arc<Exports<D>>, limits: Limits, tls: Option<Arc<Tls>>) -> Service<D> {
+        let lobby = Arc::new(Lobby::new(limits.handshakes));
+        let seats = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
+        Service { exports, limits, tls, lobby, seats }
+    }
+
+    fn terms<'a>(
+        &'a self,
+        security: Security,
+        granted: &'a Granted,
+        no_zeroes: bool,
+    ) -> Terms<'a, D> {
+        Terms { exports: &self.exports, seats: &self.seats, security, granted, no_zeroes }
+    }
+}
+
 /// Serves one client on a connection that exists already (a pipe, a socket that was handed over),
 /// from the greeting until it leaves or `stop` turns true. Needs a tokio runtime with time enabled.
-pub async fn serve_client<S, D>(
-    mut stream: S,
-    exports: Arc<Exports<D>>,
-    limits: Arc<Limits>,
+pub async fn serve_client<S, D>(stream: S, service: Arc<Service<D>>, stop: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    D: BlockDevice,
+{
+    let ticket = service.lobby.enter();
+    serve_guest(stream, service, ticket, stop).await;
+}
+
+/// As [`serve_client`], for one that is in the lobby already.
+async fn serve_guest<S, D>(
+    stream: S,
+    service: Arc<Service<D>>,
+    mut ticket: Ticket,
     mut stop: watch::Receiver<bool>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
     D: BlockDevice,
 {
-    let handshake = negotiate(&mut stream, &exports);
-    let handshake = tokio::time::timeout(limits.handshake, handshake);
-    let negotiated = tokio::select! {
-        negotiated = handshake => negotiated,
+    let (limits, lobby) = (&service.limits, &service.lobby);
+    let entered = tokio::select! {
+        entered = tokio::time::timeout(limits.handshake, enter(stream, &service)) => entered,
         _ = stop.wait_for(|stop| *stop) => return,
-    };
-    match negotiated {
-        Ok(Ok(Some(session))) => transmit(stream, &session, &limits, &mut stop).await,
-        Ok(Ok(None)) => tracing::debug!("client left during the handshake"),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
-            tracing::warn!(%error, "dropped a client during the handshake");
+        () = ticket.called_in() => {
+            return lobby.complain(&"too many have not chosen an export yet");
         }
+    };
+    drop(ticket);
+    match entered {
+        Ok(Ok(Some(Entered::Plain(stream, session)))) => {
+            transmit(stream, &session, limits, &mut stop).await;
+        }
+        Ok(Ok(Some(Entered::Secure(stream, session)))) => {
+            transmit(stream, &session, limits, &mut stop).await;
+        }
+        Ok(Ok(None)) => tracing::debug!("client left during the handshake"),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => lobby.complain(&error),
         Ok(Err(error)) => tracing::debug!(%error, "client vanished during the handshake"),
-        Err(_) => tracing::warn!("dropped a client that did not finish its handshake in time"),
+        Err(_) => lobby.complain(&"it did not finish in time"),
     }
+}
+
+/// A client with its export.
+enum Entered<S, D> {
+    Plain(S, Session<D>),
+    Secure(Box<TlsStream<BufReader<S>>>, Session<D>),
+}
+
+/// The handshake, TLS included. `None`: the client left.
+async fn enter<S, D>(mut stream: S, service: &Service<D>) -> io::Result<Option<Entered<S, D>>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    D: BlockDevice,
+{
+    let no_zeroes = greet(&mut stream).await?;
+    let security = match &service.tls {
+        None => Security::Absent,
+        Some(tls) if tls.is_required() => Security::Required,
+        Some(_) => Security::Offered,
+    };
+    // Who is let in without TLS is let in everywhere: rules come with TLS that is required.
+    let terms = service.terms(security, &Granted::Everything, no_zeroes);
+    match (negotiate(&mut stream, &terms).await?, &service.tls) {
+        (Agreement::Session(session), _) => Ok(Some(Entered::Plain(stream, session))),
+        (Agreement::StartTls, Some(tls)) => {
+            // Boxed: its size is for those who use it.
+            Box::pin(enter_secured(stream, (service, tls), no_zeroes)).await
+        }
+        (Agreement::Left | Agreement::StartTls, _) => Ok(None),
+    }
+}
+
+async fn enter_secured<S, D>(
+    stream: S,
+    (service, tls): (&Service<D>, &Arc<Tls>),
+    no_zeroes: bool,
+) -> io::Result<Option<Entered<S, D>>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    D: BlockDevice,
+{
+    let Guest { mut stream, names, granted } = tls.accept(stream).await?;
+    let terms = service.terms(Security::Active, &granted, no_zeroes);
+    let agreed = negotiate(&mut stream, &terms).await?;
+    let Agreement::Session(session) = agreed else { return Ok(None) };
+    tracing::debug!(?names, export = session.export.name, "a client behind TLS");
+    Ok(Some(Entered::Secure(stream, session)))
 }

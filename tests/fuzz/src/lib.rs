@@ -45,6 +45,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "image", body: text::image },
     Target { name: "control", body: text::control },
     Target { name: "nbd_handshake", body: nbd::handshake },
+    Target { name: "nbd_tls", body: nbd::tls },
     Target { name: "nbd_transmission", body: nbd::transmission },
 ];
 

@@ -5,12 +5,13 @@
 
 use super::alloc::peak;
 use objblk::device::{Checked, ram::RamDisk};
-use objblk::frontend::nbd::{Exports, Limits, serve_client};
+use objblk::frontend::nbd::{Exports, Limits, Service, Tls, TlsOptions, serve_client};
 use objblk::units::{BlockSize, SectorCount};
 use std::cell::RefCell;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::{Builder, Runtime};
@@ -33,9 +34,12 @@ const CHUNK_MAGIC: u32 = 0x668e_33ef;
 const NO_ZEROES: u32 = 2;
 const EXPORT_NAME: u32 = 1;
 const ABORT: u32 = 2;
+const STARTTLS: u32 = 5;
 const GO: u32 = 7;
 const STRUCTURED: u32 = 8;
 const ACK: u32 = 1;
+const ERR_TLS_REQD: u32 = (1 << 31) + 5;
+const ERR_TOO_BIG: u32 = (1 << 31) + 9;
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 const DISC: u16 = 2;
@@ -112,21 +116,80 @@ impl AsyncWrite for Wire<'_> {
 }
 
 fn converse(input: &[u8]) {
+    let output = serve(input, None);
+    check(&mut Bytes(input), &mut Bytes(&output));
+}
+
+/// Everything a client sends after the greeting to a server with TLS; the first byte says whether TLS
+/// is required. Behind TLS no client comes by chance: what is tried is what leads there.
+pub fn tls(data: &[u8]) {
+    let Some((how, input)) = data.split_first() else { return };
+    let required = how & 1 == 1;
+    let output = serve(input, Some(Arc::clone(if required { &TLS.1 } else { &TLS.0 })));
+    check_in_the_clear(&mut Bytes(input), &mut Bytes(&output), required);
+}
+
+/// TLS that is offered, and that is required.
+static TLS: LazyLock<(Arc<Tls>, Arc<Tls>)> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().expect("a directory");
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]);
+    let made = made.expect("a certificate");
+    let (certificate, key) = (dir.path().join("certificate"), dir.path().join("key"));
+    std::fs::write(&certificate, made.cert.pem()).expect("a file");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("a file");
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).expect("a file of ours");
+    let load = |required| {
+        let (certificate, key, client_ca) = (certificate.clone(), key.clone(), None);
+        let (allow, allow_file) = (Vec::new(), None);
+        let options = TlsOptions { certificate, key, client_ca, required, allow, allow_file };
+        Arc::new(Tls::load(options).expect("the files are good"))
+    };
+    // The files may go: what changed and does not work is not used.
+    (load(false), load(true))
+});
+
+/// Where TLS is required, a client in the clear hears nothing but that.
+fn check_in_the_clear(input: &mut Bytes<'_>, output: &mut Bytes<'_>, required: bool) {
+    output.take(18).expect("a greeting");
+    if input.u32().is_none_or(|flags| flags & !3 != 0) {
+        return;
+    }
+    while input.take(8).is_some_and(|magic| magic == OPTION_MAGIC) {
+        let (Some(option), Some(len)) = (input.u32(), input.u32()) else { return };
+        if input.take(len as usize).is_none() {
+            return;
+        }
+        if option == EXPORT_NAME {
+            assert!(!required || output.0.is_empty(), "an export without TLS");
+            return;
+        }
+        let kind = check_option_replies(option, output);
+        let may_succeed = !required || option == ABORT || option == STARTTLS;
+        let too_long = kind == ERR_TOO_BIG && len > 16 << 10;
+        assert!(may_succeed || too_long || kind == ERR_TLS_REQD, "{option} was answered {kind:#x}");
+        if kind == ACK && [ABORT, STARTTLS, GO].contains(&option) {
+            return;
+        }
+    }
+}
+
+/// What a server answers to these bytes.
+fn serve(input: &[u8], tls: Option<Arc<Tls>>) -> Vec<u8> {
     let mut exports = Exports::new();
     for name in ["a", "b"] {
         let disk = RamDisk::new(SectorCount(DISK as u64 / 512), BlockSize::B512);
         exports.add(name, "a disk", Arc::new(Checked::new(disk))).expect("the names differ");
     }
-    let limits = Arc::new(Limits { requests: 4, bytes: LIMIT, ..Limits::default() });
-    let exports = Arc::new(exports);
+    let limits = Limits { requests: 4, bytes: LIMIT, ..Limits::default() };
+    let service = Arc::new(Service::new(Arc::new(exports), limits, tls));
     let (_running, stop) = watch::channel(false);
     let mut output = Vec::new();
     let wire = Wire { input, output: &mut output };
     let ((), peak) = peak(|| {
-        RUNTIME.with_borrow(|runtime| runtime.block_on(serve_client(wire, exports, limits, stop)));
+        RUNTIME.with_borrow(|runtime| runtime.block_on(serve_client(wire, service, stop)));
     });
     assert!(peak <= LIMIT + BESIDES + 2 * output.len(), "{peak} bytes were allocated");
-    check(&mut Bytes(input), &mut Bytes(&output));
+    output
 }
 
 /// Bytes that are read from the front, big-endian.
