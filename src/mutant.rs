@@ -116,6 +116,22 @@ pub enum Mutant {
     RollbackNotReplayed,
     /// A snapshot is deleted although clones need it.
     ChildrenIgnored,
+    /// A block of a source is marked before it is written.
+    SourceMarkedEarly,
+    /// A block of a source that is overwritten is not marked.
+    SourceNotMarked,
+    /// A write to a part of a block of a source does not fetch the rest of it.
+    SourceEdgeIgnored,
+    /// A block of a source is fetched although somebody else has brought it meanwhile.
+    SourceTurnUnchecked,
+    /// A receipt is not noted before the volume is written.
+    ReceiptNotNoted,
+    /// A receipt is gone on with whoever has had the volume meanwhile.
+    ReceiptRivalIgnored,
+    /// A receipt is gone on with although another snapshot was being received.
+    ReceiptOfAnother,
+    /// What was being received is not forgotten when something else is.
+    ReceiptKept,
     /// Who gives a volume a name does not look whether it is being purged.
     NameUnchecked,
     /// Who purges a volume does not look, once that is known, whether it has a name or clones.
@@ -126,7 +142,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`.
-    pub const ALL: [Mutant; 54] = [
+    pub const ALL: [Mutant; 62] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -181,6 +197,14 @@ impl Mutant {
         Mutant::RollbackKeepsBase,
         Mutant::RollbackNotReplayed,
         Mutant::ChildrenIgnored,
+        Mutant::SourceMarkedEarly,
+        Mutant::SourceNotMarked,
+        Mutant::SourceEdgeIgnored,
+        Mutant::SourceTurnUnchecked,
+        Mutant::ReceiptNotNoted,
+        Mutant::ReceiptRivalIgnored,
+        Mutant::ReceiptOfAnother,
+        Mutant::ReceiptKept,
     ];
 }
 

@@ -50,6 +50,10 @@ mod script;
 mod shelf;
 #[path = "sim/sites.rs"]
 mod sites;
+#[path = "sim/source.rs"]
+mod source;
+#[path = "sim/stream.rs"]
+mod stream;
 #[path = "sim/wire.rs"]
 mod wire;
 #[path = "sim/world.rs"]

@@ -8,6 +8,7 @@ use crate::frontend::fuse::Image;
 use crate::frontend::nbd::{ExportStatus, Exports, Server};
 use crate::frontend::ublk::{self, Ublk, UblkOptions};
 use crate::pool::VolumeSpec;
+use crate::units::SectorCount;
 use crate::volume::Volume;
 use std::fmt;
 use std::path::PathBuf;
@@ -132,6 +133,23 @@ impl Door {
             Door::Ublk(ublk) => Some((ublk.path().into(), ublk.dev_id())),
             Door::Nbd(_) | Door::File(_) => None,
         }
+    }
+
+    /// Fails where its users would never see that a volume has grown. Errors: unsupported; the
+    /// frontend's.
+    pub(super) async fn check_growth(&self) -> Result<()> {
+        let Door::Ublk(_) = self else { return Ok(()) };
+        let checked = spawn_blocking(ublk::check_growth).await;
+        checked.map_err(|e| Error::failed("ublk").because(e))?
+    }
+
+    /// Shows its users that a volume has grown to `size`; those of a protocol without a word for it see
+    /// it when they connect again. The frontend is not to be stopped meanwhile. Errors: the frontend's.
+    pub(super) async fn grow(&self, size: SectorCount) -> Result<()> {
+        let Door::Ublk(ublk) = self else { return Ok(()) };
+        let (dev_id, token) = (ublk.dev_id(), ublk.token());
+        let grown = spawn_blocking(move || ublk::grow(dev_id, token, size)).await;
+        grown.map_err(|e| Error::failed("ublk").because(e))?
     }
 
     /// The file, where it is one, and what it shows.

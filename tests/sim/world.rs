@@ -13,6 +13,8 @@ use crate::model::{Keeper, Model};
 use crate::process::{Life, Process};
 use crate::shelf::Shelf;
 use crate::sites::{self, Fault, Hits, Site, What};
+use crate::source::SourcedModel;
+use crate::stream::CopyModel;
 use crate::wire::{Reply, Request};
 use futures::FutureExt;
 use objblk::device::BlockDevice;
@@ -95,6 +97,12 @@ pub struct Counts {
     pub clones: u64,
     pub clones_used: u64,
     pub flattened: u64,
+    pub sourced: u64,
+    pub fetched: u64,
+    pub hydrated: u64,
+    pub received: u64,
+    pub resumed: u64,
+    pub refused: u64,
 }
 
 impl Counts {
@@ -109,7 +117,7 @@ impl Counts {
         self.journaled += u64::from(by == Keeper::Journal);
     }
 
-    fn all_mut(&mut self) -> [(&'static str, &mut u64); 26] {
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 32] {
         [
             ("operations", &mut self.operations),
             ("requests", &mut self.requests),
@@ -137,6 +145,12 @@ impl Counts {
             ("clones", &mut self.clones),
             ("used", &mut self.clones_used),
             ("flattened", &mut self.flattened),
+            ("volumes with sources used", &mut self.sourced),
+            ("sectors fetched", &mut self.fetched),
+            ("hydrated", &mut self.hydrated),
+            ("streams received", &mut self.received),
+            ("of them anew", &mut self.resumed),
+            ("refused", &mut self.refused),
         ]
     }
 }
@@ -161,6 +175,8 @@ pub struct State {
     pub model: Model,
     pub shelf: Shelf,
     pub clones: Vec<CloneModel>,
+    pub sourced: Option<SourcedModel>,
+    pub copies: Vec<CopyModel>,
     pub hits: Hits,
     pub counts: Counts,
     /// Some reply was damaged: errors that say so are right.
@@ -236,6 +252,8 @@ impl World {
             model: Model::new(sectors, sectors),
             shelf: Shelf::default(),
             clones: Vec::new(),
+            sourced: None,
+            copies: Vec::new(),
             hits: Hits::new(),
             counts: Counts::default(),
             damaged: false,

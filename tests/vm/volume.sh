@@ -4,8 +4,8 @@
 # check; exits 1 where one failed.
 #
 # usage: volume.sh STEP...
-#   fill       file systems on volumes `ext` and `xfs` (made before), the tree of the archive TREE copied in
-#   verify     in another guest: both attached again, checked, compared
+#   fill:V     a file system on volume V, `ext` or `xfs` (made before), the tree of the archive TREE copied in
+#   verify:V   in another guest: attached again, checked, compared
 #   fio        fio with verification, mixed block sizes and trims, on volume `fio`
 #   discard    the whole of volume `huge` is written here and there, then discarded
 #   kill       the target of volume `kill` dies by kill -9 under flushes; taken over; compared
@@ -47,33 +47,29 @@ detach() {
 }
 
 fill() {
-    local volume begin
-    for volume in ext xfs; do
-        attach $volume || return
-        if [ $volume = ext ]; then run "mkfs.ext4" mkfs.ext4 -q "$dev"; else run "mkfs.xfs" mkfs.xfs -q "$dev"; fi
-        mkdir -p "$T/m"
-        run "mount $volume" mount "$dev" "$T/m" || return
-        begin=$(ms)
-        run "copy the tree to $volume" tar -C "$T/m" -xf "$TREE"
-        run "umount" umount "$T/m"
-        took "tree to $volume, and umount" "$begin"
-        detach $volume
-    done
+    local volume=$1 begin
+    attach "$volume" || return
+    if [ "$volume" = ext ]; then run "mkfs.ext4" mkfs.ext4 -q "$dev"; else run "mkfs.xfs" mkfs.xfs -q "$dev"; fi
+    mkdir -p "$T/m"
+    run "mount $volume" mount "$dev" "$T/m" || return
+    begin=$(ms)
+    run "copy the tree to $volume" tar -C "$T/m" -xf "$TREE"
+    run "umount" umount "$T/m"
+    took "tree to $volume, and umount" "$begin"
+    detach "$volume"
 }
 
 verify() {
-    local volume
-    for volume in ext xfs; do
-        attach $volume || return
-        if [ $volume = ext ]; then run "e2fsck" e2fsck -fn "$dev"; else run "xfs_repair" xfs_repair -n "$dev"; fi
-        mkdir -p "$T/m"
-        run "mount $volume" mount "$dev" "$T/m" || return
-        is "files on $volume" "$(find "$T/m" -type f | wc -l)" "$(tar -tvf "$TREE" | grep -c ^-)"
-        run "the tree on $volume equals the archive" tar -C "$T/m" -df "$TREE"
-        run "fstrim" fstrim "$T/m"
-        run "umount" umount "$T/m"
-        detach $volume
-    done
+    local volume=$1
+    attach "$volume" || return
+    if [ "$volume" = ext ]; then run "e2fsck" e2fsck -fn "$dev"; else run "xfs_repair" xfs_repair -n "$dev"; fi
+    mkdir -p "$T/m"
+    run "mount $volume" mount "$dev" "$T/m" || return
+    is "files on $volume" "$(find "$T/m" -type f | wc -l)" "$(tar -tvf "$TREE" | grep -c ^-)"
+    run "the tree on $volume equals the archive" tar -C "$T/m" -df "$TREE"
+    run "fstrim" fstrim "$T/m"
+    run "umount" umount "$T/m"
+    detach "$volume"
 }
 
 fio_step() {
@@ -170,7 +166,11 @@ conduct() {
     exits "a second attach here" 5 objblk attach conduct
     exits "a volume that is not there" 3 objblk attach no-such-volume
     exits "delete while attached" 5 objblk delete conduct --yes
-    exits "resize while attached" 5 objblk resize conduct --size 2G
+    # What can grow while attached does so in recover.sh.
+    if [[ $(uname -r) = 6.* ]]; then
+        exits "resize while attached" 5 objblk resize conduct --size 2G
+        is "it says why" "$(grep -c 'cannot change the size of a device' "$T/run")" 1
+    fi
     run "status" objblk status conduct
     # Detach with requests in flight: they are answered, and the device goes.
     # (Without a device fio would make a file of its name.)
@@ -192,9 +192,10 @@ conduct() {
 
 done_steps=''
 for step in "$@"; do
-    echo "--- $step"
+    echo "--- $step at $(ms) ms"
     case $step in
-        fill | verify | discard | conduct) $step ;;
+        fill:* | verify:*) ${step%:*} "${step#*:}" ;;
+        discard | conduct) $step ;;
         fio | kill) "${step}_step" ;;
         *) fail "no step $step" ;;
     esac
