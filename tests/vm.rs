@@ -180,7 +180,8 @@ fn s3_volumes_go_from_kernel_to_kernel() {
 /// Targets die by kill -9 under mounted file systems, and nothing is lost or noticed: the steps `short`, or
 /// all of them if there is time for it.
 fn recovery(kernel: &str, short: &[&str]) {
-    let all = ["cycles", "journal", "refuse", "start", "table", "ending", "loop", "grow"];
+    let all =
+        ["cycles", "journal", "refuse", "start", "table", "ending", "loop", "grow", "growing"];
     assert!(short.iter().all(|step| all.contains(step)));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let pool = runtime.block_on(Pool::new());
@@ -195,5 +196,5 @@ fn s3_volumes_outlive_their_targets_on_kernel_6_12() {
 
 #[test]
 fn s3_volumes_outlive_their_targets_on_kernel_7_2() {
-    recovery("7.2", &["journal", "refuse", "table", "loop", "grow"]);
+    recovery("7.2", &["journal", "refuse", "table", "loop", "grow", "growing"]);
 }

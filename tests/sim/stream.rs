@@ -52,6 +52,8 @@ enum Standing {
 pub struct CopyModel {
     id: VolumeId,
     standing: Standing,
+    /// Receipts, their ends and bases, that were begun and did not come to an end.
+    tried: Vec<(SnapshotId, Option<SnapshotId>)>,
     /// What its snapshots hold.
     held: BTreeMap<SnapshotId, Image>,
     /// Of who owns it: nobody with an older one knows anything of it.
@@ -100,7 +102,8 @@ impl World {
         let put = self.memory.put_if_absent(&keys::volume(id), body).now_or_never();
         put.expect("a memory store answers at once").expect("nobody else has made it");
         let (standing, held) = (Standing::At(None), BTreeMap::new());
-        self.state().copies.push(CopyModel { id, standing, held, epoch: 0 });
+        let tried = Vec::new();
+        self.state().copies.push(CopyModel { id, standing, tried, held, epoch: 0 });
         count
     }
 
@@ -184,29 +187,32 @@ impl Actor {
         let ours = copy.snapshots();
         let bases = theirs.iter().filter(|entry| ours.iter().any(|own| own.name == entry.name));
         let bases: Vec<&SnapshotEntry> = bases.collect();
-        let (to, base, well, cut) = self.world.random(|rng| {
+        let (to, at, how, cut) = self.world.random(|rng| {
             let to = rng.random_range(0..theirs.len().max(1));
-            let base = rng.random_range(0..bases.len().max(1));
-            (to, base, rng.random_bool(0.6), rng.random_bool(0.15))
+            (to, rng.random_range(0..120), rng.random_range(0..10), rng.random_bool(0.2))
         });
         let to = theirs.get(to)?;
-        let standing = self.world.state().copies[which].standing;
-        let (to, base) = match standing {
-            // That which was begun, and what leads on, for the most part.
-            Standing::Between { to, base, .. } if well => {
-                let entry = |id| theirs.iter().find(|entry| entry.id == id);
+        let entry = |id| theirs.iter().find(|entry| entry.id == id);
+        let (standing, tried) = {
+            let copy = &self.world.state().copies[which];
+            (copy.standing, copy.tried.get(at % copy.tried.len().max(1)).copied())
+        };
+        let (to, base) = match (standing, tried) {
+            // For the most part that which was begun, what leads on, or what was begun once.
+            (Standing::Between { to, base, .. }, _) if how < 4 => {
                 (entry(to)?, base.and_then(entry))
             }
-            Standing::At(base) if well => {
-                (to, base.and_then(|base| theirs.iter().find(|entry| entry.id == base)))
-            }
-            _ => (to, bases.get(base).copied()),
+            (Standing::At(base), _) if how < 4 => (to, base.and_then(entry)),
+            (_, Some((to, base))) if how < 8 => (entry(to)?, base.and_then(entry)),
+            _ => (to, bases.get(at % bases.len().max(1)).copied()),
         };
         let base = base.filter(|base| base.id != to.id);
         let image = self.world.state().shelf.image(to.id)?.clone();
         let mut bytes = self.write_stream(to, base).await.ok()?;
         if cut {
-            bytes.truncate(self.world.random(|rng| rng.random_range(0..bytes.len())));
+            // Half of the time so early that nothing of it is written.
+            let most = if at % 2 == 0 { bytes.len() } else { bytes.len().min(300) };
+            bytes.truncate(self.world.random(|rng| rng.random_range(0..most)));
         }
         let base = base.map(|base| base.id);
         Some(Export { bytes, to: to.id, base, image, cut })
@@ -264,6 +270,7 @@ impl Actor {
             _ => Standing::Unknown,
         };
         self.stands(which, epoch, begun);
+        world.state().copies[which].tried.push((to, base));
         let id = SnapshotId::from_random(world.random(|rng| rng.random()));
         world.trace(|| format!("epoch {epoch} receives {base:?} to {to}, {before:?}, cut {cut}"));
         let received = receive(volume, incoming, id, &|_| ()).await;

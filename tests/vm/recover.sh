@@ -12,8 +12,8 @@
 #   table    everything dies while the partition table is read
 #   ending   everything dies while a detach waits for the store
 #   loop     a target that dies again and again is given up
-#   grow     mounted file systems grow with their volumes, where the kernel can tell them; everything dies
-#            while a volume grows
+#   grow     mounted file systems grow with their volumes, where the kernel can tell them
+#   growing  everything dies while a volume grows
 set -u
 T=$(mktemp -d)
 fails=0
@@ -462,7 +462,6 @@ grow_fs() {
 }
 
 grow() {
-    local sum
     if [[ $(uname -r) = 6.* ]]; then
         volume
         attach vol || return
@@ -474,16 +473,32 @@ grow() {
     fi
     grow_fs ext4
     grow_fs xfs
-    # The volume has grown as far as this host knows, the store has not heard of it, nor has the device.
+}
+
+# As `objblk resize` does, which needs the store before.
+cat >"$T/resize.py" <<'END'
+import json, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+message = {"grow": {"volume": sys.argv[2], "size": int(sys.argv[3])}}
+s.sendall(json.dumps({"version": 1, "message": message}).encode() + b"\n")
+print(s.makefile().readline())
+END
+
+# The volume has grown as far as this host knows; the store has not heard of it, nor has the device.
+growing() {
+    local sum id
     local -x OBJBLK_STORE=file://$T/grow
     run "a pool of files" objblk pool init
     run "create" objblk create vol --size 256M
     attach vol || return
     run "written, not flushed" dd if=/dev/urandom of="$dev" bs=64k count=16 oflag=direct conv=notrunc,nocreat
     sum=$(head -c 1M "$dev" | sha256sum)
+    id=$(objblk info vol --json | sed -n 's/.*"id": *"\([^"]*\)".*/\1/p' | head -1)
     mv "$T/grow" "$T/away"
-    objblk resize vol --size 512M >"$T/out" 2>&1 &
+    python3 "$T/resize.py" "$(find /run/objblk -type s)" "$id" $((512 << 20)) >"$T/out" 2>&1 &
     sleep 2
+    is "said to who wants it larger" "$(cat "$T/out")" ""
     is "size before" "$(size)" $((256 << 20))
     running | xargs -r kill -9
     wait
@@ -497,7 +512,7 @@ grow() {
     attach vol || return
     is "size when attached again" "$(size)" $((512 << 20))
     run "detach" objblk detach vol
-    nothing_left grow
+    nothing_left growing
 }
 
 for step in "$@"; do
