@@ -47,8 +47,28 @@ fn frontend(kernel: &str) {
     let example = PathBuf::from(env!("CARGO_BIN_EXE_objblk"));
     let example = example.parent().unwrap().join("examples/ublk_ram");
     assert!(example.exists(), "{} is built with the tests", example.display());
-    let options = option("-p", example.to_str().unwrap());
-    guest(kernel, "ublk-frontend.sh", &options, &[]);
+    let mut options = option("-p", example.to_str().unwrap()).to_vec();
+    options.extend(option("-e", if full() { "CYCLES=50" } else { "CYCLES=10" }));
+    let parts: &[&str] = match full() {
+        // All of them, and its speed.
+        true => &[],
+        false => &[
+            "attributes",
+            "file_systems",
+            "verify",
+            "discards",
+            "durability",
+            "two_queues",
+            "detach",
+            "kill_9",
+            "recovery",
+            "read_only",
+            "large_blocks",
+            "conflicts",
+            "cycles",
+        ],
+    };
+    guest(kernel, "ublk-frontend.sh", &options, parts);
 }
 
 #[test]
@@ -82,7 +102,8 @@ impl Pool {
             ("AWS_ACCESS_KEY_ID", lab.var("AWS_ACCESS_KEY_ID").to_owned()),
             ("AWS_SECRET_ACCESS_KEY", lab.var("AWS_SECRET_ACCESS_KEY").to_owned()),
             ("AWS_REGION", lab.var("AWS_REGION").to_owned()),
-            ("FIO_SECONDS", if full() { "120" } else { "6" }.to_owned()),
+            ("FIO_SECONDS", if full() { "120" } else { "4" }.to_owned()),
+            ("FIO_AMOUNT", if full() { "24m" } else { "8m" }.to_owned()),
             ("KILL_ROUNDS", if full() { "10" } else { "1" }.to_owned()),
             // Each kills the target once with and once without its supervisor.
             ("CYCLES", if full() { "15" } else { "1" }.to_owned()),
@@ -114,12 +135,12 @@ impl Pool {
     }
 }
 
-/// Source files of the crates that this one is built from: 48 MiB of them; or 500 with this host's
+/// Source files of the crates that this one is built from: 24 MiB of them; or 500 with this host's
 /// libraries and documents.
 fn make_tree(archive: &Path) {
     let home = std::env::var("CARGO_HOME").map(PathBuf::from);
     let home = home.unwrap_or_else(|_| Path::new(&std::env::var("HOME").unwrap()).join(".cargo"));
-    let (mib, more) = if full() { (500, "/usr/lib /usr/share") } else { (48, "") };
+    let (mib, more) = if full() { (500, "/usr/lib /usr/share") } else { (24, "") };
     let script = format!(
         "cd / && find '{}' {more} -xdev -type f -size -4096k -printf '%s %p\\0' | LC_ALL=C sort -z -k2 |
          awk -v RS='\\0' -v ORS='\\0' -v left=$(({mib} << 20)) \

@@ -434,7 +434,7 @@ grow_fs() {
     mkdir -p "$T/m"
     run "mkfs.$fs" "mkfs.$fs" -q "$dev"
     run "mount $fs" mount "$dev" "$T/m" || return
-    run "a tree on $fs" cp -r /usr/include/linux "$T/m/tree"
+    run "a tree on $fs" cp -r /usr/include/asm-generic "$T/m/tree"
     run "a file for the ledger" dd if=/dev/zero of="$T/m/ledger" bs=1M count=16 oflag=direct
     rm -f "$T/stop"
     python3 "$T/ledger.py" "$T/m/ledger" "$T/stop" 7 >"$T/ledger.out" 2>&1 &
@@ -446,7 +446,7 @@ grow_fs() {
     run "$fs: the same size once more" objblk resize "$fs" --size 1G
     if [ "$fs" = xfs ]; then run "xfs_growfs" xfs_growfs "$T/m"; else run "resize2fs" resize2fs "$dev"; fi
     is "$fs: it has grown" "$([ "$(df --output=size -k "$T/m" | tail -1)" -gt 800000 ] && echo yes)" yes
-    run "$fs: files behind the old end" cp -r /usr/include/linux "$T/m/more"
+    run "$fs: files behind the old end" cp -r /usr/include/asm-generic "$T/m/more"
     touch "$T/stop"
     if wait "$ledger"; then ok "ledger: $(cat "$T/ledger.out")"; else fail "ledger: $(tail -2 "$T/ledger.out")"; fi
     run "umount $fs" umount "$T/m"
@@ -455,8 +455,8 @@ grow_fs() {
     is "$fs: size when attached again" "$(size)" $((1 << 30))
     if [ "$fs" = xfs ]; then run "xfs_repair" xfs_repair -n "$dev"; else run "e2fsck" e2fsck -fn "$dev"; fi
     run "mount $fs again" mount "$dev" "$T/m" || return
-    run "$fs: the tree" diff -r /usr/include/linux "$T/m/tree"
-    run "$fs: the files that came later" diff -r /usr/include/linux "$T/m/more"
+    run "$fs: the tree" diff -r /usr/include/asm-generic "$T/m/tree"
+    run "$fs: the files that came later" diff -r /usr/include/asm-generic "$T/m/more"
     run "umount $fs" umount "$T/m"
     run "detach $fs" objblk detach "$fs"
 }

@@ -13,7 +13,7 @@
 set -u
 T=$(mktemp -d)
 fails=0
-export TREE=${TREE:-/tmp/payload/tree.tar} FIO_SECONDS=${FIO_SECONDS:-8} KILL_ROUNDS=${KILL_ROUNDS:-2}
+export TREE=${TREE:-/tmp/payload/tree.tar} FIO_SECONDS=${FIO_SECONDS:-8} FIO_AMOUNT=${FIO_AMOUNT:-24m} KILL_ROUNDS=${KILL_ROUNDS:-2}
 
 ok() { echo "ok    $*"; }
 fail() { fails=$((fails + 1)); echo "FAIL  $*"; }
@@ -76,7 +76,7 @@ fio_step() {
     attach fio --queues 2 || return
     local bs amount
     for bs in 512 4k 20k 256k; do
-        amount=24m
+        amount=$FIO_AMOUNT
         [ $bs != 512 ] || amount=4m
         run "fio verify bs=$bs" fio --name=v --filename="$dev" --ioengine=libaio --direct=1 --rw=randwrite --bs=$bs --iodepth=32 \
             --size=256m --io_size=$amount --fsync=64 --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed=7
@@ -84,7 +84,7 @@ fio_step() {
     run "fio random mixed sizes with trims" fio --name=t --filename="$dev" --ioengine=libaio --direct=1 --rw=randtrimwrite --bssplit=4k/60:16k/20:64k/20 \
         --iodepth=16 --offset=256m --size=256m --runtime="$FIO_SECONDS" --time_based
     run "fio verify after trims" fio --name=w --filename="$dev" --ioengine=libaio --direct=1 --rw=randwrite --bs=8k --offset=256m --size=64m \
-        --io_size=24m --iodepth=32 --verify=crc32c --do_verify=1 --verify_fatal=1
+        --io_size="$FIO_AMOUNT" --iodepth=32 --verify=crc32c --do_verify=1 --verify_fatal=1
     detach fio
 }
 
