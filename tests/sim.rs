@@ -44,6 +44,8 @@ mod reader;
 mod rings;
 #[path = "sim/run.rs"]
 mod run;
+#[path = "sim/schedule.rs"]
+mod schedule;
 #[path = "support/reader.rs"]
 mod script;
 #[path = "sim/shelf.rs"]

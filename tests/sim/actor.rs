@@ -1,7 +1,7 @@
 //! What one process does: it opens the volume, works with it, and closes it; and whether what it is
 //! told meanwhile is right.
 
-use crate::client::{Client, Lag};
+use crate::client::{Client, Lag, Next};
 use crate::disk::SimDisk;
 use crate::model::{Image, Keeper};
 use crate::process::Process;
@@ -22,11 +22,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Debug)]
-struct SimClock;
+struct SimClock(Arc<World>);
 
 impl Clock for SimClock {
     fn now_ms(&self) -> u64 {
-        0
+        self.0.now_ms()
     }
 }
 
@@ -110,7 +110,8 @@ impl Actor {
             live: Arc::new(HedgeStore::new(store(None, Class::Foreground))),
             background: store(None, Class::Background),
         };
-        let env = Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SimClock) };
+        let clock = Arc::new(SimClock(self.world.clone()));
+        let env = Env { runtime: tokio::runtime::Handle::current(), clock };
         (env, stores)
     }
 
@@ -205,6 +206,9 @@ impl Actor {
             Ok(true) => {}
             Ok(false) => return,
             Err(what) => return self.world.violated(what),
+        }
+        if client.keep_schedule().await == Next::End {
+            return;
         }
         let mut tasks = tokio::task::JoinSet::new();
         for lane in 0..lanes {
@@ -350,6 +354,7 @@ impl Actor {
             return Err("a volume with a source cannot be used".to_owned());
         }
         self.look_at_copies().await?;
+        self.comes_to_its_schedule(&client.volume).await?;
         self.world.allow(12);
         client.clone().lane(0, 0..self.world.layout.sectors()).await;
         let left = client.survey().await.ok_or("the volume cannot be read in the end")?;

@@ -30,8 +30,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Processes that one world kills or pauses by a fault.
 const DISTURBED_MAX: u32 = 24;
@@ -103,6 +104,7 @@ pub struct Counts {
     pub received: u64,
     pub resumed: u64,
     pub refused: u64,
+    pub scheduled: u64,
 }
 
 impl Counts {
@@ -117,7 +119,7 @@ impl Counts {
         self.journaled += u64::from(by == Keeper::Journal);
     }
 
-    fn all_mut(&mut self) -> [(&'static str, &mut u64); 32] {
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 33] {
         [
             ("operations", &mut self.operations),
             ("requests", &mut self.requests),
@@ -151,6 +153,7 @@ impl Counts {
             ("streams received", &mut self.received),
             ("of them anew", &mut self.resumed),
             ("refused", &mut self.refused),
+            ("snapshots of schedules", &mut self.scheduled),
         ]
     }
 }
@@ -196,6 +199,9 @@ pub struct World {
     pub folder: PathBuf,
     /// Size of a journal here.
     journal_bytes: u64,
+    /// Owners make snapshots by themselves.
+    pub scheduled: bool,
+    begun: OnceLock<Instant>,
     state: Mutex<State>,
 }
 
@@ -268,6 +274,8 @@ impl World {
             memory: MemoryStore::new(),
             folder: folder.to_owned(),
             journal_bytes,
+            scheduled: World::is_scheduled(seed),
+            begun: OnceLock::new(),
             state: Mutex::new(state),
         }
     }
@@ -289,6 +297,11 @@ impl World {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of this lock panics")
+    }
+
+    /// The time since somebody first asked, in milliseconds, and an hour.
+    pub fn now_ms(&self) -> u64 {
+        3_600_000 + self.begun.get_or_init(Instant::now).elapsed().as_millis() as u64
     }
 
     /// Draws from the seed.
