@@ -30,7 +30,9 @@ use std::collections::BTreeMap;
 
 /// Copies of one world.
 const COPIES: usize = 3;
-/// Streams that one process tries to import, at most.
+/// Times that one process has a copy, at most.
+const TURNS: usize = 5;
+/// Streams that it tries to import each time, at most.
 const STREAMS: usize = 4;
 const CHUNK: u64 = 256 << 10;
 
@@ -124,13 +126,14 @@ impl Actor {
     /// Imports something into a copy, or does something else to it. What comes to an end early is right.
     pub async fn use_copy(&self) -> Result<(), String> {
         let which = self.world.copy();
-        match self.world.random(|rng| rng.random_bool(0.75)) {
-            true => self.receive_some(which).await,
-            false => {
-                self.meddle(which).await;
-                Ok(())
+        for _ in 0..self.world.random(|rng| rng.random_range(1..=TURNS)) {
+            self.process.pass().await;
+            match self.world.random(|rng| rng.random_bool(0.7)) {
+                true => self.receive_some(which).await?,
+                false => self.meddle(which).await,
             }
         }
+        Ok(())
     }
 
     fn writable(&self) -> VolumeOptions {
