@@ -49,6 +49,21 @@ enum Standing {
     Unknown,
 }
 
+impl Standing {
+    /// Whether a receipt of `to` from `base` must begin, and what the copy is if it does.
+    fn leads(self, (to, base): (SnapshotId, Option<SnapshotId>), epoch: u64) -> (bool, Standing) {
+        match self {
+            Standing::At(at) if at == base => (true, Standing::Between { to, base, since: epoch }),
+            Standing::Between { to: was_to, base: was_base, .. }
+                if (was_to, was_base) == (to, base) =>
+            {
+                (true, self)
+            }
+            _ => (false, Standing::Unknown),
+        }
+    }
+}
+
 /// A copy, and what is known of it.
 #[derive(Debug)]
 pub struct CopyModel {
@@ -260,18 +275,7 @@ impl Actor {
         let (world, epoch) = (&self.world, volume.status().epoch);
         let Export { to, base, image, cut, .. } = export;
         let before = world.state().copies[which].standing;
-        let must_begin = match before {
-            Standing::At(at) => at == base,
-            Standing::Between { to: was_to, base: was_base, .. } => {
-                (was_to, was_base) == (to, base)
-            }
-            Standing::Unknown => false,
-        };
-        let begun = match before {
-            Standing::Between { .. } if must_begin => before,
-            _ if must_begin => Standing::Between { to, base, since: epoch },
-            _ => Standing::Unknown,
-        };
+        let (must_begin, begun) = before.leads((to, base), epoch);
         self.stands(which, epoch, begun);
         world.state().copies[which].tried.push((to, base));
         let id = SnapshotId::from_random(world.random(|rng| rng.random()));
