@@ -126,12 +126,6 @@ pub enum Mutant {
     SourceTurnUnchecked,
     /// A receipt is not noted before the volume is written.
     ReceiptNotNoted,
-    /// A receipt is gone on with whoever has had the volume meanwhile.
-    ReceiptRivalIgnored,
-    /// A receipt is gone on with although another snapshot was being received.
-    ReceiptOfAnother,
-    /// What was being received is not forgotten when something else is.
-    ReceiptKept,
     /// Who gives a volume a name does not look whether it is being purged.
     NameUnchecked,
     /// Who purges a volume does not look, once that is known, whether it has a name or clones.
@@ -142,7 +136,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`.
-    pub const ALL: [Mutant; 62] = [
+    pub const ALL: [Mutant; 59] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -202,9 +196,6 @@ impl Mutant {
         Mutant::SourceEdgeIgnored,
         Mutant::SourceTurnUnchecked,
         Mutant::ReceiptNotNoted,
-        Mutant::ReceiptRivalIgnored,
-        Mutant::ReceiptOfAnother,
-        Mutant::ReceiptKept,
     ];
 }
 

@@ -39,8 +39,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "transfer",
         &[
-            "units", "error", "size", "sync", "mutant", "store", "format", "device", "volume",
-            "frontend", "pool",
+            "units", "error", "size", "sync", "store", "format", "device", "volume", "frontend",
+            "pool",
         ],
     ),
     ("doctor", &["units", "error", "store", "format", "map", "log", "volume", "pool"]),

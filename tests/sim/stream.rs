@@ -402,10 +402,10 @@ impl Actor {
     }
 }
 
-/// What a copy is that turns out to have the snapshot `to`.
+/// What a copy is that turns out to have the snapshot `to`: it may have been made just now, or long ago.
 fn there(before: Standing, to: SnapshotId) -> Standing {
     match before {
-        Standing::Between { to: was_to, .. } if was_to == to => Standing::At(Some(to)),
+        Standing::Between { to: was_to, .. } if was_to == to => Standing::Unknown,
         _ => before,
     }
 }

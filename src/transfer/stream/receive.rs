@@ -12,7 +12,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::SnapshotId;
 use crate::format::snapshot::SnapshotEntry;
 use crate::format::stream::{StreamHeader, StreamState};
-use crate::mutant::{self, Mutant};
 use crate::volume::Volume;
 use futures::stream::StreamExt;
 use std::pin::pin;
@@ -114,7 +113,7 @@ async fn check(volume: &Volume, header: &StreamHeader) -> Result<bool> {
     };
     let interrupted = volume.interrupted_receipt().await?;
     if let Some(note) = &interrupted
-        && (note.snapshot == header.to.snapshot || mutant::on(Mutant::ReceiptOfAnother))
+        && note.snapshot == header.to.snapshot
         && note.base == base.as_ref().map(|base| base.id)
     {
         return Ok(true);
