@@ -122,6 +122,16 @@ pub enum Mutant {
     RetentionIgnored,
     /// What a point of the past needs is deleted before the point itself is.
     PointOutlivesGarbage,
+    /// A block of a source is marked before it is written.
+    SourceMarkedEarly,
+    /// A block of a source that is overwritten is not marked.
+    SourceNotMarked,
+    /// A write to a part of a block of a source does not fetch the rest of it.
+    SourceEdgeIgnored,
+    /// A block of a source is fetched although somebody else has brought it meanwhile.
+    SourceTurnUnchecked,
+    /// A receipt is not noted before the volume is written.
+    ReceiptNotNoted,
     /// Who gives a volume a name does not look whether it is being purged.
     NameUnchecked,
     /// Who purges a volume does not look, once that is known, whether it has a name or clones.
@@ -132,7 +142,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`.
-    pub const ALL: [Mutant; 57] = [
+    pub const ALL: [Mutant; 62] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -190,6 +200,11 @@ impl Mutant {
         Mutant::ChildrenIgnored,
         Mutant::RetentionIgnored,
         Mutant::PointOutlivesGarbage,
+        Mutant::SourceMarkedEarly,
+        Mutant::SourceNotMarked,
+        Mutant::SourceEdgeIgnored,
+        Mutant::SourceTurnUnchecked,
+        Mutant::ReceiptNotNoted,
     ];
 }
 

@@ -3,7 +3,9 @@
 //! One seed is one world (`sim/world.rs`): a store, a volume and a few processes that open it, use
 //! it, and are killed, paused, cut off and superseded, all on one thread in virtual time. After
 //! every step a reference model (`sim/model.rs`, `sim/shelf.rs`) and an independent reader of the bucket
-//! (`sim/audit.rs`) say whether what happened is allowed.
+//! (`sim/audit.rs`) say whether what happened is allowed. Beside the volume there are clones of it
+//! (`sim/clone.rs`), a volume that begins as an image (`sim/source.rs`) and copies by streams of changes
+//! (`sim/stream.rs`), each with a model of its own; owners make snapshots by schedules (`sim/schedule.rs`).
 //!
 //! * `make sim SEEDS=N` runs N seeds; `OBJBLK_SEED=n` replays one, with its whole story.
 //! * The control arm (`sim/mutants.rs`) shows that the simulator notices mistakes.
@@ -46,12 +48,18 @@ mod reader;
 mod rings;
 #[path = "sim/run.rs"]
 mod run;
+#[path = "sim/schedule.rs"]
+mod schedule;
 #[path = "support/reader.rs"]
 mod script;
 #[path = "sim/shelf.rs"]
 mod shelf;
 #[path = "sim/sites.rs"]
 mod sites;
+#[path = "sim/source.rs"]
+mod source;
+#[path = "sim/stream.rs"]
+mod stream;
 #[path = "sim/wire.rs"]
 mod wire;
 #[path = "sim/world.rs"]

@@ -1,7 +1,8 @@
 //! The ublk frontend, and the whole product on it, in guests whose kernels have ublk.
 //!
 //! A volume is filled in one guest and verified in another with the other kernel: they share
-//! nothing but the S3 server. OBJBLK_FULL=1 takes a larger tree and runs longer.
+//! nothing but the S3 server. What does not depend on the kernel is done on one of them. OBJBLK_FULL=1 does
+//! everything on both, takes a larger tree and runs longer.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -46,8 +47,28 @@ fn frontend(kernel: &str) {
     let example = PathBuf::from(env!("CARGO_BIN_EXE_objblk"));
     let example = example.parent().unwrap().join("examples/ublk_ram");
     assert!(example.exists(), "{} is built with the tests", example.display());
-    let options = option("-p", example.to_str().unwrap());
-    guest(kernel, "ublk-frontend.sh", &options, &[]);
+    let mut options = option("-p", example.to_str().unwrap()).to_vec();
+    options.extend(option("-e", if full() { "CYCLES=50" } else { "CYCLES=10" }));
+    let parts: &[&str] = match full() {
+        // All of them, and its speed.
+        true => &[],
+        false => &[
+            "attributes",
+            "file_systems",
+            "verify",
+            "discards",
+            "durability",
+            "two_queues",
+            "detach",
+            "kill_9",
+            "recovery",
+            "read_only",
+            "large_blocks",
+            "conflicts",
+            "cycles",
+        ],
+    };
+    guest(kernel, "ublk-frontend.sh", &options, parts);
 }
 
 #[test]
@@ -81,7 +102,8 @@ impl Pool {
             ("AWS_ACCESS_KEY_ID", lab.var("AWS_ACCESS_KEY_ID").to_owned()),
             ("AWS_SECRET_ACCESS_KEY", lab.var("AWS_SECRET_ACCESS_KEY").to_owned()),
             ("AWS_REGION", lab.var("AWS_REGION").to_owned()),
-            ("FIO_SECONDS", if full() { "120" } else { "6" }.to_owned()),
+            ("FIO_SECONDS", if full() { "120" } else { "4" }.to_owned()),
+            ("FIO_AMOUNT", if full() { "24m" } else { "8m" }.to_owned()),
             ("KILL_ROUNDS", if full() { "10" } else { "1" }.to_owned()),
             // Each kills the target once with and once without its supervisor.
             ("CYCLES", if full() { "15" } else { "1" }.to_owned()),
@@ -113,12 +135,12 @@ impl Pool {
     }
 }
 
-/// Source files of the crates that this one is built from: 48 MiB of them; or 500 with this host's
+/// Source files of the crates that this one is built from: 24 MiB of them; or 500 with this host's
 /// libraries and documents.
 fn make_tree(archive: &Path) {
     let home = std::env::var("CARGO_HOME").map(PathBuf::from);
     let home = home.unwrap_or_else(|_| Path::new(&std::env::var("HOME").unwrap()).join(".cargo"));
-    let (mib, more) = if full() { (500, "/usr/lib /usr/share") } else { (48, "") };
+    let (mib, more) = if full() { (500, "/usr/lib /usr/share") } else { (24, "") };
     let script = format!(
         "cd / && find '{}' {more} -xdev -type f -size -4096k -printf '%s %p\\0' | LC_ALL=C sort -z -k2 |
          awk -v RS='\\0' -v ORS='\\0' -v left=$(({mib} << 20)) \
@@ -142,9 +164,22 @@ async fn stored(pool: &Pool, name: &str) -> u64 {
     objects.iter().map(|object| object.size).sum()
 }
 
-/// `first` fills, `second` verifies.
-fn volumes(first: &str, second: &str) {
-    assert!(KERNELS.contains(&first) && KERNELS.contains(&second));
+/// What is filled on one kernel is verified on the other.
+#[test]
+fn s3_volumes_go_from_kernel_to_kernel() {
+    let [old, new] = KERNELS;
+    let guests: [(&str, &[&str]); 3] = match full() {
+        false => [
+            (old, &["conduct", "fill:ext", "discard"]),
+            (new, &["verify:ext", "fill:xfs", "fio"]),
+            (old, &["verify:xfs", "kill"]),
+        ],
+        true => [
+            (old, &["conduct", "fill:ext", "discard"]),
+            (new, &["verify:ext", "fill:xfs", "discard", "conduct", "fio", "kill"]),
+            (old, &["verify:xfs", "fio", "kill"]),
+        ],
+    };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut pool = runtime.block_on(Pool::new());
     pool.add_tree();
@@ -154,39 +189,33 @@ fn volumes(first: &str, second: &str) {
         pool.objblk(&["create", name, "--size", size]);
     }
     pool.objblk(&["create", "conduct", "--size", "1G"]);
-    guest(first, "volume.sh", &pool.options, &["conduct", "fill", "discard"]);
-    let left = runtime.block_on(stored(&pool, "huge"));
-    println!("{left} bytes are left of the discarded volume");
-    assert!(left < 64 << 10, "{left} bytes are left of a discarded volume");
-    guest(second, "volume.sh", &pool.options, &["verify", "fio", "kill"]);
+    for (kernel, steps) in guests {
+        guest(kernel, "volume.sh", &pool.options, steps);
+        let left = runtime.block_on(stored(&pool, "huge"));
+        println!("{left} bytes are left of the discarded volume");
+        assert!(left < 64 << 10, "{left} bytes are left of a discarded volume");
+    }
     runtime.block_on(pool.bucket.empty());
 }
 
-#[test]
-fn s3_volumes_go_from_kernel_6_12_to_7_2() {
-    volumes("6.12", "7.2");
-}
-
-#[test]
-fn s3_volumes_go_from_kernel_7_2_to_6_12() {
-    volumes("7.2", "6.12");
-}
-
-/// Targets die by kill -9 under mounted file systems, and nothing is lost or noticed.
-fn recovery(kernel: &str) {
+/// Targets die by kill -9 under mounted file systems, and nothing is lost or noticed: the steps `short`, or
+/// all of them if there is time for it.
+fn recovery(kernel: &str, short: &[&str]) {
+    let all =
+        ["cycles", "journal", "refuse", "start", "table", "ending", "loop", "grow", "growing"];
+    assert!(short.iter().all(|step| all.contains(step)));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let pool = runtime.block_on(Pool::new());
-    let steps = ["cycles", "journal", "refuse", "start", "table", "ending", "loop"];
-    guest(kernel, "recover.sh", &pool.options, &steps);
+    guest(kernel, "recover.sh", &pool.options, if full() { &all } else { short });
     runtime.block_on(pool.bucket.empty());
 }
 
 #[test]
 fn s3_volumes_outlive_their_targets_on_kernel_6_12() {
-    recovery("6.12");
+    recovery("6.12", &["cycles", "start", "table", "ending"]);
 }
 
 #[test]
 fn s3_volumes_outlive_their_targets_on_kernel_7_2() {
-    recovery("7.2");
+    recovery("7.2", &["journal", "refuse", "table", "loop", "grow", "growing"]);
 }

@@ -2,7 +2,7 @@
 
 use super::{Context, args, attach, duration, retain, size};
 use crate::daemon::journals::refuse_journaled;
-use crate::daemon::{KnownTarget, RunDir, client, environment};
+use crate::daemon::{FrontendKind, KnownTarget, RunDir, client, environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::frame::Compression;
@@ -130,7 +130,7 @@ pub(super) async fn resize(
         Some(target) => {
             let old = client::grow(&target, id, size).await;
             let old = old.map_err(|e| e.context(format!("cannot resize {name}")))?;
-            if size > old {
+            if size > old && target.state.frontend == FrontendKind::Nbd {
                 eprintln!("objblk: clients of {name} see its new size when they connect again");
             }
             old

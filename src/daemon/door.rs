@@ -10,7 +10,7 @@ use crate::frontend::nbd::{ExportStatus, Exports, Limits, Listen, Server, Tls, T
 use crate::frontend::ublk::{self, Ublk, UblkOptions};
 use crate::frontend::vhost::{Identity, VhostUser};
 use crate::pool::VolumeSpec;
-use crate::units::Epoch;
+use crate::units::{Epoch, SectorCount};
 use crate::volume::Volume;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -159,11 +159,27 @@ impl Door {
         }
     }
 
-    /// Tells the users that the size has changed, where they can be told.
-    pub(super) fn resized(&self) {
-        if let Door::VhostUser(disk) = self {
-            disk.resized();
-        }
+    /// Fails where its users would never see that a volume has grown. Errors: unsupported; the
+    /// frontend's.
+    pub(super) async fn check_growth(&self) -> Result<()> {
+        let Door::Ublk(_) = self else { return Ok(()) };
+        let checked = spawn_blocking(ublk::check_growth).await;
+        checked.map_err(|e| Error::failed("ublk").because(e))?
+    }
+
+    /// Shows its users that a volume has grown to `size`; those of a protocol without a word for it see
+    /// it when they connect again. The frontend is not to be stopped meanwhile. Errors: the frontend's.
+    pub(super) async fn grow(&self, size: SectorCount) -> Result<()> {
+        let (dev_id, token) = match self {
+            Door::Ublk(ublk) => (ublk.dev_id(), ublk.token()),
+            Door::VhostUser(disk) => {
+                disk.resized();
+                return Ok(());
+            }
+            Door::Nbd(_) | Door::File(_) => return Ok(()),
+        };
+        let grown = spawn_blocking(move || ublk::grow(dev_id, token, size)).await;
+        grown.map_err(|e| Error::failed("ublk").because(e))?
     }
 
     /// The file, where it is one, and what it shows.

@@ -1,7 +1,7 @@
 use super::control::{Phase, SnapshotAction, SnapshotReport, TargetStatus, VolumeReport};
 use super::door::Door;
 use super::spec::TargetSpec;
-use super::state::{Attached, FrontendKind, Serving};
+use super::state::{Attached, Serving};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::schedule::Rule;
 use crate::format::{SnapshotId, VolumeId};
@@ -161,23 +161,25 @@ impl Shared {
         act(self.volume(id)?, action).await
     }
 
-    /// Lets a volume grow; of those who are connected only a virtual machine hears of it. Returns its size before, in bytes.
+    /// Lets a volume grow, then its block device, or has a virtual machine told; who is connected over NBD
+    /// knows nothing of it. Returns its size before, in bytes. A volume that has that size already has its
+    /// device looked at: an attempt before may have come no further.
     ///
     /// Errors: not found; usage, where it is larger already or that is no size; busy, where the frontend
-    /// cannot; those of the volume.
+    /// cannot; those of the volume; those of the frontend, where the volume has grown and the device has
+    /// not.
     pub(super) async fn grow(&self, id: VolumeId, size: u64) -> Result<u64> {
         let (attached, volume) = self.served(id)?;
         let door = self.door.read().await;
         let text = format!("volume {} is attached", attached.name);
-        match door.as_ref().map(Door::kind) {
-            Some(FrontendKind::Nbd | FrontendKind::Fuse | FrontendKind::VhostUser) => {}
-            Some(FrontendKind::Ublk) => {
-                let text = format!("{text} by process {} as a block device", std::process::id());
-                return Err(Error::new(ErrorKind::Busy, text)
-                    .hint("detach it, resize it, and attach it again"));
-            }
-            None => return Err(Error::new(ErrorKind::Busy, format!("{text}, and being detached"))),
-        }
+        // Held to the end, so that the device is not stopped meanwhile.
+        let Some(door) = door.as_ref() else {
+            return Err(Error::new(ErrorKind::Busy, format!("{text}, and being detached")));
+        };
+        door.check_growth().await.map_err(|e| {
+            let text = format!("{text} by process {} as a block device", std::process::id());
+            Error::new(ErrorKind::Busy, text).because(e)
+        })?;
         let old = volume.status().size;
         if size < old {
             let text = format!("{text} and has {old} bytes, more than that");
@@ -186,12 +188,12 @@ impl Shared {
         if !size.is_multiple_of(SECTOR_SIZE) {
             return Err(Error::usage(format!("{size} bytes are not whole sectors")));
         }
-        if size != old {
-            volume.resize(SectorCount(size / SECTOR_SIZE)).await?;
-            if let Some(door) = door.as_ref() {
-                door.resized();
-            }
+        let size = SectorCount(size / SECTOR_SIZE);
+        if size.bytes() != old {
+            volume.resize(size).await?;
         }
+        let shown = door.grow(size).await;
+        shown.map_err(|e| e.context(format!("{} has grown, its device has not", attached.name)))?;
         Ok(old)
     }
 

@@ -1,7 +1,7 @@
 //! What one process does: it opens the volume, works with it, and closes it; and whether what it is
 //! told meanwhile is right.
 
-use crate::client::{Client, Lag};
+use crate::client::{Client, Lag, Next};
 use crate::disk::SimDisk;
 use crate::model::{Image, Keeper};
 use crate::process::Process;
@@ -65,11 +65,21 @@ impl Actor {
         id: VolumeId,
         options: VolumeOptions,
     ) -> Result<Volume, Error> {
-        let (env, stores) = self.environment();
-        Volume::open(env, stores, id, self.owner(false), options).await
+        self.open_as(id, self.owner(false), options).await
     }
 
-    fn owner(&self, journaled: bool) -> EpochObject {
+    /// As [`Actor::open_plainly`], by this owner.
+    pub async fn open_as(
+        &self,
+        id: VolumeId,
+        owner: EpochObject,
+        options: VolumeOptions,
+    ) -> Result<Volume, Error> {
+        let (env, stores) = self.environment();
+        Volume::open(env, stores, id, owner, options).await
+    }
+
+    pub fn owner(&self, journaled: bool) -> EpochObject {
         let pid = self.process.pid;
         EpochObject {
             host: "sim".into(),
@@ -82,7 +92,7 @@ impl Actor {
         }
     }
 
-    fn environment(&self) -> (Env, Stores) {
+    pub fn environment(&self) -> (Env, Stores) {
         let wire = Wire { world: self.world.clone(), process: self.process.clone() };
         let limiter = Arc::new(Limiter::new(Bounds { total: 12, writes: 6 }));
         let store = |deadline, class| {
@@ -201,6 +211,9 @@ impl Actor {
         if let Some(plan) = self.world.plan {
             client.retain(Some(plan.time)).await;
         }
+        if client.keep_schedule().await == Next::End {
+            return;
+        }
         let mut tasks = tokio::task::JoinSet::new();
         for lane in 0..lanes {
             let stripe = self.world.state().model.term(epoch).lanes[lane].stripe.clone();
@@ -210,6 +223,14 @@ impl Actor {
         if self.world.random(|rng| rng.random_bool(0.2)) {
             let used = self.use_clone().await;
             self.world.check(used.map(drop));
+        }
+        if self.world.random(|rng| rng.random_bool(0.15)) {
+            let used = self.use_sourced(false).await;
+            self.world.check(used.map(drop));
+        }
+        if self.world.random(|rng| rng.random_bool(0.25)) {
+            let used = self.use_copy().await;
+            self.world.check(used);
         }
         self.process.until_closing().await;
         self.close(&client).await;
@@ -364,6 +385,12 @@ impl Actor {
                 return Err("a clone cannot be used".to_owned());
             }
         }
+        let sourced = self.world.state().sourced.is_some();
+        if sourced && !self.use_sourced(true).await? {
+            return Err("a volume with a source cannot be used".to_owned());
+        }
+        self.look_at_copies().await?;
+        self.comes_to_its_schedule(&client.volume).await?;
         self.world.allow(12);
         client.clone().lane(0, 0..self.world.layout.sectors()).await;
         let left = client.survey().await.ok_or("the volume cannot be read in the end")?;

@@ -392,7 +392,7 @@ impl Client {
     }
 
     /// What waits for no device may fail where the store refuses it.
-    fn judge_refusal(&self, what: &str, error: &Error, began_calm: bool) -> Next {
+    pub fn judge_refusal(&self, what: &str, error: &Error, began_calm: bool) -> Next {
         self.trace(|| format!("{what} failed: {error}"));
         match error.kind() {
             ErrorKind::Store if !began_calm => Next::GoOn,

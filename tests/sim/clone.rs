@@ -156,7 +156,7 @@ impl Actor {
     }
 
     /// All there is; `None` where it cannot be read to the end.
-    async fn survey_clone(&self, volume: &Volume) -> Result<Option<Image>, String> {
+    pub async fn survey_clone(&self, volume: &Volume) -> Result<Option<Image>, String> {
         let layout = &self.world.layout;
         let size = self.world.size_of(volume);
         let mut stamps = vec![0; layout.sectors()];

@@ -14,6 +14,8 @@ use crate::past::{self, Archive, Plan};
 use crate::process::{Life, Process};
 use crate::shelf::Shelf;
 use crate::sites::{self, Fault, Hits, Site, What};
+use crate::source::SourcedModel;
+use crate::stream::CopyModel;
 use crate::wire::{Reply, Request};
 use futures::FutureExt;
 use objblk::device::BlockDevice;
@@ -101,6 +103,13 @@ pub struct Counts {
     pub flattened: u64,
     pub retained: u64,
     pub views: u64,
+    pub sourced: u64,
+    pub fetched: u64,
+    pub hydrated: u64,
+    pub received: u64,
+    pub resumed: u64,
+    pub refused: u64,
+    pub scheduled: u64,
 }
 
 impl Counts {
@@ -115,7 +124,7 @@ impl Counts {
         self.journaled += u64::from(by == Keeper::Journal);
     }
 
-    fn all_mut(&mut self) -> [(&'static str, &mut u64); 28] {
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 35] {
         [
             ("operations", &mut self.operations),
             ("requests", &mut self.requests),
@@ -145,6 +154,13 @@ impl Counts {
             ("flattened", &mut self.flattened),
             ("points of the past", &mut self.retained),
             ("of it looked at", &mut self.views),
+            ("volumes with sources used", &mut self.sourced),
+            ("sectors fetched", &mut self.fetched),
+            ("hydrated", &mut self.hydrated),
+            ("streams received", &mut self.received),
+            ("of them anew", &mut self.resumed),
+            ("refused", &mut self.refused),
+            ("snapshots of schedules", &mut self.scheduled),
         ]
     }
 }
@@ -170,6 +186,8 @@ pub struct State {
     pub shelf: Shelf,
     pub clones: Vec<CloneModel>,
     pub archive: Archive,
+    pub sourced: Option<SourcedModel>,
+    pub copies: Vec<CopyModel>,
     pub hits: Hits,
     pub counts: Counts,
     /// Some reply was damaged: errors that say so are right.
@@ -192,6 +210,8 @@ pub struct World {
     journal_bytes: u64,
     /// What is done about the past.
     pub plan: Option<Plan>,
+    /// Owners make snapshots by themselves.
+    pub scheduled: bool,
     begun: OnceLock<Instant>,
     state: Mutex<State>,
 }
@@ -250,6 +270,8 @@ impl World {
             shelf: Shelf::default(),
             clones: Vec::new(),
             archive: Archive::default(),
+            sourced: None,
+            copies: Vec::new(),
             hits: Hits::new(),
             counts: Counts::default(),
             damaged: false,
@@ -266,6 +288,7 @@ impl World {
             folder: folder.to_owned(),
             journal_bytes,
             plan: past::plan(seed),
+            scheduled: World::is_scheduled(seed),
             begun: OnceLock::new(),
             state: Mutex::new(state),
         }

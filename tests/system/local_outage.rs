@@ -78,7 +78,7 @@ fn copy_out(world: &World, server: &Served, name: &str) -> std::path::PathBuf {
 
 #[test]
 fn s3_outage_is_ridden_out_by_the_journal() {
-    let (seconds, rate, size) = if full() { (600, 5, "4G") } else { (20, 16, "512M") };
+    let (seconds, rate, size) = if full() { (600, 5, "4G") } else { (12, 16, "512M") };
     let (world, direct, proxy) = behind_proxy();
     let local = Local::new(size);
     world.run(&["create", "disk", "--size", "512M"]);

@@ -103,7 +103,7 @@ fn verify(client: &mut Client, written: u64) {
 /// is back.
 #[test]
 fn s3_long_outage_under_load() {
-    let outage = Duration::from_secs(if full() { 600 } else { 20 });
+    let outage = Duration::from_secs(if full() { 600 } else { 12 });
     let (world, server) = disk(&[]);
     let mut cached = server.connect();
     let (written, stop) = (AtomicU64::new(0), AtomicBool::new(false));

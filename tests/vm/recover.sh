@@ -12,6 +12,8 @@
 #   table    everything dies while the partition table is read
 #   ending   everything dies while a detach waits for the store
 #   loop     a target that dies again and again is given up
+#   grow     mounted file systems grow with their volumes, where the kernel can tell them
+#   growing  everything dies while a volume grows
 set -u
 T=$(mktemp -d)
 fails=0
@@ -423,8 +425,98 @@ ending() {
     nothing_left "without recovery"
 }
 
+size() { blockdev --getsize64 "$dev"; }
+
+grow_fs() {
+    local fs=$1
+    run "create $fs" objblk create "$fs" --size 512M
+    attach "$fs" || return
+    mkdir -p "$T/m"
+    run "mkfs.$fs" "mkfs.$fs" -q "$dev"
+    run "mount $fs" mount "$dev" "$T/m" || return
+    run "a tree on $fs" cp -r /usr/include/asm-generic "$T/m/tree"
+    run "a file for the ledger" dd if=/dev/zero of="$T/m/ledger" bs=1M count=16 oflag=direct
+    rm -f "$T/stop"
+    python3 "$T/ledger.py" "$T/m/ledger" "$T/stop" 7 >"$T/ledger.out" 2>&1 &
+    ledger=$!
+    exits "$fs: a smaller size while attached" 2 objblk resize "$fs" --size 256M --shrink
+    run "$fs: resize" objblk resize "$fs" --size 1G
+    is "$fs: size of the device" "$(size)" $((1 << 30))
+    is "$fs: the kernel knows its size" "$(cat "/sys/block/${dev#/dev/}/size")" $((1 << 21))
+    run "$fs: the same size once more" objblk resize "$fs" --size 1G
+    if [ "$fs" = xfs ]; then run "xfs_growfs" xfs_growfs "$T/m"; else run "resize2fs" resize2fs "$dev"; fi
+    is "$fs: it has grown" "$([ "$(df --output=size -k "$T/m" | tail -1)" -gt 800000 ] && echo yes)" yes
+    run "$fs: files behind the old end" cp -r /usr/include/asm-generic "$T/m/more"
+    touch "$T/stop"
+    if wait "$ledger"; then ok "ledger: $(cat "$T/ledger.out")"; else fail "ledger: $(tail -2 "$T/ledger.out")"; fi
+    run "umount $fs" umount "$T/m"
+    run "detach $fs" objblk detach "$fs"
+    attach "$fs" || return
+    is "$fs: size when attached again" "$(size)" $((1 << 30))
+    if [ "$fs" = xfs ]; then run "xfs_repair" xfs_repair -n "$dev"; else run "e2fsck" e2fsck -fn "$dev"; fi
+    run "mount $fs again" mount "$dev" "$T/m" || return
+    run "$fs: the tree" diff -r /usr/include/asm-generic "$T/m/tree"
+    run "$fs: the files that came later" diff -r /usr/include/asm-generic "$T/m/more"
+    run "umount $fs" umount "$T/m"
+    run "detach $fs" objblk detach "$fs"
+}
+
+grow() {
+    if [[ $(uname -r) = 6.* ]]; then
+        volume
+        attach vol || return
+        exits "resize of an attached device" 5 objblk resize vol --size 2G
+        is "it says why" "$(grep -c 'cannot change the size of a device' "$T/run")" 1
+        is "its size" "$(size)" $((1 << 30))
+        run "detach" objblk detach vol
+        return
+    fi
+    grow_fs ext4
+    grow_fs xfs
+}
+
+# As `objblk resize` does, which needs the store before.
+cat >"$T/resize.py" <<'END'
+import json, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+message = {"grow": {"volume": sys.argv[2], "size": int(sys.argv[3])}}
+s.sendall(json.dumps({"version": 1, "message": message}).encode() + b"\n")
+print(s.makefile().readline())
+END
+
+# The volume has grown as far as this host knows; the store has not heard of it, nor has the device.
+growing() {
+    local sum id
+    local -x OBJBLK_STORE=file://$T/grow
+    run "a pool of files" objblk pool init
+    run "create" objblk create vol --size 256M
+    attach vol || return
+    run "written, not flushed" dd if=/dev/urandom of="$dev" bs=64k count=16 oflag=direct conv=notrunc,nocreat
+    sum=$(head -c 1M "$dev" | sha256sum)
+    id=$(objblk info vol --json | sed -n 's/.*"id": *"\([^"]*\)".*/\1/p' | head -1)
+    mv "$T/grow" "$T/away"
+    python3 "$T/resize.py" "$(find /run/objblk -type s)" "$id" $((512 << 20)) >"$T/out" 2>&1 &
+    sleep 2
+    is "said to who wants it larger" "$(cat "$T/out")" ""
+    is "size before" "$(size)" $((256 << 20))
+    running | xargs -r kill -9
+    wait
+    mv "$T/away" "$T/grow"
+    until_true "all are dead" 60 none_running
+    run "recover" objblk recover vol
+    is "size of the recovered device" "$(size)" $((512 << 20))
+    is "what was written" "$(head -c 1M "$dev" | sha256sum)" "$sum"
+    run "its last sector" dd if=/dev/urandom of="$dev" bs=512 count=1 seek=$(((512 << 11) - 1)) oflag=direct conv=notrunc,nocreat
+    run "detach" objblk detach vol
+    attach vol || return
+    is "size when attached again" "$(size)" $((512 << 20))
+    run "detach" objblk detach vol
+    nothing_left growing
+}
+
 for step in "$@"; do
-    echo "== $step"
+    echo "== $step at $(ms) ms"
     "$step"
 done
 [ $fails = 0 ] || { cat /run/objblk/*.log 2>/dev/null; dmesg | tail -30; }

@@ -1,11 +1,12 @@
 #!/bin/sh
 # The ublk frontend on a real kernel. Runs as root in a guest that may be thrown away, with the
 # example ublk_ram in the current folder or on PATH. Prints one line a check; exits 1 where one
-# failed. Arguments name the parts to run; without any, all of them.
+# failed. Arguments name the parts to run; without any, all of them. CYCLES: how often a device comes and goes.
 set -u
 PATH=$PWD:$PATH
 T=$(mktemp -d)
 fails=0
+CYCLES=${CYCLES:-50}
 first_dmesg=$(dmesg | wc -l)
 
 ok() { echo "ok    $*"; }
@@ -53,7 +54,7 @@ nothing_left() {
     is "$1: devices left" "$(ls -d /dev/ublk[bc]* /sys/block/ublkb* 2>/dev/null | tr '\n' ' ')" ""
     is "$1: symlinks left" "$(ls -A /dev/objblk)" ""
 }
-stuck() { for s in /proc/[0-9]*/stat; do sed -n 's/^\([0-9]*\) (\(.*\)) D .*/\1:\2/p' "$s" 2>/dev/null; done | grep -v ':\(kworker\|jbd2\|xfs\)' | tr '\n' ' '; }
+stuck() { cat /proc/[0-9]*/stat 2>/dev/null | sed -n 's/^\([0-9]*\) (\(.*\)) D .*/\1:\2/p' | grep -v ':\(kworker\|jbd2\|xfs\)' | tr '\n' ' '; }
 not_stuck() { s=$(stuck); [ -z "$s" ] || { sleep 3; s=$(stuck); }; is "$1: tasks that cannot be killed" "$s" ""; }
 fio_on() { fio --name=t --filename="$dev" --ioengine=libaio --direct=1 "$@"; }
 
@@ -311,14 +312,14 @@ cycles() {
     before=$(grep -c . /proc/modules; ls /sys/class/ublk-char 2>/dev/null | wc -l)
     first=$(ms)
     i=0
-    while [ $i -lt 50 ]; do
+    while [ $i -lt "$CYCLES" ]; do
         start --size 16M --queues 2 || return
         stop
         [ $rc = 0 ] || fail "cycle $i: exit code $rc"
         i=$((i + 1))
     done
-    ok "50 cycles: $((($(ms) - first) / 50)) ms each"
-    nothing_left "50 cycles"
+    ok "$CYCLES cycles: $((($(ms) - first) / CYCLES)) ms each"
+    nothing_left "$CYCLES cycles"
     after=$(grep -c . /proc/modules; ls /sys/class/ublk-char 2>/dev/null | wc -l)
     is "character devices left" "$after" "$before"
 }

@@ -4,8 +4,8 @@
 # check; exits 1 where one failed.
 #
 # usage: volume.sh STEP...
-#   fill       file systems on volumes `ext` and `xfs` (made before), the tree of the archive TREE copied in
-#   verify     in another guest: both attached again, checked, compared
+#   fill:V     a file system on volume V, `ext` or `xfs` (made before), the tree of the archive TREE copied in
+#   verify:V   in another guest: attached again, checked, compared
 #   fio        fio with verification, mixed block sizes and trims, on volume `fio`
 #   discard    the whole of volume `huge` is written here and there, then discarded
 #   kill       the target of volume `kill` dies by kill -9 under flushes; taken over; compared
@@ -13,7 +13,7 @@
 set -u
 T=$(mktemp -d)
 fails=0
-export TREE=${TREE:-/tmp/payload/tree.tar} FIO_SECONDS=${FIO_SECONDS:-8} KILL_ROUNDS=${KILL_ROUNDS:-2}
+export TREE=${TREE:-/tmp/payload/tree.tar} FIO_SECONDS=${FIO_SECONDS:-8} FIO_AMOUNT=${FIO_AMOUNT:-24m} KILL_ROUNDS=${KILL_ROUNDS:-2}
 
 ok() { echo "ok    $*"; }
 fail() { fails=$((fails + 1)); echo "FAIL  $*"; }
@@ -47,40 +47,36 @@ detach() {
 }
 
 fill() {
-    local volume begin
-    for volume in ext xfs; do
-        attach $volume || return
-        if [ $volume = ext ]; then run "mkfs.ext4" mkfs.ext4 -q "$dev"; else run "mkfs.xfs" mkfs.xfs -q "$dev"; fi
-        mkdir -p "$T/m"
-        run "mount $volume" mount "$dev" "$T/m" || return
-        begin=$(ms)
-        run "copy the tree to $volume" tar -C "$T/m" -xf "$TREE"
-        run "umount" umount "$T/m"
-        took "tree to $volume, and umount" "$begin"
-        detach $volume
-    done
+    local volume=$1 begin
+    attach "$volume" || return
+    if [ "$volume" = ext ]; then run "mkfs.ext4" mkfs.ext4 -q "$dev"; else run "mkfs.xfs" mkfs.xfs -q "$dev"; fi
+    mkdir -p "$T/m"
+    run "mount $volume" mount "$dev" "$T/m" || return
+    begin=$(ms)
+    run "copy the tree to $volume" tar -C "$T/m" -xf "$TREE"
+    run "umount" umount "$T/m"
+    took "tree to $volume, and umount" "$begin"
+    detach "$volume"
 }
 
 verify() {
-    local volume
-    for volume in ext xfs; do
-        attach $volume || return
-        if [ $volume = ext ]; then run "e2fsck" e2fsck -fn "$dev"; else run "xfs_repair" xfs_repair -n "$dev"; fi
-        mkdir -p "$T/m"
-        run "mount $volume" mount "$dev" "$T/m" || return
-        is "files on $volume" "$(find "$T/m" -type f | wc -l)" "$(tar -tvf "$TREE" | grep -c ^-)"
-        run "the tree on $volume equals the archive" tar -C "$T/m" -df "$TREE"
-        run "fstrim" fstrim "$T/m"
-        run "umount" umount "$T/m"
-        detach $volume
-    done
+    local volume=$1
+    attach "$volume" || return
+    if [ "$volume" = ext ]; then run "e2fsck" e2fsck -fn "$dev"; else run "xfs_repair" xfs_repair -n "$dev"; fi
+    mkdir -p "$T/m"
+    run "mount $volume" mount "$dev" "$T/m" || return
+    is "files on $volume" "$(find "$T/m" -type f | wc -l)" "$(tar -tvf "$TREE" | grep -c ^-)"
+    run "the tree on $volume equals the archive" tar -C "$T/m" -df "$TREE"
+    run "fstrim" fstrim "$T/m"
+    run "umount" umount "$T/m"
+    detach "$volume"
 }
 
 fio_step() {
     attach fio --queues 2 || return
     local bs amount
     for bs in 512 4k 20k 256k; do
-        amount=24m
+        amount=$FIO_AMOUNT
         [ $bs != 512 ] || amount=4m
         run "fio verify bs=$bs" fio --name=v --filename="$dev" --ioengine=libaio --direct=1 --rw=randwrite --bs=$bs --iodepth=32 \
             --size=256m --io_size=$amount --fsync=64 --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed=7
@@ -88,7 +84,7 @@ fio_step() {
     run "fio random mixed sizes with trims" fio --name=t --filename="$dev" --ioengine=libaio --direct=1 --rw=randtrimwrite --bssplit=4k/60:16k/20:64k/20 \
         --iodepth=16 --offset=256m --size=256m --runtime="$FIO_SECONDS" --time_based
     run "fio verify after trims" fio --name=w --filename="$dev" --ioengine=libaio --direct=1 --rw=randwrite --bs=8k --offset=256m --size=64m \
-        --io_size=24m --iodepth=32 --verify=crc32c --do_verify=1 --verify_fatal=1
+        --io_size="$FIO_AMOUNT" --iodepth=32 --verify=crc32c --do_verify=1 --verify_fatal=1
     detach fio
 }
 
@@ -170,7 +166,11 @@ conduct() {
     exits "a second attach here" 5 objblk attach conduct
     exits "a volume that is not there" 3 objblk attach no-such-volume
     exits "delete while attached" 5 objblk delete conduct --yes
-    exits "resize while attached" 5 objblk resize conduct --size 2G
+    # What can grow while attached does so in recover.sh.
+    if [[ $(uname -r) = 6.* ]]; then
+        exits "resize while attached" 5 objblk resize conduct --size 2G
+        is "it says why" "$(grep -c 'cannot change the size of a device' "$T/run")" 1
+    fi
     run "status" objblk status conduct
     # Detach with requests in flight: they are answered, and the device goes.
     # (Without a device fio would make a file of its name.)
@@ -192,9 +192,10 @@ conduct() {
 
 done_steps=''
 for step in "$@"; do
-    echo "--- $step"
+    echo "--- $step at $(ms) ms"
     case $step in
-        fill | verify | discard | conduct) $step ;;
+        fill:* | verify:*) ${step%:*} "${step#*:}" ;;
+        discard | conduct) $step ;;
         fio | kill) "${step}_step" ;;
         *) fail "no step $step" ;;
     esac

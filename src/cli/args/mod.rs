@@ -176,8 +176,7 @@ pub(in crate::cli) enum Verb {
     ImportDiff(ImportDiff),
     /// Copy a snapshot into another pool: what changed since the newest that is there already
     Copy(Copy),
-    /// Change the size of a volume that is not attached
-    /// Change the size of a volume that is not attached, or let one grow that is served over NBD
+    /// Change the size of a volume that is not attached, or let one grow that is
     Resize {
         name: String,
         /// The new size

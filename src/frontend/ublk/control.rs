@@ -8,6 +8,7 @@
 
 use super::{bounded, errand, host};
 use crate::error::{Error, ErrorKind, Result};
+use crate::units::SectorCount;
 use io_uring::{IoUring, opcode, squeue, types};
 use libublk::sys;
 use nix::errno::Errno;
@@ -21,6 +22,14 @@ pub(super) const CONTROL: &str = "/dev/ublk-control";
 
 /// How long a command that waits for nobody may take.
 pub(super) const PROMPT: Duration = Duration::from_secs(10);
+
+/// `UBLK_U_CMD_UPDATE_SIZE` and `UBLK_F_UPDATE_SIZE` of a `linux/ublk_cmd.h` that is newer than that of
+/// `libublk`.
+const UPDATE_SIZE: Op = Op {
+    code: nix::request_code_readwrite!(b'u', 0x15, size_of::<sys::ublksrv_ctrl_cmd>()) as u32,
+    name: "UPDATE_SIZE",
+};
+pub(super) const F_UPDATE_SIZE: u64 = 1 << 10;
 
 /// The `dev_id` that makes the driver choose one.
 const ANY_ID: u32 = u32::MAX;
@@ -262,6 +271,13 @@ pub(super) fn end_recovery(dev_id: u32) -> Result<()> {
     answer.map_err(|failure| failure.into_error(END_USER_RECOVERY, &device(dev_id)))
 }
 
+/// Gives a device another size. The driver must know the command ([`F_UPDATE_SIZE`]), and the device must
+/// have been started and not stopped: see [`super::resize`].
+pub(super) fn set_size(dev_id: u32, size: SectorCount) -> Result<()> {
+    let answer = begin(UPDATE_SIZE, dev_id, size.0, ()).wait(PROMPT);
+    answer.map_err(|failure| failure.into_error(UPDATE_SIZE, &device(dev_id)))
+}
+
 /// Removes the block device: waits for the requests in flight, then aborts the queues. An errand,
 /// as it waits for the device's server.
 pub(super) fn stop(dev_id: u32) -> Pending<()> {
@@ -327,6 +343,13 @@ mod tests {
         assert_eq!(command[..32], expected);
         assert!(command[32..].iter().all(|b| *b == 0));
         assert_eq!(encode(7, 0, 99, 0)[8..16], [0; 8]);
+    }
+
+    #[test]
+    fn commands_are_encoded_as_the_driver_does() {
+        let add = nix::request_code_readwrite!(b'u', 0x04, size_of::<sys::ublksrv_ctrl_cmd>());
+        assert_eq!(add as u32, ADD_DEV.code);
+        assert_eq!(UPDATE_SIZE.code, 0xc020_7515);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct HostSupport {
     pub features: u64,
     /// A device can outlive its server ([`super::UblkOptions::recovery`]).
     pub recovery: bool,
+    /// A device can get another size while it is used ([`super::grow`]).
+    pub resize: bool,
 }
 
 /// Looks at what the host offers, without side effects.
@@ -41,7 +43,12 @@ pub fn check_host() -> Result<HostSupport> {
     }
     let recovery = sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE;
     let recovery = u64::from(recovery);
-    Ok(HostSupport { kernel: kernel(), features, recovery: features & recovery == recovery })
+    Ok(HostSupport {
+        kernel: kernel(),
+        features,
+        recovery: features & recovery == recovery,
+        resize: features & control::F_UPDATE_SIZE != 0,
+    })
 }
 
 fn check_control(path: &Path) -> Result<()> {

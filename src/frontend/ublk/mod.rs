@@ -37,6 +37,7 @@ mod partitions;
 mod queue;
 mod reap;
 mod request;
+mod resize;
 mod stats;
 
 pub use errand::{errand, is_claimed, sync};
@@ -44,6 +45,7 @@ pub use host::{HostSupport, become_io_flusher, check_host};
 pub use link::link_path;
 pub use options::UblkOptions;
 pub use reap::{evict, find, is_there, reap};
+pub use resize::{check_growth, grow};
 pub use stats::Stats;
 
 use crate::device::{BlockDevice, Checked};
@@ -126,22 +128,27 @@ impl Ublk {
     /// ([`UblkOptions::recovery`]), from this process: `/dev/ublkbN` stays as it is, and so do its
     /// users. `token` is its [`UblkOptions::token`]; of the options, those count that the
     /// kernel does not remember: the name and the time limits. The requests that the old server
-    /// had not answered are sent again, so `device` must hold all that it had.
+    /// had not answered are sent again, so `device` must hold all that it had. It may have grown: its
+    /// users see that now.
     ///
     /// Errors: not found, where there is no such device; busy, where it still has a server; failed,
-    /// where `device` is not of its size, or the driver refuses or does not answer. The device
-    /// then waits on.
+    /// where `device` is smaller, or the driver refuses or does not answer; unsupported, where it has
+    /// grown and the driver cannot. The device then waits on.
     pub fn recover<D: BlockDevice>(
         device: Arc<Checked<D>>,
         (dev_id, token): (u32, u64),
         options: UblkOptions,
     ) -> Result<Ublk> {
         let info = orphan(dev_id, token)?;
-        let size = device.geometry().size;
-        if node::sysfs_size(dev_id)? != size {
+        let (size, shown) = (device.geometry().size, node::sysfs_size(dev_id)?);
+        if shown > size {
             let path = node::block_path(dev_id);
-            let message = format!("{} has another size than {}", path.display(), options.name);
+            let message = format!("{} is larger than {}", path.display(), options.name);
             return Err(Error::failed(message).hint("detach it with --force"));
+        }
+        if shown < size {
+            let grown = |e: Error| e.context(format!("{} has grown", options.name));
+            resize::check_growth().map_err(grown)?;
         }
         let (ending, ended) = watch::channel(0);
         let mut ublk = Ublk::unserved(&info, token, ended, &options);
@@ -182,8 +189,13 @@ impl Ublk {
             }
             _ => {}
         }
+        let size = device.geometry().size;
         self.serve_queues(device, info, options, ending)?;
         control::end_recovery(self.dev_id)?;
+        if let Err(error) = resize::grow(self.dev_id, self.token, size) {
+            // It is as useful as it was, and can be told once more.
+            tracing::error!("{} has grown, its device has not: {error}", options.name);
+        }
         let name = node::block_name(self.dev_id);
         self.link = Some(Links::new(FOLDER).create(&options.name, &name)?);
         Ok(())
@@ -298,6 +310,11 @@ impl Ublk {
     /// The N of `/dev/ublkbN`.
     pub fn dev_id(&self) -> u32 {
         self.dev_id
+    }
+
+    /// What marks the driver's device as this one.
+    pub fn token(&self) -> u64 {
+        self.token
     }
 
     /// What the device has done so far.

@@ -21,6 +21,7 @@ use crate::device::{DeviceError, DeviceResult};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::source::{COMPLETE, SourceObject};
 use crate::image::{Image, ImageError, ImageResult, Images};
+use crate::mutant::{self, Mutant};
 use crate::sync::{Mutex, MutexGuard, Notify, PoisonError};
 use crate::units::{SECTOR_SIZE, Sector, SectorCount, SectorRange};
 use present::Present;
@@ -246,10 +247,14 @@ impl Hydration {
         while let Some(wanted) = self.next(blocks.clone()) {
             let turn = self.turn(wanted.clone()).await;
             // Somebody may have had the turn before.
-            if self.next(wanted.clone()).is_none_or(|absent| absent != wanted) {
+            let is_absent = self.next(wanted.clone()).is_some_and(|absent| absent == wanted);
+            if !is_absent && !mutant::on(Mutant::SourceTurnUnchecked) {
                 continue;
             }
             let bytes = self.ask(&turn.blocks).await?;
+            if mutant::on(Mutant::SourceMarkedEarly) {
+                self.mark(shared, &turn.blocks).await?;
+            }
             let block = self.source.block as usize;
             let mut at = self.source.range_of(&turn.blocks).start();
             for block in bytes.chunks(block) {
@@ -325,14 +330,15 @@ impl Hydration {
         range: SectorRange,
         change: impl Future<Output = DeviceResult<()>>,
     ) -> DeviceResult<()> {
-        let edges = self.present().edges(range);
+        let mut edges = self.present().edges(range);
+        edges.retain(|_| !mutant::on(Mutant::SourceEdgeIgnored));
         for edge in edges {
             self.brought(shared, edge..edge + 1).await?;
         }
         let touched = self.source.touched(range);
         let turn = self.turn(touched.clone()).await;
         change.await?;
-        if self.next(touched).is_some() {
+        if self.next(touched).is_some() && !mutant::on(Mutant::SourceNotMarked) {
             self.mark(shared, &turn.blocks).await?;
         }
         Ok(())
