@@ -8,7 +8,6 @@
 #   s3      the reference S3 server: Ceph monitor, OSD and gateway
 #   nbd     NBD clients and servers, fio, SQLite, mkfs and fsck of ext4 and xfs
 #   vm      QEMU, what the guest's initramfs is made of, apt sources of its kernels
-#   uml     what a kernel is built with, for measurements at native speed (not part of the default)
 #   lists   nothing: only refreshes Debian's package lists (not part of the default)
 #
 # Only what is missing is installed: each item is looked for first, and when all is there nothing is
@@ -40,7 +39,6 @@ readonly vm_needs=(
     depmod=kmod fio=fio mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs unshare=util-linux
     dmsetup=dmsetup losetup=mount pgrep=procps /usr/bin/python3=python3
 )
-readonly uml_needs=(flex=flex bison=bison bc=bc make=make cc=gcc '/usr/include/libelf.h=libelf-dev' xz=xz-utils)
 
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }
 say() { printf 'bootstrap: %s\n' "$*" >&2; }
@@ -184,10 +182,6 @@ group_vm() {
     add_backports
     install_missing "${vm_needs[@]}"
 }
-group_uml() {
-    add_backports
-    install_missing "${uml_needs[@]}"
-}
 group_lists() {
     add_backports
     update_lists
@@ -214,8 +208,8 @@ main() {
     [ $# -gt 0 ] || set -- build test s3 nbd vm
     for group in "$@"; do
         case $group in
-            build | test | s3 | nbd | vm | uml | lists) "group_$group" ;;
-            *) die "unknown group '$group'; the groups are build, test, s3, nbd, vm, uml and lists" ;;
+            build | test | s3 | nbd | vm | lists) "group_$group" ;;
+            *) die "unknown group '$group'; the groups are build, test, s3, nbd, vm and lists" ;;
         esac
     done
 }

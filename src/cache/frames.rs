@@ -119,7 +119,7 @@ mod tests {
         for capacity in [HUGE_FROM / 16, HUGE_FROM] {
             let cache = FrameCache::new(capacity);
             let len = |index: u32| {
-                if index % 3 == 0 { 512 * (1 + index as usize % 90) } else { FRAME_SIZE }
+                if index.is_multiple_of(3) { 512 * (1 + index as usize % 90) } else { FRAME_SIZE }
             };
             for index in 0..4000 {
                 cache.insert(FrameId { chunk, index }, &vec![index as u8; len(index)]);

@@ -113,7 +113,7 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Detach { what, force } => attach::detach(context, &what, force).await,
         Verb::Recover { what } => recover::recover(context, what.as_deref()).await,
         Verb::Serve(Serve::Nbd(serve)) => serve::nbd(context, *serve).await,
-        Verb::Serve(Serve::VhostUser(serve)) => serve::vhost_user(context, serve).await,
+        Verb::Serve(Serve::VhostUser(serve)) => serve::vhost_user(context, *serve).await,
         Verb::Mount(mount) => mount::mount(context, mount).await,
         Verb::Umount(umount) => mount::umount(context, umount).await,
         Verb::Journal(Journal::List { journal }) => journal::list(context, &journal).await,

@@ -153,7 +153,7 @@ impl Gathered {
                 Err(e) => return Err(e),
             };
             let object = ChunkId { volume: id, epoch: terms.epoch_of(chunk.seq), seq: chunk.seq };
-            self.past.chunks.push((object, chunk.payload_sectors));
+            self.past.chunks.push((object, chunk.payload_sectors()));
             for record in &chunk.records {
                 let Record::RolledBack(snapshot) = record else { continue };
                 replay.restart();

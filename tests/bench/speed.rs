@@ -8,8 +8,7 @@
 //!
 //! It runs as the optimised program does (profile `bench`, which is `release`). Needs what the system
 //! tests need: fio and nbdkit for the part `nbd`, the S3 server for `store`, `cost`, `snapshots` and `peers`,
-//! s3backer for the last of these, and guests with fio for `ublk` (whose kernel is built, once) and
-//! `ublk-emulated`.
+//! s3backer for the last of these, and a guest with fio for `ublk`.
 
 #![allow(clippy::unwrap_used, reason = "a measurement fails by panicking")]
 #![allow(dead_code, reason = "the modules of the system tests are used in part")]
@@ -76,8 +75,7 @@ fn main() {
         ("cache", cached::run),
         ("nbd", served::run),
         ("store", store::run),
-        ("ublk", ublk::native),
-        ("ublk-emulated", ublk::emulated),
+        ("ublk", ublk::run),
         ("cost", cost::run),
         ("snapshots", family::run),
         ("peers", peers::run),

@@ -360,7 +360,7 @@ pub(in crate::cli) enum Serve {
     Nbd(Box<ServeNbd>),
     /// A disk for a virtual machine of QEMU, cloud-hypervisor or Firecracker; prints its socket when
     /// it is ready
-    VhostUser(ServeVhostUser),
+    VhostUser(Box<ServeVhostUser>),
 }
 
 #[derive(Args, Debug)]

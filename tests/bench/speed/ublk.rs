@@ -3,9 +3,8 @@
 //!
 //! An emulated processor is slow at all that is done for a request, on both sides of the comparison; so
 //! only the ratios say something of a real one. And it is slowest at what real ones have instructions
-//! for: checksums take it a hundred times as long, and they are half of what a write costs there. So the
-//! same is measured on user-mode Linux, where programs run as fast as they do, and the kernel slowly.
-//! All turns of a run take place in one guest.
+//! for: checksums take it a hundred times as long, and they are half of what a write costs there. All
+//! turns of a run take place in one guest.
 
 use crate::contest::{Report, Settings};
 use std::collections::BTreeMap;
@@ -42,8 +41,8 @@ fn ram_disk(objblk: &Path) -> PathBuf {
     program
 }
 
-/// What the script printed, of a guest that `boot` (a script of the lab, with its options) makes.
-fn guest(settings: &Settings, boot: &[&str]) -> String {
+/// What the script printed.
+fn guest(settings: &Settings) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let objblk = Path::new(env!("CARGO_BIN_EXE_objblk"));
     let turn = settings.turn(3.0).as_secs_f64().ceil();
@@ -51,13 +50,13 @@ fn guest(settings: &Settings, boot: &[&str]) -> String {
     // Starting fio takes seconds on an emulated processor.
     let limit = 300.0 + turns * (turn + 10.0);
     let processors = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
-    let mut run = Command::new(root.join("scripts/vm").join(boot[0]));
-    run.args(&boot[1..]).args(["-m", MEMORY, "-s", &processors.to_string()]);
+    let mut run = Command::new(root.join("scripts/vm/run.sh"));
+    run.args(["-k", KERNEL, "-m", MEMORY, "-s", &processors.to_string()]);
     run.args(["-t", &limit.to_string()]);
     run.arg("-p").arg(objblk).arg("-p").arg(ram_disk(objblk));
     run.arg("-e").arg(format!("ROUNDS={}", settings.rounds)).arg("-e").arg(format!("TURN={turn}"));
     run.arg("-f").arg(root.join("tests/vm/ublk-bench.sh"));
-    let output = run.stdin(Stdio::null()).output().expect("the lab's scripts can be run");
+    let output = run.stdin(Stdio::null()).output().expect("scripts/vm/run.sh can be run");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "the guest failed:\n{text}\n{errors}");
@@ -80,8 +79,8 @@ fn parse(text: &str) -> Figures {
     figures
 }
 
-fn take(settings: &Settings, report: &mut Report, boot: &[&str]) {
-    let mut figures = parse(&guest(settings, boot));
+pub fn run(settings: &Settings, report: &mut Report) {
+    let mut figures = parse(&guest(settings));
     for (name, work, unit, one) in WORK {
         let sides = figures.remove(name).unwrap_or_default();
         let complete = sides.iter().all(|side| side.len() == settings.rounds);
@@ -89,14 +88,4 @@ fn take(settings: &Settings, report: &mut Report, boot: &[&str]) {
         let scaled = sides.map(|side| side.into_iter().map(|value| value / one).collect());
         report.add(work, unit, LIMIT, scaled);
     }
-}
-
-/// On a kernel as it is released, whose processors are emulated.
-pub fn emulated(settings: &Settings, report: &mut Report) {
-    take(settings, report, &["run.sh", "-k", KERNEL]);
-}
-
-/// On a kernel that is a process: what programs compute takes the time that it takes.
-pub fn native(settings: &Settings, report: &mut Report) {
-    take(settings, report, &["uml.sh"]);
 }
