@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Callable, Iterator
 
 import past
 from check import Checker
-from objects import SECTOR, Damage
+from objects import SECTOR, Damage, Unknown
 from stores import Directory, Store, StoreError, open_store
 from volume import Cache, NotFound, Run, State, Volume, check_pool, names, resolve
 
@@ -125,11 +125,14 @@ def write_sparse(state: State, file: BinaryIO) -> None:
 
 
 def listed(store: Store) -> list[dict[str, Any]]:
-    """What there is, volume by volume."""
+    """What there is, volume by volume; of those that this reader does not know it only says so."""
     found = []
     for name, id in names(store).items():
-        volume = Volume(store, id)
-        state = volume.now()
+        try:
+            state = Volume(store, id).now()
+        except Unknown as why:
+            say(f"{name}: {why}")
+            continue
         found.append(
             {
                 "name": name,

@@ -41,6 +41,10 @@ class Damage(Exception):
         super().__init__(f"{what}: {why}")
 
 
+class Unknown(Damage):
+    """What is there is whole, as far as this reader can tell, and more than it knows."""
+
+
 class Cursor:
     """Reads the fields of an object one after the other."""
 
@@ -115,16 +119,16 @@ def parse_json(what: str, data: bytes) -> dict[str, Any]:
 def check_features(what: str, description: dict[str, Any]) -> None:
     """Refuses what cannot be read right without knowing of it."""
     if description.get("version") != 1:
-        raise Damage(what, f"has version {description.get('version')}: a newer reader is needed")
+        raise Unknown(what, f"has version {description.get('version')}: a newer reader is needed")
     features = description.get("features")
     bits = features.get("incompat") if isinstance(features, dict) else None
     if not isinstance(bits, int):
         raise Damage(what, "lacks its feature bits")
     if bits & INCOMPAT_ZSTD:
-        raise Damage(what, "is compressed with zstd, which this reader does not know: read it with objblk")
+        raise Unknown(what, "is compressed with zstd, which this reader does not know: read it with objblk")
     unknown = bits & ~INCOMPAT_KNOWN
     if unknown:
-        raise Damage(what, f"has unknown incompat features {unknown:#x}: a newer reader is needed")
+        raise Unknown(what, f"has unknown incompat features {unknown:#x}: a newer reader is needed")
 
 
 class Item(NamedTuple):

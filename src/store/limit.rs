@@ -20,15 +20,19 @@ use policy::{Admission, Meaning, Outcome};
 pub use policy::{Bounds, Class, Kind, Ticket, Turn};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex, MutexGuard};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 
 /// Gives turns; see the module.
 #[derive(Debug)]
 pub struct Limiter {
     state: Mutex<State>,
     /// Outages that are over.
-    heals: watch::Sender<u64>,
+    heals: AtomicU64,
+    /// Another one is. Wakes in the order of asking, so that a simulated world replays exactly.
+    healed: Notify,
 }
 
 #[derive(Debug)]
@@ -77,7 +81,7 @@ impl Limiter {
         let admission = Admission::new(bounds);
         let (waiting, urgent) = (BTreeMap::new(), HashMap::new());
         let state = State { admission, waiting, urgent, trouble: None };
-        Limiter { state: Mutex::new(state), heals: watch::Sender::new(0) }
+        Limiter { state: Mutex::new(state), heals: AtomicU64::new(0), healed: Notify::new() }
     }
 
     /// A ticket for a new request.
@@ -128,13 +132,19 @@ impl Limiter {
 
     /// Outages that have ended so far.
     pub fn heals(&self) -> u64 {
-        *self.heals.borrow()
+        self.heals.load(Acquire)
     }
 
     /// Waits until more outages have ended than `seen`.
     pub async fn healed(&self, seen: u64) {
-        // Fails only once the limiter is gone, which is borrowed.
-        let _ = self.heals.subscribe().wait_for(|heals| *heals > seen).await;
+        loop {
+            // Woken by `notify_waiters` from its creation on, polled or not.
+            let healed = self.healed.notified();
+            if self.heals() > seen {
+                return;
+            }
+            healed.await;
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -181,7 +191,8 @@ impl<'a> Place<'a> {
             state.admission.report(self.turn, outcome)
         };
         if meaning == Meaning::Healed {
-            self.limiter.heals.send_modify(|heals| *heals += 1);
+            self.limiter.heals.fetch_add(1, Release);
+            self.limiter.healed.notify_waiters();
         }
         (meaning == Meaning::Probe).then_some(self)
     }

@@ -91,6 +91,9 @@ fn compressed_data_goes_everywhere() {
         let checked = run(command(&["check", &pool, "lz4"]));
         assert_eq!(checked.code, 0, "{checked:?}");
     }
+    let listed = run(command(&["list", &pool]));
+    assert!(listed.code == 0 && listed.out.contains("lz4-clone "), "{listed:?}");
+    assert!(listed.err.contains("zstd: ") && !listed.out.contains("zstd"), "{listed:?}");
     let refused = run(command(&["sha256", &pool, "zstd"]));
     assert_eq!(refused.code, CORRUPT, "{refused:?}");
     assert!(

@@ -1,9 +1,11 @@
 //! `objblk check`, `inspect` and `locate`.
 
-use crate::program::{CORRUPT, Done, Home, NOT_FOUND, USAGE, noise, qemu_io, tool};
+use crate::program::{CORRUPT, Done, Home, NOT_FOUND, USAGE, noise, qemu_io, tool, until};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 /// A volume that was written to, and its snapshot `a`.
 fn home() -> Home {
@@ -51,7 +53,13 @@ fn what_is_whole_is_found_whole_attached_or_not() {
 
     let server = home.serve(&["data"]);
     assert!(qemu_io(&server.uri, &["write -P 9 1M 1M", "flush"]));
-    let before = home.objects();
+    // The new owner makes a checkpoint of its own, soon after it came.
+    let mut before = home.objects();
+    until("the owner is done", || {
+        thread::sleep(Duration::from_millis(300));
+        let now = home.objects();
+        std::mem::replace(&mut before, now.clone()) == now
+    });
     let text = home.other_host().run(&["check", "data", "--data", "--rate", "1G"]).ok();
     assert!(text.starts_with("data: every byte is whole; "), "{text}");
     let found = home.run(&["locate", "data", "1M"]).ok();

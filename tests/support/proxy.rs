@@ -87,9 +87,11 @@ async fn carry(client: TcpStream, target: &str, state: Arc<State>) -> io::Result
     let (from_server, to_server) = server.into_split();
     // Whichever ends first takes both directions with it.
     tokio::select! {
+        // The outage first: a small request may be there already, whole.
+        biased;
+        _ = outage.wait_for(|outage| *outage) => Ok(()),
         done = forth(from_client, to_server, &state) => done,
         done = back(from_server, to_client, &state) => done,
-        _ = outage.wait_for(|outage| *outage) => Ok(()),
     }
 }
 

@@ -19,7 +19,8 @@ fn mib(number: usize, of: u8) -> Vec<u8> {
 
 /// A volume with 8 MiB flushed.
 fn served(world: &World) -> (Served, Client) {
-    world.run(&["create", "disk", "--size", "256M"]);
+    // Compressed, what is written here would fill no disk.
+    world.run(&["create", "disk", "--size", "256M", "--compress", "none"]);
     let server = world.serve("disk", &[]);
     let mut client = server.connect();
     for number in 0..8 {
