@@ -3,7 +3,9 @@
 //! Who receives a snapshot claims its epoch as a receiver. It verifies that the volume is what the changes
 //! apply to, and stores a [note](ReceivedObject) of that before it writes. Thus after a crash the note says, as
 //! long as only receivers have had the volume since, that every sector is what it was in the base or what it
-//! is in the snapshot: then the same changes, whole, lead to the snapshot once more.
+//! is in the snapshot: then the same changes, whole, lead to the snapshot once more. A note may also come from
+//! an owner that was deposed meanwhile and could change nothing: it is void once a snapshot has been
+//! received in its term or a later one.
 
 use super::Volume;
 use super::look::read_owner;
@@ -101,6 +103,11 @@ impl Volume {
         let store = &*shared.stores.setup;
         let newest = unfinished_receipt(store, shared.id, &self.snapshots()).await?;
         let Some(newest) = newest else { return Ok(None) };
+        if self.newest_receipt().await? >= Some(newest.begun_in)
+            && !mutant::on(Mutant::ReceiptSuperseded)
+        {
+            return Ok(None);
+        }
         for epoch in newest.begun_in.0 + 1..=shared.epoch.0 {
             let owner = read_owner(store, shared.id, Epoch(epoch)).await?;
             if owner.is_none_or(|owner| !owner.nonce.ends_with(RECEIVER)) {
@@ -108,6 +115,18 @@ impl Volume {
             }
         }
         Ok(Some(newest))
+    }
+
+    /// The newest term in which a snapshot was received that is there. What was begun no later is over: the
+    /// volume went on to that snapshot, and who noted it since was deposed when it did.
+    async fn newest_receipt(&self) -> Result<Option<Epoch>> {
+        let store = &*self.shared.stores.setup;
+        let mut newest = None;
+        for entry in self.snapshots() {
+            let note = read(store, &keys::received(self.shared.id, entry.id)).await?;
+            newest = newest.max(note.map(|note| note.begun_in));
+        }
+        Ok(newest)
     }
 
     /// Notes that the volume now becomes a copy, as its snapshot `id`, which was used nowhere before, of
