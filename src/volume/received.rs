@@ -4,8 +4,8 @@
 //! apply to, and stores a [note](ReceivedObject) of that before it writes. Thus after a crash the note says, as
 //! long as only receivers have had the volume since, that every sector is what it was in the base or what it
 //! is in the snapshot: then the same changes, whole, lead to the snapshot once more. A note may also come from
-//! an owner that was deposed meanwhile and could change nothing: it is void once a snapshot has been
-//! received in its term or a later one.
+//! an owner that was deposed meanwhile and could change nothing: it is void once another snapshot has
+//! been received since.
 
 use super::Volume;
 use super::look::read_owner;
@@ -103,9 +103,7 @@ impl Volume {
         let store = &*shared.stores.setup;
         let newest = unfinished_receipt(store, shared.id, &self.snapshots()).await?;
         let Some(newest) = newest else { return Ok(None) };
-        if self.newest_receipt().await? >= Some(newest.begun_in)
-            && !mutant::on(Mutant::ReceiptSuperseded)
-        {
+        if self.is_superseded(&newest).await? && !mutant::on(Mutant::ReceiptSuperseded) {
             return Ok(None);
         }
         for epoch in newest.begun_in.0 + 1..=shared.epoch.0 {
@@ -117,16 +115,19 @@ impl Volume {
         Ok(Some(newest))
     }
 
-    /// The newest term in which a snapshot was received that is there. What was begun no later is over: the
-    /// volume went on to that snapshot, and who noted it since was deposed when it did.
-    async fn newest_receipt(&self) -> Result<Option<Epoch>> {
+    /// Whether what `note` says is over: another snapshot was received in a later term, or in the same one and
+    /// is not what the changes apply to. The volume has gone on then; who noted it was deposed, or the note
+    /// came late.
+    async fn is_superseded(&self, note: &ReceivedObject) -> Result<bool> {
         let store = &*self.shared.stores.setup;
         let mut newest = None;
         for entry in self.snapshots() {
-            let note = read(store, &keys::received(self.shared.id, entry.id)).await?;
-            newest = newest.max(note.map(|note| note.begun_in));
+            let receipt = read(store, &keys::received(self.shared.id, entry.id)).await?;
+            newest = newest.max(receipt.map(|receipt| (receipt.begun_in, entry.next, entry.id)));
         }
-        Ok(newest)
+        Ok(newest.is_some_and(|(begun_in, _, id)| {
+            begun_in > note.begun_in || begun_in == note.begun_in && note.base != Some(id)
+        }))
     }
 
     /// Notes that the volume now becomes a copy, as its snapshot `id`, which was used nowhere before, of
