@@ -3,7 +3,9 @@
 //! Who receives a snapshot claims its epoch as a receiver. It verifies that the volume is what the changes
 //! apply to, and stores a [note](ReceivedObject) of that before it writes. Thus after a crash the note says, as
 //! long as only receivers have had the volume since, that every sector is what it was in the base or what it
-//! is in the snapshot: then the same changes, whole, lead to the snapshot once more.
+//! is in the snapshot: then the same changes, whole, lead to the snapshot once more. A note may also come from
+//! an owner that was deposed meanwhile and could change nothing: it is void once another snapshot has
+//! been received since.
 
 use super::Volume;
 use super::look::read_owner;
@@ -101,6 +103,9 @@ impl Volume {
         let store = &*shared.stores.setup;
         let newest = unfinished_receipt(store, shared.id, &self.snapshots()).await?;
         let Some(newest) = newest else { return Ok(None) };
+        if self.is_superseded(&newest).await? && !mutant::on(Mutant::ReceiptSuperseded) {
+            return Ok(None);
+        }
         for epoch in newest.begun_in.0 + 1..=shared.epoch.0 {
             let owner = read_owner(store, shared.id, Epoch(epoch)).await?;
             if owner.is_none_or(|owner| !owner.nonce.ends_with(RECEIVER)) {
@@ -108,6 +113,21 @@ impl Volume {
             }
         }
         Ok(Some(newest))
+    }
+
+    /// Whether what `note` says is over: another snapshot was received in a later term, or in the same one and
+    /// is not what the changes apply to. The volume has gone on then; who noted it was deposed, or the note
+    /// came late.
+    async fn is_superseded(&self, note: &ReceivedObject) -> Result<bool> {
+        let store = &*self.shared.stores.setup;
+        let mut newest = None;
+        for entry in self.snapshots() {
+            let receipt = read(store, &keys::received(self.shared.id, entry.id)).await?;
+            newest = newest.max(receipt.map(|receipt| (receipt.begun_in, entry.next, entry.id)));
+        }
+        Ok(newest.is_some_and(|(begun_in, _, id)| {
+            begun_in > note.begun_in || begun_in == note.begun_in && note.base != Some(id)
+        }))
     }
 
     /// Notes that the volume now becomes a copy, as its snapshot `id`, which was used nowhere before, of

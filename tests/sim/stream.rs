@@ -75,6 +75,8 @@ pub struct CopyModel {
     held: BTreeMap<SnapshotId, Image>,
     /// Of who owns it: nobody with an older one knows anything of it.
     epoch: u64,
+    /// The last in which something was received: nothing else that was begun in it is gone on with.
+    done_in: u64,
 }
 
 /// A stream, and what it leads to.
@@ -120,7 +122,7 @@ impl World {
         put.expect("a memory store answers at once").expect("nobody else has made it");
         let (standing, held) = (Standing::At(None), BTreeMap::new());
         let tried = Vec::new();
-        self.state().copies.push(CopyModel { id, standing, tried, held, epoch: 0 });
+        self.state().copies.push(CopyModel { id, standing, tried, held, epoch: 0, done_in: 0 });
         count
     }
 
@@ -288,11 +290,7 @@ impl Actor {
             Err(error) if is_refusal(&error) => {
                 self.stands(which, epoch, before);
                 world.state().counts.refused += 1;
-                let since =
-                    if let Standing::Between { since, .. } = before { since } else { epoch };
-                let id = self.copy_id(which);
-                let excused = damaged || world.is_claimed_by_others(id, since.min(epoch));
-                return match must_begin && !excused && world.state().copies[which].epoch == epoch {
+                return match must_begin && !self.may_refuse(which, before, epoch) {
                     true => Err(format!("a copy at {before:?} refuses {base:?} to {to}: {error}")),
                     false => Ok(()),
                 };
@@ -314,6 +312,7 @@ impl Actor {
                     state.counts.received += 1;
                     state.counts.resumed += u64::from(received.resumed);
                     let copy = &mut state.copies[which];
+                    copy.done_in = copy.done_in.max(epoch);
                     copy.held.insert(received.snapshot.id, image.clone());
                 }
                 self.survey_clone(volume).await?
@@ -330,6 +329,21 @@ impl Actor {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the owner of `epoch` may refuse what leads on from what the copy is: others have it by now, or
+    /// have had it meanwhile.
+    fn may_refuse(&self, which: usize, before: Standing, epoch: u64) -> bool {
+        let (id, done_in, newest, damaged) = {
+            let state = self.world.state();
+            let copy = &state.copies[which];
+            (copy.id, copy.done_in, copy.epoch, state.damaged)
+        };
+        let (since, is_over) = match before {
+            Standing::Between { since, .. } => (since.min(epoch), done_in >= since),
+            _ => (epoch, false),
+        };
+        damaged || is_over || newest != epoch || self.world.is_claimed_by_others(id, since)
     }
 
     /// Somebody who does not receive has a copy.

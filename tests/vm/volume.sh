@@ -147,7 +147,8 @@ kill_step() {
             writer $region "$round" &
             pids="$pids $!"
         done
-        fio --name=noise --filename="$dev" --offset=512m --size=128m --rw=randwrite --bs=16k --iodepth=8 --ioengine=libaio --direct=1 --fsync=16 \
+        # Without a device, as when it starts late on a busy machine, it would make a file of its name.
+        fio --name=noise --filename="$dev" --allow_file_create=0 --offset=512m --size=128m --rw=randwrite --bs=16k --iodepth=8 --ioengine=libaio --direct=1 --fsync=16 \
             --runtime=60 --time_based >/dev/null 2>&1 &
         pids="$pids $!"
         sleep $((4 + round))
