@@ -132,8 +132,6 @@ pub enum Mutant {
     SourceTurnUnchecked,
     /// A receipt is not noted before the volume is written.
     ReceiptNotNoted,
-    /// A receipt is gone on with although another one has come to its end since.
-    ReceiptSuperseded,
     /// Who gives a volume a name does not look whether it is being purged.
     NameUnchecked,
     /// Who purges a volume does not look, once that is known, whether it has a name or clones.
@@ -144,7 +142,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`.
-    pub const ALL: [Mutant; 63] = [
+    pub const ALL: [Mutant; 62] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -207,7 +205,6 @@ impl Mutant {
         Mutant::SourceEdgeIgnored,
         Mutant::SourceTurnUnchecked,
         Mutant::ReceiptNotNoted,
-        Mutant::ReceiptSuperseded,
     ];
 }
 

@@ -5,13 +5,16 @@ use crate::rig::{CHUNK, Rig, pattern, range, write};
 use futures::stream::StreamExt;
 use objblk::device::BlockDevice;
 use objblk::error::{Error, ErrorKind, Result};
+use objblk::format::keys;
+use objblk::format::pool::encode_json;
+use objblk::format::received::ReceivedObject;
 use objblk::format::snapshot::SnapshotEntry;
 use objblk::format::stream::{StreamHeader, StreamState};
 use objblk::format::{SnapshotId, VolumeId};
-use objblk::store::Op;
 use objblk::store::fault::{Fault, Moment, Rule};
+use objblk::store::{Op, Store};
 use objblk::transfer::stream::{Incoming, Piece, Received, pieces, receive, send};
-use objblk::units::{BlockSize, Sector, SectorCount};
+use objblk::units::{BlockSize, Epoch, Sector, SectorCount};
 use objblk::volume::{Mode, Volume, VolumeOptions, as_receiver};
 use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
@@ -409,6 +412,41 @@ async fn a_receipt_that_is_cut_off_is_done_again() {
     }
     eprintln!("{resumed} resumed, {begun_anew} begun anew, {done} were done");
     assert!(resumed > 2 && begun_anew > 2 && done > 2, "{resumed} {begun_anew} {done}");
+}
+
+/// What an owner notes that was deposed by then says nothing of what its successor received.
+#[tokio::test(start_paused = true)]
+async fn a_note_that_comes_late_is_void() {
+    let mut story = Story::new(2).await;
+    story.change(40).await;
+    story.snapshot().await;
+    story.change(40).await;
+    story.snapshot().await;
+    let base = stream(&story.volume, None, "s0").await;
+    let next = stream(&story.volume, Some("s0"), "s1").await;
+    let (copy, mut rng) = (Rig::new(2, 1 << 20).await, StdRng::seed_from_u64(2));
+    let target = open_to_receive(&copy, 1, false).await;
+    take(&target, &base, &mut rng).await.unwrap();
+    let s0 = target.snapshots()[0].id;
+    target.close().await.unwrap();
+    let deposed = open_to_receive(&copy, 2, false).await;
+    let begun_in = Epoch(2);
+    deposed.abandon();
+    let target = open_to_receive(&copy, 3, true).await;
+    take(&target, &next, &mut rng).await.unwrap();
+    target.close().await.unwrap();
+    let source = VolumeId::from_bytes([1; 16]);
+    for (base, begun_in) in [(Some(s0), begun_in), (None, begun_in), (Some(s0), Epoch(3))] {
+        let note = ReceivedObject { source, snapshot: new_id(&mut rng), base, begun_in };
+        let key = keys::received(copy.id, new_id(&mut rng));
+        copy.store.put_if_absent(&key, encode_json(&note).into()).await.unwrap();
+        let target = open_to_receive(&copy, 4, false).await;
+        let found = target.interrupted_receipt().await.unwrap();
+        assert!(found.is_none(), "{note:?}: {found:?}");
+        target.close().await.unwrap();
+        copy.store.delete(&[key]).await.unwrap();
+    }
+    assert!(image(&open_to_receive(&copy, 5, false).await).await == story.states["s1"]);
 }
 
 /// A stream that is damaged or cut short makes no snapshot, and the whole one repairs what it did.
