@@ -355,7 +355,7 @@ table() {
     local -x OBJBLK_STORE=file://$T/table
     local option chunk
     run "a pool of files" objblk pool init
-    run "create" objblk create vol --size 64M
+    run "create" objblk create vol --size 64M --compress none
     attach vol || return
     run "two partitions" python3 "$T/partition.py" "$dev"
     run "detach" objblk detach vol
