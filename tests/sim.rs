@@ -20,6 +20,8 @@ mod audit;
 mod client;
 #[path = "sim/clone.rs"]
 mod clone;
+#[path = "sim/counts.rs"]
+mod counts;
 #[path = "sim/device.rs"]
 mod device;
 #[path = "sim/director.rs"]

@@ -9,7 +9,7 @@ from typing import Callable
 
 import objects
 from objects import Chunk, Damage
-from volume import NotFound, Runs, State, Volume, apply, read_snapshot
+from volume import NotFound, Runs, State, Volume, apply, read_snapshot, step
 
 
 def points(volume: Volume, newest: objects.Checkpoint) -> list[objects.Checkpoint]:
@@ -29,18 +29,11 @@ def points(volume: Volume, newest: objects.Checkpoint) -> list[objects.Checkpoin
 def forward(state: State, slot: int, seen: Callable[[Chunk | objects.Fence], None] = lambda _: None) -> None:
     """Goes on with the log as far as that slot, which is not in it. `seen` is told of every slot."""
     while state.end[0] < slot:
-        seq, epoch = state.end
-        found = state.volume.slot(seq, epoch)
+        found = state.volume.slot(*state.end)
         if found is None:
-            raise Damage(state.volume.slot_key(seq, epoch), "is missing, and what is kept of the past needs it")
+            raise Damage(state.volume.slot_key(*state.end), "is missing, and what is kept of the past needs it")
         seen(found)
-        if isinstance(found, objects.Fence):
-            epoch = found.next_epoch
-            state.terms.append((seq + 1, epoch))
-        else:
-            for record in found.records:
-                redo(state, seq, record)
-        state.end = (seq + 1, epoch)
+        step(state, found, redo)
 
 
 def redo(state: State, seq: int, record: objects.Record) -> None:

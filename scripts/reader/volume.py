@@ -378,19 +378,21 @@ class Ancestor(NamedTuple):
 
 def replay(state: State, seen: Callable[[Chunk | objects.Fence], None] = lambda _: None) -> None:
     """Applies the log behind a state, as far as it goes. `seen` is told of every slot."""
-    while True:
-        seq, epoch = state.end
-        found = state.volume.slot(seq, epoch)
-        if found is None:
-            return
+    while (found := state.volume.slot(*state.end)) is not None:
         seen(found)
-        if isinstance(found, objects.Fence):
-            epoch = found.next_epoch
-            state.terms.append((seq + 1, epoch))
-        else:
-            for record in found.records:
-                apply(state, seq, record)
-        state.end = (seq + 1, epoch)
+        step(state, found, apply)
+
+
+def step(state: State, found: Chunk | objects.Fence, change: Callable[[State, int, objects.Record], None]) -> None:
+    """Goes on by what the next slot holds: `change` applies one record."""
+    seq, epoch = state.end
+    if isinstance(found, objects.Fence):
+        epoch = found.next_epoch
+        state.terms.append((seq + 1, epoch))
+    else:
+        for record in found.records:
+            change(state, seq, record)
+    state.end = (seq + 1, epoch)
 
 
 def apply(state: State, seq: int, record: objects.Record) -> None:

@@ -1,9 +1,10 @@
 //! Running seeds: on all processors, with a summary, or one of them with its story.
 
+use crate::counts::Counts;
 use crate::device;
 use crate::director::Director;
 use crate::sites::{self, Hits};
-use crate::world::{Counts, World};
+use crate::world::World;
 use std::cell::Cell;
 use std::io::IsTerminal;
 use std::ops::Range;
