@@ -60,9 +60,10 @@ fn amount() -> usize {
 
 /// At the same time: what they wait for takes more time than what they do.
 fn each(show: impl Fn(Kind) + Sync) {
+    let show = &show;
     std::thread::scope(|scope| {
         for door in DOORS {
-            scope.spawn(|| show(door));
+            scope.spawn(move || show(door));
         }
     });
 }

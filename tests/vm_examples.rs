@@ -35,12 +35,7 @@ struct Lab {
 impl Lab {
     fn new() -> Lab {
         let lab = Lab { folder: tempfile::tempdir().unwrap() };
-        let state = std::env::var("OBJBLK_LAB").unwrap_or_else(|_| "/tmp/objblk-lab".into());
-        let state = Path::new(&state).join("vm");
-        fs::create_dir_all(&state).unwrap();
-        let fetch = root().join("scripts/vm/fetch.sh");
-        let kernel = tool("flock", &[arg(&state.join("lock")), arg(&fetch), "6.12"]);
-        lab.ok(lab.script("image.sh").args([kernel.trim(), arg(&lab.path("vm"))]));
+        lab.ok(lab.script("image.sh").args([&fetched("6.12"), arg(&lab.path("vm"))]));
         lab
     }
 
@@ -91,6 +86,15 @@ impl Lab {
         tool("e2fsck", &["-fn", arg(&image)]);
         count.unwrap().trim().parse().unwrap()
     }
+}
+
+/// Where `scripts/vm/fetch.sh` has it.
+fn fetched(what: &str) -> String {
+    let state = std::env::var("OBJBLK_LAB").unwrap_or_else(|_| "/tmp/objblk-lab".into());
+    let state = Path::new(&state).join("vm");
+    fs::create_dir_all(&state).unwrap();
+    let fetch = root().join("scripts/vm/fetch.sh");
+    tool("flock", &[arg(&state.join("lock")), arg(&fetch), what]).trim().to_owned()
 }
 
 fn arg(path: &Path) -> &str {
@@ -252,4 +256,26 @@ fn a_running_machine_moves_to_another_qemu() {
     let synced = machine.cut();
     let kept = lab.count_after_a_crash("vm");
     assert!(synced >= next && kept >= synced, "{kept} is there, {synced} was synced");
+}
+
+/// By the schemas of the libvirt that Debian 12 has; and its sockets are those that the units make.
+#[test]
+fn the_machine_for_libvirt_is_understood() {
+    let libvirt = PathBuf::from(fetched("libvirt"));
+    let (xmllint, schema) =
+        (libvirt.join("usr/bin/xmllint"), libvirt.join("usr/share/libvirt/schemas/domain.rng"));
+    let machine = root().join("examples/vm/libvirt.xml");
+    tool(arg(&xmllint), &["--noout", "--nonet", "--relaxng", arg(&schema), arg(&machine)]);
+    let value = |path: &str| {
+        let path = format!("string({path})");
+        tool(arg(&xmllint), &["--nonet", "--xpath", &path, arg(&machine)]).trim().to_owned()
+    };
+    assert_eq!(value("//memoryBacking/access/@mode"), "shared");
+    let unit = |name: &str| fs::read_to_string(root().join("examples").join(name)).unwrap();
+    let disk = |socket: String, volume: &str| socket.replace(&format!("/{volume}."), "/%i.");
+    let vhost = disk(value("//disk[@type='vhostuser']/source/@path"), "db");
+    assert!(unit("objblk-vm@.service").contains(&format!("--socket {vhost}\n")), "{vhost}");
+    let nbd = disk(value("//disk[@type='network']/source/host/@socket"), "logs");
+    assert!(unit("objblk-nbd@.socket").contains(&format!("ListenStream={nbd}\n")), "{nbd}");
+    assert_eq!(value("//disk[@type='network']/source/@name"), "logs");
 }

@@ -4,8 +4,8 @@
 # usage: examples/vm/boot.sh [-h] vhost-user|nbd VOLUME [WORD...]
 #
 # WORDs are for the init of the volume (see image.sh). The machine's console is on standard output. A signal
-# TERM is the plug: QEMU dies on the spot, then the volume is closed, so that it has what the machine had
-# flushed, and maybe more. Environment: that of objblk (which pool), and that of qemu.sh.
+# TERM or Ctrl-C is the plug: QEMU dies on the spot, then the volume is closed, so that it has what the machine
+# had flushed, and maybe more. Environment: that of objblk (which pool), and that of qemu.sh.
 set -euo pipefail
 here=${BASH_SOURCE[0]%/*}
 # shellcheck source=examples/vm/qemu.sh
@@ -28,12 +28,12 @@ finish() {
     rm -rf "$run"
 }
 trap finish EXIT
-trap 'cut=1; [ -z "$guest" ] || kill -KILL "$guest"' TERM
+trap 'cut=1; [ -z "$guest" ] || kill -KILL "$guest"' TERM INT
 
 serve "$door" "$volume" "$run"
 machine "$door" "$at" "$*"
 [ -z "$cut" ] || exit 143
-"${qemu[@]}" </dev/null &
+setsid "${qemu[@]}" </dev/null &
 guest=$!
 rc=0
 wait "$guest" || rc=$?

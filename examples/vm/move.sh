@@ -6,7 +6,7 @@
 # One objblk process owns the volume all the time; the two QEMUs are both its clients, and only the one whose
 # machine runs writes. (A disk of vhost-user cannot be moved like this: it is stopped here, and started
 # there.) The machine is moved when a line comes on standard input (press Enter), and runs in the second QEMU
-# until TERM comes, which cuts its power. Its console is on standard output: lines of the first QEMU begin
+# until TERM or Ctrl-C comes, which cuts its power. Its console is on standard output: lines of the first QEMU begin
 # with `1: `, those of the second with `2: `. Needs socat. Environment: as of boot.sh.
 set -euo pipefail
 here=${BASH_SOURCE[0]%/*}
@@ -27,14 +27,14 @@ finish() {
     rm -rf "$run"
 }
 trap finish EXIT
-trap 'exit 143' TERM
+trap 'exit 143' TERM INT
 
 # start NAME [OPTION...]: a QEMU, whose lines are marked.
 start() {
     local name=$1
     shift
     machine nbd "$at" "$words" -monitor "unix:$run/$name.monitor,server=on,wait=off" "$@"
-    "${qemu[@]}" </dev/null > >(sed -u "s/^/$name: /") &
+    setsid "${qemu[@]}" </dev/null > >(sed -u "s/^/$name: /") &
 }
 # order NAME WORD...: what the QEMU says to that.
 order() { echo "${*:2}" | socat -t 5 - "unix-connect:$run/$1.monitor"; }

@@ -12,7 +12,8 @@ serve() {
     local socket=$3/$2.$1
     # Not a process substitution: the server is to be waited for.
     mkfifo "$socket.ready"
-    objblk serve "$1" "$2" --socket "$socket" >"$socket.ready" &
+    # Not with Ctrl-C: it is told by `leave`, once, when the machine has ended.
+    setsid objblk serve "$1" "$2" --socket "$socket" >"$socket.ready" &
     server=$!
     at=''
     read -r at <"$socket.ready" || true
