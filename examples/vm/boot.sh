@@ -38,7 +38,7 @@ guest=$!
 rc=0
 wait "$guest" || rc=$?
 # The signal interrupts the first wait; the second one is for the end that it brings about.
-[ -z "$cut" ] || wait "$guest" || rc=$?
+[ -z "$cut" ] || wait "$guest" 2>/dev/null || rc=$?
 guest=''
 [ -z "$cut" ] || rc=143
 exit "$rc"

@@ -30,7 +30,7 @@ pub const UBLK: Kind = Kind {
 
 /// The kernel's own block device on a file: what the suite expects of a disk is what disks do.
 pub const LOOP: Kind =
-    Kind { name: "loop", make: make_file, open: set_up, read_only: EPERM, ..UBLK };
+    Kind { name: "loop", make: make_file, open: set_up, read_only: EPERM, whole: 8, ..UBLK };
 
 struct UblkDoor {
     home: Home,
