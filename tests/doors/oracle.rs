@@ -2,6 +2,7 @@
 
 use rand::Rng;
 use rand::rngs::StdRng;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// A sector, the unit that is there or not after a crash.
@@ -9,20 +10,24 @@ pub const SECTOR: usize = 512;
 
 /// Bytes that differ everywhere.
 pub fn noise(rng: &mut StdRng, len: usize) -> Vec<u8> {
+    let first: u64 = rng.random();
     let mut bytes = vec![0; len];
-    rng.fill(&mut bytes[..]);
+    for (word, at) in bytes.chunks_mut(8).zip(first >> 1..) {
+        let value = at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+        word.copy_from_slice(&value[..word.len()]);
+    }
     bytes
 }
 
 pub struct Oracle {
     bytes: Vec<u8>,
     /// What changed sectors held at the last flush and since, oldest first.
-    unflushed: Vec<Vec<[u8; SECTOR]>>,
+    unflushed: BTreeMap<usize, Vec<[u8; SECTOR]>>,
 }
 
 impl Oracle {
     pub fn new(len: usize) -> Oracle {
-        Oracle { bytes: vec![0; len], unflushed: vec![Vec::new(); len.div_ceil(SECTOR)] }
+        Oracle { bytes: vec![0; len], unflushed: BTreeMap::new() }
     }
 
     pub fn len(&self) -> usize {
@@ -44,7 +49,7 @@ impl Oracle {
     fn change(&mut self, range: Range<usize>, change: impl FnOnce(&mut [u8])) {
         for sector in range.start / SECTOR..range.end.div_ceil(SECTOR) {
             let now = self.sector(sector);
-            self.unflushed[sector].push(now);
+            self.unflushed.entry(sector).or_default().push(now);
         }
         change(&mut self.bytes[range]);
     }
@@ -55,19 +60,18 @@ impl Oracle {
 
     /// All that was done is durable.
     pub fn flushed(&mut self) {
-        self.unflushed.iter_mut().for_each(Vec::clear);
+        self.unflushed.clear();
     }
 
     /// That range is durable.
     pub fn flushed_at(&mut self, range: Range<usize>) {
         for sector in range.start.div_ceil(SECTOR)..range.end / SECTOR {
-            self.unflushed[sector].clear();
+            self.unflushed.remove(&sector);
         }
     }
 
     pub fn grow(&mut self, len: usize) {
         self.bytes.resize(len, 0);
-        self.unflushed.resize(len.div_ceil(SECTOR), Vec::new());
     }
 
     /// Takes over what is there after a crash. Each sector must hold what it held last, or something
@@ -80,7 +84,8 @@ impl Oracle {
             if bytes == self.sector(sector) {
                 continue;
             }
-            let known = self.unflushed[sector].iter().any(|before| before == bytes);
+            let before = self.unflushed.get(&sector).into_iter().flatten();
+            let known = before.into_iter().any(|before| before == bytes);
             assert!(known, "sector {sector} holds what it never held since the last flush");
             lost += 1;
         }
