@@ -15,6 +15,7 @@ mod client;
 mod door;
 #[path = "doors/faults.rs"]
 mod faults;
+#[allow(dead_code, reason = "the rest of it is for tests/vm.rs")]
 #[path = "doors/file_hand.rs"]
 mod file_hand;
 #[path = "doors/fuse_door.rs"]

@@ -12,6 +12,7 @@ mod block_door;
 mod door;
 #[path = "doors/faults.rs"]
 mod faults;
+#[allow(dead_code, reason = "the rest of it is for tests/doors.rs")]
 #[path = "doors/file_hand.rs"]
 mod file_hand;
 #[path = "doors/home.rs"]
@@ -232,7 +233,7 @@ fn s3_volumes_go_from_kernel_to_kernel() {
     pool.add_tree();
     let suite = std::env::current_exe().unwrap();
     let rules = root().join("examples/90-objblk.rules");
-    for file in [suite.to_str().unwrap(), rules.to_str().unwrap(), &fetched("udev")] {
+    for file in [suite.to_str().unwrap(), rules.to_str().unwrap(), &fetched("udevadm")] {
         pool.options.extend(option("-p", file));
     }
     let suite = suite.file_name().unwrap().to_str().unwrap();

@@ -85,8 +85,14 @@ make_initrd() {
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t devtmpfs dev /dev
+echo booting
 for module in virtio_pci virtio_blk crc32c_generic ext4; do modprobe -q $module; done
-until [ -b /dev/vda ]; do sleep 0.05; done
+tries=0
+until [ -b /dev/vda ]; do
+    tries=$((tries + 1))
+    [ $tries -lt 600 ] || { echo "there is no disk"; poweroff -f; }
+    sleep 0.05
+done
 mount -t ext4 /dev/vda /root || poweroff -f
 mount --move /dev /root/dev
 umount /proc

@@ -3,7 +3,7 @@
 #
 # usage: scripts/vm/fetch.sh [-h] 6.12|7.2      a cloud kernel, in $LAB/kernel-SERIES
 #        scripts/vm/fetch.sh virtiofsd          the file server, in $LAB/virtiofsd
-#        scripts/vm/fetch.sh udev               the device manager, for guests, in $LAB/udev
+#        scripts/vm/fetch.sh udevadm            the device manager, for guests, in $LAB/udevadm
 #        scripts/vm/fetch.sh libvirt            the schemas of its XML, and xmllint, in $LAB/libvirt
 #
 # $LAB is ${OBJBLK_LAB:-/tmp/objblk-lab}/vm. Prints the path of what was asked for; what is there
@@ -105,9 +105,13 @@ fetch_virtiofsd() {
     mv "$work/tree/usr/lib/qemu/virtiofsd" "$1"
 }
 
-# Not installed: this machine may have no use for them.
-fetch_tree() {
-    unpack "${@:2}"
+fetch_udevadm() {
+    unpack udev/bookworm
+    mv "$work/tree/bin/udevadm" "$1"
+}
+
+fetch_libvirt() {
+    unpack libvirt0/bookworm libxml2-utils/bookworm
     mv "$work/tree" "$1"
 }
 
@@ -116,8 +120,8 @@ main() {
     case $what in
         -h) usage && return ;;
         6.12 | 7.2) out=$lab/kernel-$what ;;
-        virtiofsd | udev | libvirt) out=$lab/$what ;;
-        *) die "what there is to fetch: 6.12, 7.2, virtiofsd, udev, libvirt; not '$what'" ;;
+        virtiofsd | udevadm | libvirt) out=$lab/$what ;;
+        *) die "what there is to fetch: 6.12, 7.2, virtiofsd, udevadm, libvirt; not '$what'" ;;
     esac
     if [ ! -e "$out" ]; then
         mkdir -p "$lab"
@@ -127,8 +131,8 @@ main() {
             6.12) fetch_kernel 6.12 bookworm-backports "$out" ;;
             7.2) fetch_kernel 7.2 trixie-backports "$out" ;;
             virtiofsd) fetch_virtiofsd "$out" ;;
-            udev) fetch_tree "$out" udev/bookworm ;;
-            libvirt) fetch_tree "$out" libvirt0/bookworm libxml2-utils/bookworm ;;
+            udevadm) fetch_udevadm "$out" ;;
+            libvirt) fetch_libvirt "$out" ;;
         esac
     fi
     echo "$out"

@@ -203,31 +203,31 @@ doors() {
     cat "$T/doors"
 }
 
-has_property() { /tmp/payload/udev/bin/udevadm info --query=property "$dev" | grep -qx "$1"; }
+has_property() { udevadm info --query=property "$dev" | grep -qx "$1"; }
 udev() {
-    local id udevadm=/tmp/payload/udev/bin/udevadm events
+    local id events
     mkdir -p /run/udev/rules.d
     cp /tmp/payload/90-objblk.rules /run/udev/rules.d/
-    (exec -a systemd-udevd $udevadm --daemon --resolve-names=never)
+    (exec -a systemd-udevd /tmp/payload/udevadm --daemon --resolve-names=never)
     attach kill || return
     id=$(objblk info kill --json | sed -n 's/.*"id": *"\([^"]*\)".*/\1/p' | head -1 | tr -d -)
-    run "udev settles" $udevadm settle --timeout=30
+    run "udev settles" udevadm settle --timeout=30
     is "the link by id" "$(readlink -f "/dev/disk/by-id/objblk-$id")" "$dev"
     run "systemd would know it by its name" has_property SYSTEMD_ALIAS=/dev/objblk/kill
     run "a file system" mkfs.ext4 -q -F -L labelled "$dev"
     # Nobody looks at a device again because it was closed.
     events=$(cat /sys/kernel/uevent_seqnum)
     dd if=/dev/zero of="$dev" bs=4k count=1 seek=1000 conv=notrunc,nocreat oflag=direct 2>/dev/null
-    run "udev settles" $udevadm settle --timeout=30
+    run "udev settles" udevadm settle --timeout=30
     is "events by a close" $(($(cat /sys/kernel/uevent_seqnum) - events)) 0
     # An event that does not say which volume it is takes nothing away.
-    run "all are looked at" $udevadm trigger --settle --subsystem-match=block
+    run "all are looked at" udevadm trigger --settle --subsystem-match=block
     is "the link by id" "$(readlink -f "/dev/disk/by-id/objblk-$id")" "$dev"
     is "the link by label" "$(readlink -f /dev/disk/by-label/labelled)" "$dev"
     detach kill
-    run "udev settles" $udevadm settle --timeout=30
+    run "udev settles" udevadm settle --timeout=30
     is "links left" "$(find /dev/disk -name 'objblk*' -o -name labelled)" ""
-    $udevadm control --exit
+    udevadm control --exit
 }
 
 done_steps=''
