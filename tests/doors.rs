@@ -56,7 +56,7 @@ fn seed() -> u64 {
 }
 
 fn amount() -> usize {
-    if std::env::var("OBJBLK_FULL").is_ok_and(|value| value == "1") { 4000 } else { 400 }
+    if std::env::var("OBJBLK_FULL").is_ok_and(|value| value == "1") { 4000 } else { 200 }
 }
 
 /// At the same time: what they wait for takes more time than what they do.

@@ -177,7 +177,7 @@ fn make_tree(archive: &Path) {
 #[test]
 fn a_block_device_is_a_disk() {
     let Ok(amount) = std::env::var("OBJBLK_DOORS_AMOUNT") else {
-        return suite::conforms(LOOP, 1, 400);
+        return suite::conforms(LOOP, 1, 200);
     };
     let amount = amount.parse().unwrap();
     suite::conforms(UBLK, 1, amount);
