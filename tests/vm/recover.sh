@@ -235,23 +235,13 @@ journal() {
     run "the journals' file system is let go" umount "$T/journals"
 }
 
-# Takes memory until so many MiB are left, and holds on to it.
-cat >"$T/hog.py" <<'END'
-import re, sys, time
-taken = []
-while int(re.search(r"MemAvailable: *(\d+)", open("/proc/meminfo").read())[1]) >> 10 > int(sys.argv[1]):
-    taken.append(bytes([len(taken) % 255 + 1]) * (8 << 20))
-print("full", flush=True)
-time.sleep(600)
-END
-
 # Of the threads of process $1, those whose allocations may begin I/O: without PF_MEMALLOC_NOIO.
 may_begin_io() { sed 's/.*) //' /proc/"$1"/task/*/stat | awk '{ if (int($7 / 524288) % 2 == 0) n++ } END { print n + 0 }'; }
 
 pressure() {
-    local pid hog sum
+    local pid free sum i
     volume
-    mkdir -p "$T/journals" "$T/m"
+    mkdir -p "$T/journals" "$T/m" "$T/hog"
     truncate -s 128M "$T/disk"
     run "a file system for the journal" mkfs.ext4 -q -F "$T/disk"
     run "its mount" mount -o loop "$T/disk" "$T/journals" || return
@@ -267,18 +257,17 @@ pressure() {
     run "mount" mount "$dev" "$T/m" || return
     head -c 48M /dev/urandom >"$T/data"
     sum=$(sha256sum <"$T/data")
-    # What the target takes at most, and little beside.
-    python3 "$T/hog.py" 350 >"$T/full" &
-    hog=$!
-    until_true "memory is short" 60 grep -q full "$T/full"
+    # What the target takes at most is left, and little beside. Pages of tmpfs cannot be written out.
+    run "memory that is taken" mount -t tmpfs -o size=100% tmpfs "$T/hog" || return
+    free=$(awk '/^MemAvailable:/ { print int($2 / 1024) }' /proc/meminfo)
+    run "memory is short" fallocate -l $((free - 350))M "$T/hog/taken"
     for i in 1 2; do
         run "written through the page cache, and synced" timeout 100 dd if="$T/data" of="$T/m/data$i" bs=1M conv=fsync
     done
     echo 3 >/proc/sys/vm/drop_caches
     for i in 1 2; do is "what was written" "$(timeout 100 sha256sum <"$T/m/data$i")" "$sum"; done
     is "the target is the same" "$(target vol)" "$pid"
-    kill -9 $hog
-    wait $hog 2>/dev/null
+    run "memory is there again" umount "$T/hog"
     rm "$T/data"
     run "umount" umount "$T/m"
     run "fsck" e2fsck -fn "$dev"
