@@ -238,7 +238,7 @@ fn s3_volumes_go_from_kernel_to_kernel() {
     }
     let suite = suite.file_name().unwrap().to_str().unwrap();
     pool.options.extend(option("-e", format!("DOORS={suite}")));
-    pool.options.extend(option("-e", format!("DOORS_AMOUNT={}", if full() { 1000 } else { 100 })));
+    pool.options.extend(option("-e", format!("DOORS_AMOUNT={}", if full() { 1000 } else { 60 })));
     for (name, size) in
         [("ext", "2G"), ("xfs", "2G"), ("fio", "1G"), ("huge", "1T"), ("kill", "1G")]
     {

@@ -6,9 +6,8 @@ use crate::home::{Home, arg, tool, until};
 use std::fs::File;
 use std::path::PathBuf;
 
-/// Of a device that can only be read: opened for writing it is refused, or later.
+/// Of a device that can only be read. (Kernels before 6.8 do not let it be opened for writing.)
 const EPERM: Refusal = Refusal::Errno(1);
-const EACCES: Refusal = Refusal::Errno(13);
 
 pub const UBLK: Kind = Kind {
     name: "ublk",
@@ -23,14 +22,13 @@ pub const UBLK: Kind = Kind {
     beyond: (Refusal::Short(0), ENOSPC),
     in_part: true,
     clear_beyond: Some(EINVAL),
-    read_only: EACCES,
+    read_only: EPERM,
     outlives: true,
     growth_is_seen: true,
 };
 
 /// The kernel's own block device on a file: what the suite expects of a disk is what disks do.
-pub const LOOP: Kind =
-    Kind { name: "loop", make: make_file, open: set_up, read_only: EPERM, whole: 8, ..UBLK };
+pub const LOOP: Kind = Kind { name: "loop", make: make_file, open: set_up, whole: 8, ..UBLK };
 
 struct UblkDoor {
     home: Home,

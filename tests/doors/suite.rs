@@ -16,8 +16,11 @@ const PIECE: usize = 512 << 10;
 /// The whole of it: for one who has time, `amount` random requests on each disk.
 pub fn conforms(kind: Kind, seed: u64, amount: usize) {
     for block in [512, 4096] {
-        edges(kind, seed, block);
-        random(kind, seed, block, amount);
+        let largest = if block == 512 { kind.largest } else { MIB };
+        let mut desk = Desk::new(kind, seed, largest + MIB + block, block);
+        edges(&mut desk, largest);
+        random(&mut desk, amount);
+        desk.stop();
     }
     overlapping(kind, amount / 4);
 }
@@ -148,6 +151,7 @@ impl Desk {
     fn all_is_right(&mut self) {
         assert_eq!(self.hand().size(), self.size() as u64);
         let found = self.whole_image();
+        assert_eq!(found.len(), self.size());
         if found == self.oracle.bytes(0..self.size()) {
             return;
         }
@@ -160,10 +164,8 @@ impl Desk {
 }
 
 /// Where one is off by one: nothing, the largest, the ends of the disk and of its blocks.
-pub fn edges(kind: Kind, seed: u64, block: usize) {
-    let largest = if block == 512 { kind.largest } else { MIB };
-    let size = largest + MIB + block;
-    let mut desk = Desk::new(kind, seed, size, block);
+fn edges(desk: &mut Desk, largest: usize) {
+    let (kind, size, block) = (desk.kind, desk.size(), desk.block);
     desk.all_is_right();
     let data = noise(&mut desk.rng, largest);
     desk.write(block, &data, false);
@@ -191,7 +193,7 @@ pub fn edges(kind: Kind, seed: u64, block: usize) {
         desk.read(at, len);
         if kind.offsets_in_bytes {
             desk.write(at + 1, &data, false);
-            let data = noise_of(&mut desk, block);
+            let data = noise_of(desk, block);
             desk.write(at + 7, &data, false);
             desk.clear(at + 1, two, true);
             desk.clear(at + 3, two, false);
@@ -203,7 +205,6 @@ pub fn edges(kind: Kind, seed: u64, block: usize) {
     desk.all_is_right();
     desk.clear(0, size, true);
     desk.all_is_right();
-    desk.stop();
 }
 
 fn noise_of(desk: &mut Desk, len: usize) -> Vec<u8> {
@@ -211,16 +212,14 @@ fn noise_of(desk: &mut Desk, len: usize) -> Vec<u8> {
 }
 
 /// One request after the other, of all kinds and sizes.
-pub fn random(kind: Kind, seed: u64, block: usize, amount: usize) {
-    let mut desk = Desk::new(kind, seed, 8 * MIB + block, block);
+fn random(desk: &mut Desk, amount: usize) {
     for _ in 0..amount {
-        one(&mut desk);
+        one(desk);
     }
     desk.all_is_right();
     desk.stop();
     desk.open();
     desk.all_is_right();
-    desk.stop();
 }
 
 fn one(desk: &mut Desk) {
