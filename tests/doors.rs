@@ -106,7 +106,7 @@ fn damage_is_an_error_for_exactly_its_blocks_through_every_door() {
 
 #[test]
 fn a_fenced_owner_is_told_through_every_door() {
-    each(|door| faults::fenced(door));
+    each(faults::fenced);
 }
 
 #[test]

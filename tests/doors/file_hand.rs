@@ -77,9 +77,10 @@ impl FileHand {
         let file = self.changing()?;
         if self.behind == Behind::BlockDevice {
             let (fd, range) = (file.as_raw_fd(), [at, len]);
-            // SAFETY: the file is open, and both requests read two numbers from where they are told.
             let done = match punch {
+                // SAFETY: the file is open; two numbers are read from where it is told.
                 true => unsafe { blkdiscard(fd, &range) },
+                // SAFETY: as above.
                 false => unsafe { blkzeroout(fd, &range) },
             };
             return done.map(drop).map_err(refused);
