@@ -33,6 +33,8 @@ pub struct Ownership {
     pub snapshots: usize,
     /// When the newest checkpoint was made, in ms since 1970 (0: none yet).
     pub checkpoint_at_ms: u64,
+    /// How long the past is kept, as of the newest checkpoint, in ms (0: not at all).
+    pub retention_ms: u64,
 }
 
 /// Reads who owns the volume.
@@ -56,6 +58,7 @@ pub async fn ownership(store: &dyn Store, id: VolumeId) -> Result<Ownership> {
         live: checkpoint.live,
         snapshots: checkpoint.snapshots.iter().filter(|snapshot| !snapshot.deleted).count(),
         checkpoint_at_ms: checkpoint.made_at_ms,
+        retention_ms: checkpoint.retention_ms,
     })
 }
 
