@@ -63,7 +63,12 @@ impl Actor {
         VolumeOptions { mode, ..self.options.clone() }
     }
 
-    async fn is_the_past(&self, which: usize, volume: Volume, expected: Image) -> Result<(), String> {
+    async fn is_the_past(
+        &self,
+        which: usize,
+        volume: Volume,
+        expected: Image,
+    ) -> Result<(), String> {
         let found = self.survey_clone(&volume).await?;
         if volume.close().await.is_err() {
             volume.abandon();
