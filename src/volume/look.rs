@@ -128,8 +128,10 @@ pub(super) async fn only_newest_checkpoint(
 ) -> Result<Checkpoint> {
     let id = description.id;
     let first = store.list(&keys::checkpoints(id), None, 1).await?.objects;
-    let first = first.iter().map(|object| &object.key);
-    if let Some(key) = first.into_iter().find(|key| keys::parse_checkpoint(id, key).is_some())
+    let Some(first) = first.first().map(|object| &object.key) else {
+        return first_checkpoint(store, description).await;
+    };
+    if let Some(key) = Some(first).filter(|key| keys::parse_checkpoint(id, key).is_some())
         && let Some(checkpoint) = read_checkpoint(store, id, key).await?
     {
         return Ok(checkpoint);
