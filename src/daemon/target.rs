@@ -175,7 +175,8 @@ impl Target {
         let shared = Some(Arc::clone(&self.shared));
         server::listen(&self.run_dir.socket(first), shared, ordering)?;
         let serving = self.shared.serving().await;
-        let dev_id = serving.dev_id;
+        // What the volume was is no disk to be found by its id.
+        let dev_id = serving.dev_id.filter(|_| serving.volumes[0].name.snapshot().is_none());
         let state = TargetState::of_this_process(&Host::local()?, serving);
         state.write(&self.run_dir.state_file(first))?;
         if let Some(dev_id) = dev_id {
