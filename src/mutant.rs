@@ -70,6 +70,14 @@ pub enum Mutant {
     FramesSoughtAsPlain,
     /// The end of a frame that was cut off reads as zeros.
     ShortFrameZeroed,
+    /// Every sealing of an object draws the same salt.
+    SaltReused,
+    /// A sealed object does not know its name.
+    SealNotBound,
+    /// The last segment of a sealed object is like any other.
+    SealEndNotMarked,
+    /// The tag of a segment is not verified.
+    SealTagIgnored,
     /// A batch's checksum is not verified.
     BatchCrcIgnored,
     /// A segment of the journal is used again before its slots are committed.

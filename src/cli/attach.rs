@@ -33,6 +33,7 @@ pub(super) fn plain(location: Location, name: VolumeSpec) -> TargetSpec {
         io_timeout: None,
         heartbeat: default_heartbeat(),
         lazy: false,
+        key: None,
     }
 }
 
@@ -54,8 +55,13 @@ pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()
     if let Some(moment) = at {
         name = moment::view(&name, moment)?;
     }
+    let key = match attach.foreground {
+        true => context.given()?,
+        false => context.given_for(&name.volume()).await?,
+    };
     let spec = TargetSpec {
         at,
+        key,
         read_only: attach.open.read_only || name.snapshot().is_some(),
         takeover: attach.open.takeover,
         cache_bytes: size::parse("--mem-cache", &attach.open.mem_cache)?,

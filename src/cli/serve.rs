@@ -55,6 +55,7 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
         io_timeout: serve.open.io_timeout()?,
         heartbeat: serve.open.heartbeat()?,
         lazy: serve.open.lazy,
+        key: context.given()?,
     };
     let show = |ready: &Ready| {
         let exports = ready.volumes.iter().map(|volume| {
@@ -99,6 +100,7 @@ pub(super) async fn vhost_user(context: &Context, serve: args::ServeVhostUser) -
         io_timeout: serve.open.io_timeout()?,
         heartbeat: serve.open.heartbeat()?,
         lazy: serve.open.lazy,
+        key: context.given()?,
     };
     let show = |ready: &Ready| {
         let volume = &ready.volumes[0];

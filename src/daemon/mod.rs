@@ -52,7 +52,7 @@ pub use control::{
 pub use rundir::{Held, RunDir, Target as KnownTarget};
 pub use shared::act;
 pub use spec::{
-    CacheSpec, DoorSpec, JournalSpec, TargetSpec, default_heartbeat, default_map_bytes,
+    CacheSpec, DoorSpec, JournalSpec, Orders, TargetSpec, default_heartbeat, default_map_bytes,
 };
 pub use state::{Attached, FrontendKind, TargetState};
 pub use supervisor::supervise;
