@@ -56,7 +56,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "cli",
         &[
             "units", "error", "clock", "store", "format", "seal", "image", "device", "volume",
-            "frontend", "host", "settings", "pool", "doctor", "daemon", "bench", "size", "transfer",
+            "frontend", "host", "settings", "pool", "doctor", "daemon", "bench", "size",
+            "transfer",
         ],
     ),
     ("main", &["cli"]),

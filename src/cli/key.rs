@@ -138,11 +138,7 @@ impl Locked {
         self.pool.make_slot(what, (number, new.label.clone()), material).await
     }
 
-    async fn set(
-        &self,
-        context: &Context,
-        change: impl FnOnce(&mut Vec<KeySlot>),
-    ) -> Result<()> {
+    async fn set(&self, context: &Context, change: impl FnOnce(&mut Vec<KeySlot>)) -> Result<()> {
         let mut set = self.slots.set.clone();
         change(&mut set.slots);
         set.slots.sort_by_key(|slot| slot.number);

@@ -43,8 +43,8 @@ mod volume;
 pub use crate::size;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::{VolumeName, VolumeSpec};
 use crate::pool::backend::Backend;
+use crate::pool::{VolumeName, VolumeSpec};
 use crate::seal::{KeyGiven, KeyPlace, ask, has_terminal};
 use crate::settings::{Endpoints, Location, Named};
 use args::{Cli, Global, Journal, Pool, Serve, Trash, Verb};

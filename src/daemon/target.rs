@@ -290,7 +290,8 @@ fn refuse_clear_copies(spec: &TargetSpec, name: &VolumeSpec) -> Result<()> {
         (_, Some(_)) => ("a cache on a disk", "leave out --cache-dir; --mem-cache may be larger"),
         (None, None) => return Ok(()),
     };
-    let text = format!("volume {name} is encrypted, and {what} would hold its contents in the clear");
+    let text =
+        format!("volume {name} is encrypted, and {what} would hold its contents in the clear");
     Err(Error::usage(text).hint(hint))
 }
 

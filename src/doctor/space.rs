@@ -168,6 +168,7 @@ impl<'a> Sorter<'a> {
         }
         let is_known = *key == keys::volume(id)
             || *key == keys::profile(id)
+            || self.gathered.key_slots.as_ref() == Some(key)
             || keys::parse_received(id, key).is_some()
             || keys::parse_kept(id, key).is_some()
             || keys::parse_schedule(id, key).is_some()

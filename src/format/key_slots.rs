@@ -106,8 +106,7 @@ impl KeySlots {
 
     /// Checks every value.
     pub fn check(&self) -> FormatResult<()> {
-        let error =
-            |field, problem| FormatError { object: "key slots", field, offset: 0, problem };
+        let error = |field, problem| FormatError { object: "key slots", field, offset: 0, problem };
         let bad = |field, value: String| Err(error(field, Problem::Value(value)));
         if self.version != KEY_SLOTS_VERSION {
             return Err(error("version", Problem::Unsupported(self.version.to_string())));

@@ -85,7 +85,8 @@ impl Pool {
     /// As [`Pool::unlock`], without asking anybody.
     pub(super) async fn unlock_quietly(&self, label: &str, volume: &VolumeObject) -> Result<()> {
         let given = self.keys.given.as_ref();
-        match given.is_some_and(|given| *given.place() == KeyPlace::Asked && given.answer().is_none())
+        match given
+            .is_some_and(|given| *given.place() == KeyPlace::Asked && given.answer().is_none())
         {
             true => Ok(()),
             false => self.unlock(label, volume).await,
@@ -112,15 +113,15 @@ impl Pool {
                 .iter()
                 .find_map(|object| Some((keys::parse_key_set(id, &object.key)?, &object.key)));
             let Some((number, key)) = newest else {
-                let text = format!("volume {label} is encrypted, and the slots of its key are gone");
+                let text =
+                    format!("volume {label} is encrypted, and the slots of its key are gone");
                 return Err(Error::corrupt(text)
                     .because(format!("nothing is below {}", keys::key_sets(id)))
                     .hint("restore them from a copy of the bucket: without, nobody can read it"));
             };
             // Somebody may have changed them since the listing.
             let Some(bytes) = get(&*self.store, key).await? else { continue };
-            let set =
-                KeySlots::parse(&bytes).map_err(|e| super::damaged(&*self.store, key, e))?;
+            let set = KeySlots::parse(&bytes).map_err(|e| super::damaged(&*self.store, key, e))?;
             return Ok(Slots { number, set });
         }
         Err(Error::new(ErrorKind::Busy, format!("the slots of volume {label}'s key keep changing")))
@@ -148,10 +149,8 @@ impl Pool {
     ) -> Result<KeySlot> {
         let _turn = self.keys.turn.lock().await;
         let now_ms = SystemClock.now_ms();
-        blocking(move || {
-            new_slot(&key, id, (number, label, now_ms), &material, Cost::default())
-        })
-        .await
+        blocking(move || new_slot(&key, id, (number, label, now_ms), &material, Cost::default()))
+            .await
     }
 
     /// Sets the slots of a volume's key, which were `before`. Errors: usage, for impossible ones; busy, where

@@ -93,7 +93,8 @@ impl VolumeKey {
             let body = sealed.len();
             sealed.extend_from_slice(&plain[from..to]);
             let nonce = nonce(index as u64, index + 1 == count);
-            let tag = cipher.seal_in_place_separate_tag(nonce, Aad::from(&header), &mut sealed[body..]);
+            let tag =
+                cipher.seal_in_place_separate_tag(nonce, Aad::from(&header), &mut sealed[body..]);
             sealed.extend_from_slice(tag.expect("a segment is short enough to be sealed").as_ref());
         }
         sealed.into()
@@ -143,14 +144,20 @@ impl VolumeKey {
             let opened = match is_final {
                 true if ended => opens(true),
                 // It may be the last one of the object, or not: its length does not tell.
-                true => opens(false) || {
-                    ended = true;
-                    opens(true)
-                },
+                true => {
+                    opens(false) || {
+                        ended = true;
+                        opens(true)
+                    }
+                }
                 false => opens(false),
             };
             if !opened {
-                return Err(broken("tag", at + index * (SEGMENT + OVERHEAD) as usize, "it is wrong"));
+                return Err(broken(
+                    "tag",
+                    at + index * (SEGMENT + OVERHEAD) as usize,
+                    "it is wrong",
+                ));
             }
         }
         Ok(Opened { plain: plain.into(), ended })

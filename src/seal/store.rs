@@ -1,8 +1,8 @@
 //! The layer that seals. See the module above.
 
+use super::VolumeKey;
 use super::key::Salt;
 use super::ring::Keyring;
-use super::VolumeKey;
 use crate::format::FormatError;
 use crate::format::keys;
 use crate::format::sealed::{self, Span, is_sealed, plain_len};
@@ -149,6 +149,7 @@ mod tests {
     use super::*;
     use crate::format::VolumeId;
     use crate::store::memory::MemoryStore;
+    use futures::FutureExt;
     use proptest::prelude::*;
     use rand::SeedableRng;
 
@@ -161,7 +162,7 @@ mod tests {
     }
 
     fn now<T>(work: impl Future<Output = T>) -> T {
-        futures::executor::block_on(work)
+        work.now_or_never().expect("a memory store answers at once")
     }
 
     proptest! {
@@ -194,11 +195,8 @@ mod tests {
         let below = now(memory.get(&key, GetRange::All)).unwrap();
         assert!(below.starts_with(sealed::MAGIC));
         assert!(!below.windows(6).any(|bytes| bytes == b"nobody"));
-        let other = SealStore::new(
-            Arc::new(memory.clone()),
-            Arc::default(),
-            StdRng::seed_from_u64(2),
-        );
+        let other =
+            SealStore::new(Arc::new(memory.clone()), Arc::default(), StdRng::seed_from_u64(2));
         let e = now(other.get(&key, GetRange::All)).unwrap_err();
         assert_eq!(e.kind, StoreErrorKind::Locked);
         assert!(store.unseals(&key) && !other.unseals(&key));

@@ -3,7 +3,7 @@
 use super::given::Material;
 use super::key::{KEY_LEN, VolumeKey};
 use crate::error::{Error, Result};
-use crate::format::key_slots::{KeySlot, KeySlots, Kdf, WRAPPED_LEN};
+use crate::format::key_slots::{Kdf, KeySlot, KeySlots, WRAPPED_LEN};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use zeroize::Zeroizing;
@@ -87,7 +87,8 @@ fn wrapping_key(kdf: &Kdf, material: &Material) -> Result<Option<LessSafeKey>> {
     let mut key = Zeroizing::new([0; KEY_LEN]);
     match (kdf, material) {
         (Kdf::Argon2id { salt, memory_kib, passes, lanes }, Material::Passphrase(passphrase)) => {
-            let failed = |e| Error::failed("cannot make a key of the passphrase").because(format!("{e}"));
+            let failed =
+                |e| Error::failed("cannot make a key of the passphrase").because(format!("{e}"));
             let params = argon2::Params::new(*memory_kib, *passes, *lanes, Some(KEY_LEN));
             let argon = argon2::Argon2::new(
                 argon2::Algorithm::Argon2id,
