@@ -149,8 +149,9 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`.
-    pub const ALL: [Mutant; 62] = [
+    /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`, the
+    /// others of sealed objects for `seal/key.rs`.
+    pub const ALL: [Mutant; 63] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -182,6 +183,7 @@ impl Mutant {
         Mutant::HeaderCrcIgnored,
         Mutant::FramesSoughtAsPlain,
         Mutant::ShortFrameZeroed,
+        Mutant::SaltReused,
         Mutant::BatchCrcIgnored,
         Mutant::SegmentReusedEarly,
         Mutant::SegmentHeaderSkipped,

@@ -5,7 +5,7 @@ use super::{Context, args, moment, names, size};
 use crate::daemon::{DoorSpec, Ready, RunDir, TargetSpec, run_foreground};
 use crate::error::{Error, Result};
 use crate::frontend::nbd::{Listen, was_handed};
-use crate::pool::VolumeSpec;
+use crate::pool::{Health, VolumeSpec};
 use sd_notify::NotifyState;
 use serde_json::json;
 
@@ -127,6 +127,9 @@ fn warn_of_strangers(listen: &str) {
 
 async fn every_volume(context: &Context) -> Result<Vec<VolumeSpec>> {
     let entries = context.open().await?.pool.list().await?;
+    for entry in entries.iter().filter(|entry| matches!(entry.health, Health::Locked(_))) {
+        eprintln!("objblk: {} is left out: it is encrypted, and was not opened", entry.name);
+    }
     let usable = entries.into_iter().filter(|entry| entry.is_usable());
     usable.map(|entry| entry.name.parse()).collect()
 }

@@ -131,7 +131,8 @@ fn answer_of(spec: &impl Orders) -> Zeroizing<Vec<u8>> {
     let answer = spec.key().filter(|key| *key.place() == KeyPlace::Asked);
     let Some(answer) = answer else { return Zeroizing::default() };
     let text = answer.answer().map(|answer| BASE64_STANDARD.encode(answer.bytes()));
-    Zeroizing::new(format!("{}\n", text.unwrap_or_default()).into_bytes())
+    let text = Zeroizing::new(text.unwrap_or_default());
+    Zeroizing::new(format!("{}\n", *text).into_bytes())
 }
 
 /// What the starting process wants.

@@ -69,7 +69,7 @@ pub enum Health {
 impl Entry {
     /// It can be opened, as far as the catalogue knows.
     pub fn is_usable(&self) -> bool {
-        matches!(self.health, Health::Good(_) | Health::Locked(_))
+        matches!(self.health, Health::Good(_))
     }
 }
 

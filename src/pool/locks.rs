@@ -93,6 +93,16 @@ impl Pool {
         }
     }
 
+    /// Whether it is an encrypted volume that nothing that was given opens.
+    pub(super) async fn is_locked(&self, label: &str, id: VolumeId) -> Result<bool> {
+        let Some(bytes) = get(&*self.store, &keys::volume(id)).await? else { return Ok(false) };
+        let Ok(volume) = VolumeObject::parse(&bytes) else { return Ok(false) };
+        if let Err(e) = self.unlock_quietly(label, &volume).await {
+            tracing::info!("{label} stays locked: {e}");
+        }
+        Ok(!self.is_open(&volume))
+    }
+
     /// As [`Pool::unlock`], of a volume of which only the id is known. What has no description that can be read
     /// has nothing to unlock.
     ///

@@ -53,6 +53,8 @@ impl Pool {
         self.refuse_needed(&label, id, by.force).await?;
         // What has no description cannot be opened by anybody.
         let claimed = match get(&*self.store, &keys::volume(id)).await? {
+            // It was claimed when it was deleted, or its owner had that time to notice.
+            Some(_) if known.is_some() && self.is_locked(&label, id).await? => Claimed::nothing(),
             Some(_) => self.claim(&label, id, by).await?,
             None => Claimed::nothing(),
         };

@@ -247,6 +247,38 @@ mod tests {
         }
     }
 
+    /// What must not open: of another name, cut off at the end of a segment, changed.
+    fn flaws() -> Vec<&'static str> {
+        let (key, at) = (VolumeKey::new([1; 32]), name("a/b"));
+        let sealed = key.seal(&at, &object(2 * SEGMENT as usize), [5; 16]);
+        let mut flipped = sealed.to_vec();
+        flipped[HEADER_LEN + 100] ^= 1;
+        let cut = &sealed[..HEADER_LEN + STRIDE as usize];
+        let again = key.seal(&at, &object(9), [6; 16]);
+        let wrong = [
+            ("moved", key.open(&name("a/c"), &sealed).is_ok()),
+            ("cut", key.open(&at, cut).is_ok()),
+            ("changed", key.open(&at, &flipped).is_ok()),
+            ("salt", again[HEADER_LEN..][..SALT_LEN] != [6; SALT_LEN]),
+        ];
+        wrong.into_iter().filter(|(_, wrong)| *wrong).map(|(what, _)| what).collect()
+    }
+
+    /// Each of these mistakes shows in what must not open.
+    #[test]
+    fn the_checks_notice_every_mistake() {
+        assert_eq!(flaws(), Vec::<&str>::new());
+        for (mistake, shows) in [
+            (Mutant::SealNotBound, "moved"),
+            (Mutant::SealEndNotMarked, "cut"),
+            (Mutant::SealTagIgnored, "changed"),
+            (Mutant::SaltReused, "salt"),
+        ] {
+            let found = mutant::with(Some(mistake), flaws);
+            assert!(found.contains(&shows), "{mistake:?}: {found:?}");
+        }
+    }
+
     #[test]
     fn a_part_tells_whether_the_object_ends_with_it() {
         let (key, at) = (VolumeKey::new([1; 32]), name("a/b"));

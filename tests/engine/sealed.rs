@@ -247,7 +247,7 @@ async fn who_has_no_key_touches_nothing() {
             };
             let refused = pool.delete(&name, Duration::ZERO, &by).await.unwrap_err();
             assert_eq!(refused.kind(), kind, "{refused}");
-            assert!(pool.list().await.unwrap()[0].is_usable());
+            assert!(!pool.list().await.unwrap()[0].is_usable());
             assert!(below(&memory).await == before, "something was touched");
         }
     }
