@@ -109,6 +109,12 @@ impl Target {
     ) -> Result<Target> {
         let (url, s3) = spec.location.parts()?;
         let backend = Backend::open(&url, &s3).await?.with_key(spec.key.clone());
+        if spec.disk_cache.is_some() {
+            // Before there is a cache for nothing.
+            for name in &spec.volumes {
+                refuse_clear_copies(spec, name, &identity(&backend, name, spec.at).await?.1)?;
+            }
+        }
         let cache = spec.disk_cache.as_ref().map(open_cache).transpose()?;
         Target::start_on(spec, (backend, cache), run_dir, (ordering, orders)).await
     }
@@ -124,10 +130,8 @@ impl Target {
         let (mut wanted, mut sealed) = (Vec::new(), false);
         for name in &spec.volumes {
             let (id, volume) = identity(&backend, name, spec.at).await?;
-            if volume.is_encrypted() {
-                refuse_clear_copies(spec, name)?;
-                sealed = true;
-            }
+            refuse_clear_copies(spec, name, &volume)?;
+            sealed |= volume.is_encrypted();
             wanted.push((id, name.clone()));
         }
         refuse_twins(&wanted)?;
@@ -284,8 +288,9 @@ async fn identity(
 }
 
 /// Refuses what would write the contents of an encrypted volume to a local disk as they are.
-fn refuse_clear_copies(spec: &TargetSpec, name: &VolumeSpec) -> Result<()> {
+fn refuse_clear_copies(spec: &TargetSpec, name: &VolumeSpec, volume: &VolumeObject) -> Result<()> {
     let (what, hint) = match (&spec.journal, &spec.disk_cache) {
+        _ if !volume.is_encrypted() => return Ok(()),
         (Some(_), _) => ("a journal", "use --durability object"),
         (_, Some(_)) => ("a cache on a disk", "leave out --cache-dir; --mem-cache may be larger"),
         (None, None) => return Ok(()),

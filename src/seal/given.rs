@@ -7,11 +7,15 @@ use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
 /// The fewest bytes of a key file, or of what a command prints: who has fewer may be guessing.
 const BYTES_MIN: usize = 32;
 /// The most bytes that are read of one.
 const BYTES_MAX: usize = 64 << 10;
+/// How long a command may take.
+const COMMAND_MAX: Duration = Duration::from_secs(60);
 /// The fewest bytes of a passphrase.
 const PASSPHRASE_MIN: usize = 8;
 
@@ -176,13 +180,33 @@ fn printed_by(command: &str) -> Result<Secret> {
         .stdout(Stdio::piped())
         .spawn();
     let mut child = child.map_err(|e| failed().because(e))?;
-    let printed = child.stdout.take().map(take);
-    let status = child.wait().map_err(|e| failed().because(e))?;
+    let (sender, printed) = channel();
+    if let Some(out) = child.stdout.take() {
+        // Nobody may be waiting for it any more.
+        std::thread::spawn(move || drop(sender.send(take(out))));
+    }
+    let deadline = Instant::now() + COMMAND_MAX;
+    let printed = printed.recv_timeout(COMMAND_MAX);
+    let is_too_much = |printed: &Secret| printed.bytes().len() > BYTES_MAX;
+    let status = loop {
+        let ended = child.try_wait().map_err(|e| failed().because(e))?;
+        match ended {
+            Some(status) => break Some(status),
+            None if Instant::now() >= deadline => break None,
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    let Some(status) = status else {
+        // It may end just now.
+        let _ = child.kill().and_then(|()| child.wait());
+        return Err(failed().because(format!("it has not ended within {COMMAND_MAX:?}")));
+    };
     match printed {
+        // It was not heard to its end.
+        Ok(Ok(printed)) if is_too_much(&printed) => Ok(printed),
         _ if !status.success() => Err(failed().because(status.to_string())),
-        Some(Ok(printed)) => Ok(printed),
-        Some(Err(e)) => Err(failed().because(e)),
-        None => Err(failed()),
+        Ok(printed) => printed.map_err(|e| failed().because(e)),
+        Err(e) => Err(failed().because(e)),
     }
 }
 

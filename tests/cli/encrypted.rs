@@ -14,9 +14,9 @@ const SECRET: &[u8] = b"what nobody else may read";
 /// A home with a key file and another one.
 fn home() -> (Home, String, String) {
     let home = Home::new();
-    let keys = ["right.key", "wrong.key"].map(|name| {
+    let keys = [("right.key", 64), ("wrong.key", 72)].map(|(name, len)| {
         let path = home.path(name);
-        fs::write(&path, noise(64 + name.len())).unwrap();
+        fs::write(&path, noise(len)).unwrap();
         path.to_str().unwrap().to_owned()
     });
     let [right, wrong] = keys;
@@ -120,7 +120,7 @@ fn a_wrong_key_or_none_is_refused_and_touches_nothing() {
     home.run(&["detach", "data"]).ok();
     server.ended();
     let before = files(&home.store());
-    let verbs: [&[&str]; 8] = [
+    let verbs: [&[&str]; 7] = [
         &["serve", "nbd", "data"],
         &["attach", "data", "--foreground"],
         &["snapshot", "create", "data@a"],
@@ -128,7 +128,6 @@ fn a_wrong_key_or_none_is_refused_and_touches_nothing() {
         &["resize", "data", "--size", "16M"],
         &["export", "data", "-"],
         &["check", "data"],
-        &["flatten", "data"],
     ];
     for verb in verbs {
         home.run(&[verb, &["--key-file", &wrong]].concat()).refuses(FAILED, "opens no slot");

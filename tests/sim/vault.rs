@@ -2,13 +2,13 @@
 //! judges sees plain objects, and says when a key and a nonce are used for two different segments.
 
 use bytes::Bytes;
+use futures::FutureExt;
 use objblk::format::VolumeId;
 use objblk::format::keys;
 use objblk::format::sealed::{HEADER_LEN, SALT_LEN, is_sealed, sealed_len};
 use objblk::seal::{Keyring, SealStore, VolumeKey};
 use objblk::store::memory::MemoryStore;
 use objblk::store::{GetRange, Key, Store, StoreResult};
-use futures::FutureExt;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::collections::HashMap;
