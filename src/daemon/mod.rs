@@ -37,6 +37,7 @@ mod orders;
 mod paths;
 mod recovery;
 pub mod rundir;
+mod sealed;
 mod server;
 mod shared;
 mod shutdown;

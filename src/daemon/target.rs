@@ -5,6 +5,7 @@ use super::door::{Door, Served};
 use super::journals;
 use super::orders::Order;
 use super::rundir::{Held, RunDir};
+use super::sealed::refuse_clear_copies;
 use super::server;
 use super::shared::Shared;
 use super::spec::{CacheSpec, DoorSpec, TargetSpec};
@@ -285,19 +286,6 @@ async fn identity(
     let found = all.into_iter().find(|entry| entry.name == snapshot);
     let found = found.ok_or_else(|| Error::not_found(format!("there is no snapshot {name}")))?;
     Ok((VolumeId::from_bytes(found.id.bytes()), volume))
-}
-
-/// Refuses what would write the contents of an encrypted volume to a local disk as they are.
-fn refuse_clear_copies(spec: &TargetSpec, name: &VolumeSpec, volume: &VolumeObject) -> Result<()> {
-    let (what, hint) = match (&spec.journal, &spec.disk_cache) {
-        _ if !volume.is_encrypted() => return Ok(()),
-        (Some(_), _) => ("a journal", "use --durability object"),
-        (_, Some(_)) => ("a cache on a disk", "leave out --cache-dir; --mem-cache may be larger"),
-        (None, None) => return Ok(()),
-    };
-    let text =
-        format!("volume {name} is encrypted, and {what} would hold its contents in the clear");
-    Err(Error::usage(text).hint(hint))
 }
 
 /// What a volume is known by as of a moment.

@@ -261,7 +261,13 @@ impl Pool {
             Ok(info) => Ok(found(id, Health::Good(Box::new(info)))),
             Err(e) if matches!(e.kind(), ErrorKind::Usage | ErrorKind::Failed) => {
                 let volume = self.volume_object(name.as_str(), id).await?;
-                Ok(found(id, Health::Locked(Box::new(volume))))
+                Ok(found(
+                    id,
+                    match volume.is_encrypted() {
+                        true => Health::Locked(Box::new(volume)),
+                        false => Health::Damaged(e),
+                    },
+                ))
             }
             Err(e) if e.kind() == ErrorKind::Store => Err(e),
             Err(e) => Ok(found(id, Health::Damaged(e))),

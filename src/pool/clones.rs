@@ -98,10 +98,10 @@ impl Pool {
         let found = find_snapshot(&*self.store, origin, snapshot).await?;
         let volume = clone_of(&description, &found);
         let (id, child) = (volume.id, keys::child(origin, found.entry.id, volume.id));
+        self.share_key(&description, id).await?;
         put_description(&*self.store, &volume).await?;
         self.store.put_if_absent(&child, bytes::Bytes::new()).await?;
         let begun = BegunClone { id, child };
-        self.share_key(&description, id).await?;
         match self.is_open_to_clones(origin, of, &found).await {
             Ok(()) => Ok(begun),
             Err(e) => {

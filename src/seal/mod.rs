@@ -31,6 +31,9 @@
 //! * The name of the object, with the volume's id in it: an object that is moved or swapped fails.
 //! * All segments that a request gets are of one sealing.
 //!
+//! Not authenticated are the objects that are clear: who owned the volume, its children, and its description. Who
+//! can change that can make it unusable, or a clone read what another clone of the same origin holds.
+//!
 //! What fails is read once more, then it is damage ([`StoreErrorKind::Damaged`]). Not noticed is what no
 //! checksum notices: an object that is missing, or the list of all of them being an older one. The engine
 //! notices missing objects that something names; a bucket that is as a whole put back to what it was is the

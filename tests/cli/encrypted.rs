@@ -159,6 +159,8 @@ fn a_wrong_key_or_none_is_refused_and_touches_nothing() {
     ] {
         home.run(mistake).fails(USAGE, "");
     }
+    let clear = ["serve", "nbd", "plain", "--key-file", &key];
+    home.run(&clear).refuses(USAGE, "volume plain is not encrypted");
     // A key that is lost does not keep what nobody can read.
     home.run(&["delete", "data", "--yes"]).fails(USAGE, "--key-file");
     home.run(&["delete", "data", "--yes", "--force"]).ok();
