@@ -126,7 +126,15 @@ async fn no_flipped_bit_of_a_sealed_object_is_read() {
 /// Objects that take the place of others, lose segments, or get those of others: an error or the right bytes.
 #[tokio::test(start_paused = true)]
 async fn exchanged_and_cut_objects_are_never_read() {
-    let (rig, _, data) = sample_in(Rig::encrypted(1, 1 << 20, Compression::None).await).await;
+    let (rig, _, mut data) = sample_in(Rig::encrypted(1, 1 << 20, Compression::None).await).await;
+    let (volume, mut rng) = (rig.open().await, StdRng::seed_from_u64(5));
+    for start in [600, 900, 1200] {
+        let more = noise(&mut rng, 300);
+        write(&volume, start, &more).await.unwrap();
+        volume.flush().await.unwrap();
+        data[start as usize * 512..][..more.len()].copy_from_slice(&more);
+    }
+    volume.close().await.unwrap();
     let objects = list_all(&rig.memory, "volumes/").await.unwrap();
     let sealed: Vec<&str> =
         objects.iter().filter(|o| is_sealed(&o.key)).map(|o| o.key.as_str()).collect();
