@@ -39,11 +39,15 @@ struct Line {
     schedule: Option<Vec<schedule::Shown>>,
     /// How long the past is kept.
     retention_ms: Option<u64>,
-    /// The oldest moment of it that can be read.
+    /// The oldest moment of it that can be read; this and what follows is in `info` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
     oldest_seq: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     oldest_at_ms: Option<u64>,
     /// Chunks that are stored for its sake alone, and how many bytes they are at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
     past_chunks: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     past_bytes_at_most: Option<u64>,
 }
 
@@ -124,6 +128,7 @@ fn known(name: String, info: &Info, host: &Host, targets: &[KnownTarget]) -> Lin
         epoch: Some(ownership.epoch.0),
         owner: ownership.owner.as_ref().filter(|_| owned).map(owner),
         checkpoint_at_ms: Some(ownership.checkpoint_at_ms).filter(|ms| *ms > 0),
+        retention_ms: Some(ownership.retention_ms).filter(|ms| *ms > 0),
         ..described(name, volume, targets, (state, "ok"))
     }
 }
