@@ -30,6 +30,7 @@
 //! | [`direct`] | files of a local disk, past the page cache |
 //! | [`store`] | named immutable objects and the layers around them |
 //! | [`mod@format`] | the on-store format |
+//! | [`seal`] | encryption: keys, and the layer of a store that seals |
 //! | [`image`] | images outside the pool, to begin volumes with |
 //! | [`device`] | what a block device promises |
 //! | [`mod@bench`] | load, for figures |
@@ -70,6 +71,7 @@ pub mod log;
 pub mod map;
 pub mod mutant;
 pub mod pool;
+pub mod seal;
 pub mod settings;
 pub mod size;
 pub mod store;

@@ -70,6 +70,14 @@ pub enum Mutant {
     FramesSoughtAsPlain,
     /// The end of a frame that was cut off reads as zeros.
     ShortFrameZeroed,
+    /// Every sealing of an object draws the same salt.
+    SaltReused,
+    /// A sealed object does not know its name.
+    SealNotBound,
+    /// The last segment of a sealed object is like any other.
+    SealEndNotMarked,
+    /// The tag of a segment is not verified.
+    SealTagIgnored,
     /// A batch's checksum is not verified.
     BatchCrcIgnored,
     /// A segment of the journal is used again before its slots are committed.
@@ -143,8 +151,9 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`.
-    pub const ALL: [Mutant; 63] = [
+    /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`, the
+    /// others of sealed objects for `seal/key.rs`.
+    pub const ALL: [Mutant; 64] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -176,6 +185,7 @@ impl Mutant {
         Mutant::HeaderCrcIgnored,
         Mutant::FramesSoughtAsPlain,
         Mutant::ShortFrameZeroed,
+        Mutant::SaltReused,
         Mutant::BatchCrcIgnored,
         Mutant::SegmentReusedEarly,
         Mutant::SegmentHeaderSkipped,

@@ -152,7 +152,7 @@ macro_rules! targets {
 }
 
 targets! {
-    chunk record fence map_object page checkpoint snapshot profile journal cache stream json names size store_url settings
+    chunk record fence map_object page checkpoint snapshot profile journal cache stream sealed json names size store_url settings
     image control nbd_handshake nbd_tls nbd_transmission
 }
 

@@ -67,6 +67,8 @@ mod sites;
 mod source;
 #[path = "sim/stream.rs"]
 mod stream;
+#[path = "sim/vault.rs"]
+mod vault;
 #[path = "sim/wire.rs"]
 mod wire;
 #[path = "sim/world.rs"]

@@ -17,6 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("direct", &["sync"]),
     ("store", &["error", "units", "mutant"]),
     ("format", &["units", "store", "mutant"]),
+    ("seal", &["error", "store", "format", "mutant"]),
     ("image", &["error", "sync"]),
     ("device", &["units"]),
     ("bench", &["units", "device", "store"]),
@@ -35,7 +36,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("frontend", &["units", "error", "device"]),
     ("host", &["error", "format", "clock"]),
     ("settings", &["error", "units", "store"]),
-    ("pool", &["units", "error", "clock", "mutant", "store", "format", "volume", "host"]),
+    ("pool", &["units", "error", "clock", "mutant", "store", "format", "seal", "volume", "host"]),
     (
         "transfer",
         &[
@@ -47,15 +48,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "daemon",
         &[
-            "units", "error", "clock", "store", "format", "image", "device", "cache", "journal",
-            "volume", "frontend", "host", "settings", "pool",
+            "units", "error", "clock", "store", "format", "seal", "image", "device", "cache",
+            "journal", "volume", "frontend", "host", "settings", "pool",
         ],
     ),
     (
         "cli",
         &[
-            "units", "error", "clock", "store", "format", "image", "device", "volume", "frontend",
-            "host", "settings", "pool", "doctor", "daemon", "bench", "size", "transfer",
+            "units", "error", "clock", "store", "format", "seal", "image", "device", "volume",
+            "frontend", "host", "settings", "pool", "doctor", "daemon", "bench", "size",
+            "transfer",
         ],
     ),
     ("main", &["cli"]),

@@ -26,6 +26,7 @@ NONE = "00000000-0000-0000-0000-000000000000"
 INCOMPAT_CLONE = 1
 INCOMPAT_LZ4 = 1 << 8
 INCOMPAT_ZSTD = 1 << 9
+INCOMPAT_ENCRYPTED = 1 << 10
 INCOMPAT_KNOWN = INCOMPAT_CLONE | INCOMPAT_LZ4
 
 # How frames are compressed.
@@ -126,6 +127,8 @@ def check_features(what: str, description: dict[str, Any]) -> None:
         raise Damage(what, "lacks its feature bits")
     if bits & INCOMPAT_ZSTD:
         raise Unknown(what, "is compressed with zstd, which this reader does not know: read it with objblk")
+    if bits & INCOMPAT_ENCRYPTED:
+        raise Unknown(what, "is encrypted, which this reader does not know: read it with objblk")
     unknown = bits & ~INCOMPAT_KNOWN
     if unknown:
         raise Unknown(what, f"has unknown incompat features {unknown:#x}: a newer reader is needed")

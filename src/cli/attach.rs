@@ -33,6 +33,7 @@ pub(super) fn plain(location: Location, name: VolumeSpec) -> TargetSpec {
         io_timeout: None,
         heartbeat: default_heartbeat(),
         lazy: false,
+        key: None,
     }
 }
 
@@ -53,7 +54,11 @@ pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()
     let volumes = attach.open.views(vec![attach.name.parse()?])?;
     let (queues, depth, recovery) = (attach.queues, attach.depth, !attach.no_recovery);
     let door = DoorSpec::Ublk { queues, depth, recovery };
-    let spec = attach.open.target(context.location()?, volumes, door)?;
+    let key = match attach.foreground {
+        true => context.given()?,
+        false => context.given_for(&volumes[0].volume()).await?,
+    };
+    let spec = TargetSpec { key, ..attach.open.target(context.location()?, volumes, door)? };
     let show = |ready: &Ready| {
         let volume = &ready.volumes[0];
         let document = json!({

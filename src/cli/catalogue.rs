@@ -4,7 +4,7 @@ use super::{Context, damaged, render, retain, schedule, size};
 use crate::daemon::{KnownTarget, RunDir};
 use crate::error::Result;
 use crate::format::VolumeId;
-use crate::format::volume::EpochObject;
+use crate::format::volume::{EpochObject, VolumeObject};
 use crate::host::Host;
 use crate::pool::{Entry, Health, Info, Standing, VolumeName, standing};
 use crate::volume::compression_sample;
@@ -17,7 +17,7 @@ use std::time::Duration;
 struct Line {
     name: String,
     id: VolumeId,
-    /// free, in-use, unclean (its owner died), deleting, importing, damaged
+    /// free, in-use, unclean (its owner died), locked (encrypted, without its key), deleting, importing, damaged
     state: &'static str,
     health: String,
     size: Option<u64>,
@@ -32,6 +32,8 @@ struct Line {
     source: Option<String>,
     features: Option<crate::format::features::Features>,
     compression: Option<Compressed>,
+    /// aes-256-gcm, where it is encrypted
+    encryption: Option<&'static str>,
     created_at_ms: Option<u64>,
     checkpoint_at_ms: Option<u64>,
     schedule: Option<Vec<schedule::Shown>>,
@@ -93,6 +95,7 @@ fn bare(name: String, id: VolumeId, state: &'static str, health: String) -> Line
         source: None,
         features: None,
         compression: None,
+        encryption: None,
         created_at_ms: None,
         checkpoint_at_ms: None,
         schedule: None,
@@ -122,10 +125,24 @@ fn known(name: String, info: &Info, host: &Host, targets: &[KnownTarget]) -> Lin
         size: Some(ownership.size.bytes()),
         used: Some(ownership.live.bytes()),
         snapshots: Some(ownership.snapshots),
-        block_size: Some(volume.block_size),
-        chunk_size: Some(volume.chunk_size),
         epoch: Some(ownership.epoch.0),
         owner: ownership.owner.as_ref().filter(|_| owned).map(owner),
+        checkpoint_at_ms: Some(ownership.checkpoint_at_ms).filter(|ms| *ms > 0),
+        retention_ms: Some(ownership.retention_ms).filter(|ms| *ms > 0),
+        ..described(name, volume, targets, (state, "ok"))
+    }
+}
+
+/// What the description alone tells.
+fn described(
+    name: String,
+    volume: &VolumeObject,
+    targets: &[KnownTarget],
+    (state, health): (&'static str, &str),
+) -> Line {
+    Line {
+        block_size: Some(volume.block_size),
+        chunk_size: Some(volume.chunk_size),
         device: device(targets, volume.id),
         source: volume.source.as_ref().map(|source| source.url.clone()),
         features: Some(volume.features),
@@ -134,17 +151,22 @@ fn known(name: String, info: &Info, host: &Host, targets: &[KnownTarget]) -> Lin
             ratio: None,
             looked_at_chunks: None,
         }),
+        encryption: volume.is_encrypted().then_some("aes-256-gcm"),
         created_at_ms: Some(volume.created_at_ms),
-        checkpoint_at_ms: Some(ownership.checkpoint_at_ms).filter(|ms| *ms > 0),
-        retention_ms: Some(ownership.retention_ms).filter(|ms| *ms > 0),
-        ..bare(name, volume.id, state, "ok".into())
+        ..bare(name, volume.id, state, health.into())
     }
+}
+
+/// One whose key is not known.
+fn locked(name: String, volume: &VolumeObject, targets: &[KnownTarget]) -> Line {
+    described(name, volume, targets, ("locked", "it is encrypted, and was not opened"))
 }
 
 fn line(entry: &Entry, host: &Host, targets: &[KnownTarget]) -> Line {
     let name = entry.name.clone();
     match &entry.health {
         Health::Good(info) => known(name, info, host, targets),
+        Health::Locked(volume) => locked(name, volume, targets),
         Health::Deleting => bare(name, entry.id, "deleting", "its deletion was begun".into()),
         Health::Importing(source) => {
             bare(name, entry.id, "importing", format!("its import from {source} is not finished"))
@@ -164,6 +186,7 @@ pub(super) async fn list(context: &Context) -> Result<()> {
     let mut lines: Vec<Line> = entries.iter().map(|entry| line(entry, &host, &targets)).collect();
     let good = entries.iter().filter_map(|entry| match &entry.health {
         Health::Good(info) => Some(&info.volume),
+        Health::Locked(volume) => Some(&**volume),
         _ => None,
     });
     let names: Vec<_> = entries.iter().map(|entry| (entry.name.clone(), entry.id)).collect();
@@ -197,7 +220,12 @@ fn table(lines: &[Line]) -> String {
 
 pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
     let pool = context.open().await?.pool;
-    let info = pool.info(name).await?;
+    let (id, volume) = pool.lookup(name).await?;
+    if !pool.is_open(&volume) {
+        let line = locked(name.to_string(), &volume, &attached());
+        return context.show(&line, || details(&line));
+    }
+    let info = pool.look(name.as_str(), id).await?;
     let rules = crate::volume::schedule(&**pool.store(), info.volume.id).await;
     let past = past(&**pool.store(), info.volume.id).await?;
     let mut line = known(name.to_string(), &info, &Host::local()?, &attached());
@@ -266,6 +294,7 @@ fn details(line: &Line) -> String {
         ("device", or_dash(line.device.clone(), |device| device)),
         ("parent", or_dash(line.parent.clone(), |parent| parent)),
         ("compressed", or_dash(line.compression.as_ref(), compressed)),
+        ("encrypted", line.encryption.unwrap_or("no").into()),
         ("features", or_dash(line.features, bits)),
         ("health", line.health.clone()),
         ("made", or_dash(line.created_at_ms, render::time)),

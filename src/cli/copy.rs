@@ -31,6 +31,7 @@ pub(super) async fn copy(context: &Context, copy: args::Copy) -> Result<()> {
     let source = context.open().await?;
     let (id, _) = source.pool.lookup(&name.volume()).await?;
     let target = super::volume::open_or_create(&destination(context, &copy)?).await?;
+    let target = target.with_key(context.given()?);
     let there = There::look(&target, &new).await?;
     if there.as_ref().is_some_and(|there| there.id == id) {
         return Err(Error::usage(format!("{new} in {} is the volume itself", copy.to))

@@ -5,7 +5,7 @@
 //! and `delete` removes it.
 
 use super::interrupt::Interrupt;
-use super::{Context, args, size, volume};
+use super::{Context, args, key, size, volume};
 use crate::daemon::journals::refuse_journaled;
 use crate::daemon::{RunDir, environment};
 use crate::device::{BlockDevice, Checked};
@@ -15,6 +15,7 @@ use crate::format::pool::ImportObject;
 use crate::host::Host;
 use crate::pool::backend::Backend;
 use crate::pool::{Executioner, NewVolume, VolumeName, standing};
+use crate::seal::Material;
 use crate::transfer::convert::{Meeting, fill_from_qcow2};
 use crate::transfer::import::{FIRST_SIZE, fill, pour, resume_point};
 use crate::transfer::origin::{Contents, Origin};
@@ -40,6 +41,7 @@ struct Filling<'a> {
     name: &'a VolumeName,
     id: VolumeId,
     new: NewVolume,
+    lock: Option<Material>,
     /// An earlier import began it.
     resumed: bool,
 }
@@ -65,7 +67,8 @@ pub(super) async fn import(context: &Context, args: args::Import) -> Result<()> 
     let size = volume_size(&origin, wanted, block_size.bytes().into())?;
     let new = NewVolume { size, block_size, chunk_size, compression };
     new.validate()?;
-    let backend = volume::open_or_create(&location).await?;
+    let lock = key::lock(context, args.encrypt, name.as_str()).await?;
+    let backend = volume::open_or_create(&location).await?.with_key(context.given()?);
     let begun = backend.pool.import_to_resume(&name, args.resume).await?;
     let (import, resumed) = begin(&backend, &name, &origin, begun).await?;
     let id = import.volume;
@@ -74,7 +77,7 @@ pub(super) async fn import(context: &Context, args: args::Import) -> Result<()> 
         backend.pool.finish_import(&name, id).await?;
         return context.show(&json!({ "name": name, "id": id, "size": size }), || name.to_string());
     }
-    let filling = Filling { backend: &backend, name: &name, id, new, resumed };
+    let filling = Filling { backend: &backend, name: &name, id, new, lock, resumed };
     let (imported, size) = filling.run(origin, wanted, &args, &mut interrupt).await?;
     let document = json!({
         "name": name, "id": id, "size": size, "image_size": imported.image,
@@ -139,7 +142,7 @@ impl Filling<'_> {
         let (shown, resumable) = (origin.shown.clone(), origin.fingerprint.is_some());
         let mut opened = false;
         let done = async {
-            self.backend.pool.import_volume(self.id, self.new).await?;
+            self.backend.pool.import_volume(self.id, self.new, self.lock.as_ref()).await?;
             let volume = self.own(args.takeover).await?;
             opened = true;
             let meeting = run_dir.meeting();

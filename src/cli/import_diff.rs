@@ -105,7 +105,10 @@ async fn from(
     let header = incoming.header().clone();
     let backend = match header.base {
         Some(_) => context.open().await?,
-        None => volume::open_or_create(&context.location()?).await?,
+        None => {
+            let backend = volume::open_or_create(&context.location()?).await?;
+            backend.with_key(context.given()?)
+        }
     };
     let received = into(&backend, &header, (name, takeover), async |volume: &Volume| {
         receive(volume, incoming, new_id(), &|bytes| progress.add(bytes)).await

@@ -24,6 +24,9 @@ pub(super) async fn inspect(context: &Context, what: &str) -> Result<()> {
             Error::usage(format!("{what:?} is no name of an object"))
                 .hint("name it as `objblk check` does, from the pool's prefix on")
         })?;
+        if let Some(id) = keys::parse_volume(&key) {
+            backend.pool.unlock_id(&id.to_string(), id).await?;
+        }
         vec![key]
     } else {
         let spec: VolumeSpec = what.parse()?;

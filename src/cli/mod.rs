@@ -23,6 +23,7 @@ mod import_diff;
 mod inspect;
 mod interrupt;
 mod journal;
+mod key;
 mod logging;
 mod moment;
 mod mount;
@@ -43,8 +44,9 @@ pub use crate::size;
 
 use crate::daemon::{Serves, shield};
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::VolumeSpec;
 use crate::pool::backend::Backend;
+use crate::pool::{VolumeName, VolumeSpec};
+use crate::seal::{KeyGiven, KeyPlace, ask, has_terminal};
 use crate::settings::{Endpoints, Location, Named};
 use args::{Cli, Global, Journal, Pool, Serve, Trash, Verb};
 use clap::{CommandFactory, Parser};
@@ -164,6 +166,7 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
             trash::restore(context, &what, new.as_deref()).await
         }
         Verb::Trash(Trash::Empty(empty)) => trash::empty(context, empty).await,
+        Verb::Key(verb) => key::dispatch(context, verb).await,
         Verb::Path(verb) => path::dispatch(context, verb).await,
         Verb::Pool(Pool::Init { create_bucket, unsafe_no_fencing }) => {
             pool::init(context, create_bucket, unsafe_no_fencing).await
@@ -215,7 +218,31 @@ impl Context {
     /// The pool.
     async fn open(&self) -> Result<Backend> {
         let (url, s3) = self.location()?.parts()?;
-        Backend::open(&url, &s3).await
+        Ok(Backend::open(&url, &s3).await?.with_key(self.given()?))
+    }
+
+    /// What opens encrypted volumes: what the flags say, or whoever sits at the terminal; `None` where there is
+    /// neither.
+    fn given(&self) -> Result<Option<KeyGiven>> {
+        let asked = || has_terminal().then(|| KeyGiven::from_place(KeyPlace::Asked));
+        Ok(self.global.key.key()?.or_else(asked))
+    }
+
+    /// The same for a process in the background, which can ask nobody.
+    async fn given_for(&self, name: &VolumeName) -> Result<Option<KeyGiven>> {
+        let given = self.global.key.key()?;
+        if given.is_some() || !has_terminal() {
+            return Ok(given);
+        }
+        let pool = self.open().await?.pool.with_given(None);
+        match pool.lookup(name).await {
+            Ok((_, volume)) if volume.is_encrypted() => {
+                let answer = ask(&format!("Passphrase of {name}: "))?;
+                Ok(Some(KeyGiven::answered(answer)))
+            }
+            // What is wrong with it is told by whoever serves it.
+            _ => Ok(None),
+        }
     }
 
     /// Prints `document`, or in human form the text that `text` gives.

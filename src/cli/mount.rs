@@ -30,6 +30,7 @@ pub(super) async fn mount(context: &Context, mount: args::Mount) -> Result<()> {
             journal: open.journal()?,
             io_timeout: open.io_timeout()?,
             heartbeat: open.heartbeat()?,
+            key: context.global.key.key()?,
             // Each is opened under its own name.
             ..plain(context.location()?, VolumeName::generate().into())
         },

@@ -2,10 +2,10 @@
 
 use super::attach::ended;
 use super::{Context, args, names};
-use crate::daemon::{DoorSpec, Ready, RunDir, run_foreground};
+use crate::daemon::{DoorSpec, Ready, RunDir, TargetSpec, run_foreground};
 use crate::error::{Error, Result};
 use crate::frontend::nbd::{Listen, was_handed};
-use crate::pool::VolumeSpec;
+use crate::pool::{Health, VolumeSpec};
 use sd_notify::NotifyState;
 use serde_json::json;
 
@@ -37,6 +37,7 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
     let connections = Some(serve.max_connections as usize);
     let door = DoorSpec::Nbd { listen, tls, connections };
     let spec = serve.open.target(context.location()?, volumes, door)?;
+    let spec = TargetSpec { key: context.given()?, ..spec };
     let show = |ready: &Ready| {
         let exports = ready.volumes.iter().map(|volume| {
             json!({
@@ -66,6 +67,7 @@ pub(super) async fn vhost_user(context: &Context, serve: args::ServeVhostUser) -
         .map_err(|e| Error::usage("--socket is no path").because(e))?;
     let door = DoorSpec::VhostUser { socket, recovery: !serve.no_recovery };
     let spec = serve.open.target(context.location()?, volumes, door)?;
+    let spec = TargetSpec { key: context.given()?, ..spec };
     let show = |ready: &Ready| {
         let volume = &ready.volumes[0];
         let document = json!({
@@ -92,6 +94,9 @@ fn warn_of_strangers(listen: &str) {
 
 async fn every_volume(context: &Context) -> Result<Vec<VolumeSpec>> {
     let entries = context.open().await?.pool.list().await?;
+    for entry in entries.iter().filter(|entry| matches!(entry.health, Health::Locked(_))) {
+        eprintln!("objblk: {} is left out: it is encrypted, and was not opened", entry.name);
+    }
     let usable = entries.into_iter().filter(|entry| entry.is_usable());
     usable.map(|entry| entry.name.parse()).collect()
 }

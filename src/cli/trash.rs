@@ -2,7 +2,7 @@
 
 use super::delete::{executioner, removed};
 use super::{Context, args, confirm, duration, render, size};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::pool::{Child, Deleted, Executioner, Pool, TrashState, Trashed, VolumeName};
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -55,7 +55,12 @@ async fn line(pool: &Pool, trashed: &Trashed) -> Result<Line> {
     let info = match trashed.state {
         TrashState::Kept | TrashState::Lost | TrashState::Unfinished => {
             match pool.look(&label, trashed.id).await {
-                Err(e) if e.kind() == crate::error::ErrorKind::Store => return Err(e),
+                Err(e) if e.kind() == ErrorKind::Store => return Err(e),
+                // It is encrypted, and is not opened for this.
+                Err(e) if matches!(e.kind(), ErrorKind::Usage | ErrorKind::Failed) => {
+                    health = e.to_string();
+                    None
+                }
                 Err(e) => {
                     (state, health) = ("damaged", e.to_string());
                     None

@@ -1,8 +1,8 @@
 //! Verbs that make and change volumes.
 
-use super::{Context, args, attach, duration, retain, size};
+use super::{Context, args, attach, duration, key, retain, size};
 use crate::daemon::journals::refuse_journaled;
-use crate::daemon::{FrontendKind, KnownTarget, RunDir, client, environment};
+use crate::daemon::{FrontendKind, KnownTarget, RunDir, TargetSpec, client, environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::frame::Compression;
@@ -12,6 +12,7 @@ use crate::host::Host;
 use crate::image::{ImageUrl, Images, Outside};
 use crate::pool::backend::Backend;
 use crate::pool::{NewVolume, VolumeName, standing};
+use crate::seal::{KeyGiven, Material};
 use crate::settings::Location;
 use crate::store::url::StoreUrl;
 use crate::units::{BlockSize, SectorCount};
@@ -40,8 +41,9 @@ pub(super) async fn create(context: &Context, create: args::Create) -> Result<()
     let retain = create.retain.as_deref();
     let retain = retain.map(|time| duration::parse_some("--retain", time)).transpose()?;
     let location = context.location()?;
+    let lock = key::lock(context, create.encrypt, name.as_str()).await?;
     let backend = open_or_create(&location).await?;
-    let id = backend.pool.create_from(&name, new, source).await?;
+    let id = backend.pool.create_locked(&name, new, source, lock.as_ref()).await?;
     if retain.is_some() {
         let kept = retain::set(&backend, &name, retain).await;
         kept.map_err(|e| {
@@ -53,7 +55,12 @@ pub(super) async fn create(context: &Context, create: args::Create) -> Result<()
         let document = json!({ "name": name, "id": id, "size": new.size });
         return context.show(&document, || name.to_string());
     }
-    let ready = attach::background(context, &attach::plain(location, name.clone().into()));
+    let key = match (context.global.key.key()?, lock) {
+        (None, Some(Material::Passphrase(answer))) => Some(KeyGiven::answered(answer)),
+        (given, _) => given,
+    };
+    let spec = TargetSpec { key, ..attach::plain(location, name.clone().into()) };
+    let ready = attach::background(context, &spec);
     let ready = ready.map_err(|e| e.context(format!("made volume {name}, but")))?;
     let device = &ready.volumes[0].device;
     let document = json!({ "name": name, "id": id, "size": new.size, "device": device });

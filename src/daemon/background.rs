@@ -6,10 +6,13 @@
 
 use super::control::{Outcome, Refusal, decode, encode};
 use super::rundir::RunDir;
-use super::spec::TargetSpec;
+use super::spec::{Orders, TargetSpec};
 use super::target::{Ready, run_foreground};
 use crate::error::{Error, Result};
 use crate::pool::VolumeSpec;
+use crate::seal::{KeyPlace, Secret};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -18,6 +21,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use zeroize::Zeroizing;
 
 /// Longest line between the two processes, in bytes.
 const LINE_MAX: u64 = 1 << 20;
@@ -35,12 +39,12 @@ pub(super) enum Answer {
 ///
 /// Errors: the child's; then it has left nothing behind. Where this process is killed meanwhile,
 /// the child ends in order as soon as it notices that nobody hears it.
-pub fn spawn(spec: &impl Serialize, arguments: &[&str]) -> Result<Ready> {
+pub fn spawn(spec: &impl Orders, arguments: &[&str]) -> Result<Ready> {
     start(spec, arguments).map(|(_, ready)| ready)
 }
 
 /// As [`spawn`], for one who waits for the child.
-pub(super) fn start(spec: &impl Serialize, arguments: &[&str]) -> Result<(Child, Ready)> {
+pub(super) fn start(spec: &impl Orders, arguments: &[&str]) -> Result<(Child, Ready)> {
     let failed = || Error::failed("cannot start the process that serves the volume");
     let program = std::env::current_exe().map_err(|e| failed().because(e))?;
     let mut child = Command::new(program)
@@ -51,7 +55,7 @@ pub(super) fn start(spec: &impl Serialize, arguments: &[&str]) -> Result<(Child,
         .map_err(|e| failed().because(e))?;
     if let Some(mut stdin) = child.stdin.take() {
         // A child that died already says so below.
-        let _ = stdin.write_all(&encode(spec));
+        let _ = stdin.write_all(&encode(spec)).and_then(|()| stdin.write_all(&answer_of(spec)));
     }
     let mut line = Vec::new();
     if let Some(stdout) = child.stdout.take() {
@@ -122,12 +126,30 @@ pub async fn run_child(unwatched: impl FnOnce()) -> Result<()> {
     }
 }
 
+/// What somebody was asked for: a line of its own, since the other one may be written down.
+fn answer_of(spec: &impl Orders) -> Zeroizing<Vec<u8>> {
+    let answer = spec.key().filter(|key| *key.place() == KeyPlace::Asked);
+    let Some(answer) = answer else { return Zeroizing::default() };
+    let text = answer.answer().map(|answer| BASE64_STANDARD.encode(answer.bytes()));
+    let text = Zeroizing::new(text.unwrap_or_default());
+    Zeroizing::new(format!("{}\n", *text).into_bytes())
+}
+
 /// What the starting process wants.
-pub(super) fn read_spec<T: DeserializeOwned>() -> Result<T> {
-    let mut line = Vec::new();
-    let read = std::io::stdin().lock().take(LINE_MAX).read_until(b'\n', &mut line);
-    read.map_err(|e| Error::failed("cannot read what to do").because(e))?;
-    decode(&line)
+pub(super) fn read_spec<T: DeserializeOwned + Orders>() -> Result<T> {
+    let line = || {
+        let mut line = Zeroizing::new(Vec::new());
+        let read = std::io::stdin().lock().take(LINE_MAX).read_until(b'\n', &mut line);
+        read.map_err(|e| Error::failed("cannot read what to do").because(e))?;
+        Ok::<_, Error>(line)
+    };
+    let mut spec: T = decode(&line()?)?;
+    if let Some(key) = spec.key_mut().filter(|key| *key.place() == KeyPlace::Asked) {
+        let answer = BASE64_STANDARD.decode(line()?.trim_ascii_end());
+        let answer = answer.map_err(|e| Error::failed("cannot read the passphrase").because(e))?;
+        key.hear(Secret::new(answer));
+    }
+    Ok(spec)
 }
 
 pub(super) fn answer(answer: &Answer) -> Result<()> {

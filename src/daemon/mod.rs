@@ -37,6 +37,7 @@ mod orders;
 mod paths;
 mod recovery;
 pub mod rundir;
+mod sealed;
 mod server;
 mod shared;
 mod shield;
@@ -54,7 +55,7 @@ pub use rundir::{Held, RunDir, Target as KnownTarget};
 pub use shared::act;
 pub use shield::{Serves, shield};
 pub use spec::{
-    CacheSpec, DoorSpec, JournalSpec, TargetSpec, default_heartbeat, default_map_bytes,
+    CacheSpec, DoorSpec, JournalSpec, Orders, TargetSpec, default_heartbeat, default_map_bytes,
 };
 pub use state::{Attached, FrontendKind, TargetState};
 pub use supervisor::supervise;

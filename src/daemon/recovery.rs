@@ -126,7 +126,7 @@ async fn bring_back(
     }
     let connect = async {
         let (url, s3) = spec.location.parts()?;
-        Backend::open(&url, &s3).await
+        Ok::<_, Error>(Backend::open(&url, &s3).await?.with_key(spec.key.clone()))
     };
     let backend = connect.await.map_err(Refused::ForNow)?;
     let volume = open(spec, run_dir, &backend, attached.id).await?;

@@ -1,6 +1,7 @@
 use crate::format::VolumeId;
 use crate::frontend::nbd::TlsOptions;
 use crate::pool::VolumeSpec;
+use crate::seal::KeyGiven;
 use crate::settings::Location;
 use crate::volume::{Moment, ProfileUse, VolumeOptions};
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,28 @@ pub struct TargetSpec {
     /// Of the sources of volumes only that is fetched which somebody asks for.
     #[serde(default)]
     pub lazy: bool,
+    /// What opens those that are encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyGiven>,
+}
+
+/// What goes to a process in the background: itself, and what must not be written down.
+pub trait Orders: Serialize {
+    /// What opens encrypted volumes.
+    fn key(&self) -> Option<&KeyGiven>;
+
+    /// The same, to be completed.
+    fn key_mut(&mut self) -> Option<&mut KeyGiven>;
+}
+
+impl Orders for TargetSpec {
+    fn key(&self) -> Option<&KeyGiven> {
+        self.key.as_ref()
+    }
+
+    fn key_mut(&mut self) -> Option<&mut KeyGiven> {
+        self.key.as_mut()
+    }
 }
 
 /// That of a volume nobody said otherwise for.

@@ -5,6 +5,7 @@ use super::door::{Door, Served};
 use super::journals;
 use super::orders::Order;
 use super::rundir::{Held, RunDir};
+use super::sealed::refuse_clear_copies;
 use super::server;
 use super::shared::Shared;
 use super::spec::{CacheSpec, DoorSpec, TargetSpec};
@@ -14,11 +15,13 @@ use crate::clock::SystemClock;
 use crate::device::Checked;
 use crate::error::{Error, Result};
 use crate::format::VolumeId;
+use crate::format::volume::VolumeObject;
 use crate::frontend::ublk;
 use crate::host::Host;
 use crate::image::Outside;
 use crate::pool::backend::Backend;
 use crate::pool::{Standing, VolumeSpec, standing};
+use crate::store::KEY_HINT;
 use crate::units::Epoch;
 use crate::volume::{
     Env, Mode, Moment, Ownership, Volume, VolumeOptions, list_snapshots, ownership,
@@ -107,7 +110,13 @@ impl Target {
         (ordering, orders): (UnboundedSender<Order>, UnboundedReceiver<Order>),
     ) -> Result<Target> {
         let (url, s3) = spec.location.parts()?;
-        let backend = Backend::open(&url, &s3).await?;
+        let backend = Backend::open(&url, &s3).await?.with_key(spec.key.clone());
+        if spec.disk_cache.is_some() {
+            // Before there is a cache for nothing.
+            for name in &spec.volumes {
+                refuse_clear_copies(spec, name, &identity(&backend, name, spec.at).await?.1)?;
+            }
+        }
         let cache = spec.disk_cache.as_ref().map(open_cache).transpose()?;
         Target::start_on(spec, (backend, cache), run_dir, (ordering, orders)).await
     }
@@ -120,15 +129,20 @@ impl Target {
         (ordering, orders): (UnboundedSender<Order>, UnboundedReceiver<Order>),
     ) -> Result<Target> {
         let first = spec.volumes.first().ok_or_else(|| Error::usage("no volume is named"))?;
-        let mut wanted = Vec::new();
+        let (mut wanted, mut sealed) = (Vec::new(), false);
         for name in &spec.volumes {
-            wanted.push((identity(&backend, name, spec.at).await?, name.clone()));
+            let (id, volume) = identity(&backend, name, spec.at).await?;
+            refuse_clear_copies(spec, name, &volume)?;
+            sealed |= volume.is_encrypted();
+            wanted.push((id, name.clone()));
         }
         refuse_twins(&wanted)?;
         if let Some((id, spec)) = goes_on(&run_dir, spec, wanted[0].0)? {
             return Target::recover(&spec, id, run_dir, (ordering, orders)).await;
         }
-        let recovery = Door::check(&spec.door, first).await? && !is_read_only(spec, first);
+        // The mirror would hold what is encrypted in the clear.
+        let recovery =
+            Door::check(&spec.door, first).await? && !is_read_only(spec, first) && !sealed;
         let held = run_dir.take(&wanted)?;
         let token = rand::random();
         let served = match announce_device(&run_dir, spec, &backend, &wanted, token) {
@@ -262,16 +276,24 @@ fn announce_device(
 
 /// What `name` is known by on this host: the id of the volume, or of the snapshot, which is served
 /// beside its volume.
-async fn identity(backend: &Backend, name: &VolumeSpec, at: Option<Moment>) -> Result<VolumeId> {
-    let (id, _) = backend.pool.lookup(&name.volume()).await?;
-    if let Some(moment) = at {
-        return Ok(at_moment(id, moment));
+async fn identity(
+    backend: &Backend,
+    name: &VolumeSpec,
+    at: Option<Moment>,
+) -> Result<(VolumeId, VolumeObject)> {
+    let (id, volume) = backend.pool.lookup(&name.volume()).await?;
+    if !backend.pool.is_open(&volume) {
+        let text = format!("volume {name} is encrypted, and its key was not given");
+        return Err(Error::usage(text).hint(KEY_HINT));
     }
-    let Some(snapshot) = name.snapshot() else { return Ok(id) };
+    if let Some(moment) = at {
+        return Ok((at_moment(id, moment), volume));
+    }
+    let Some(snapshot) = name.snapshot() else { return Ok((id, volume)) };
     let all = list_snapshots(&*backend.stores.setup, id).await?;
     let found = all.into_iter().find(|entry| entry.name == snapshot);
     let found = found.ok_or_else(|| Error::not_found(format!("there is no snapshot {name}")))?;
-    Ok(VolumeId::from_bytes(found.id.bytes()))
+    Ok((VolumeId::from_bytes(found.id.bytes()), volume))
 }
 
 /// What a volume is known by as of a moment.

@@ -143,8 +143,9 @@ impl Doctor {
         (name, id): (&str, VolumeId),
         family: &mut Family,
     ) -> Result<VolumeReport> {
+        use ErrorKind::{Busy, Failed, Unsupported, Usage};
         match self.examine((name, id), family).await {
-            Err(e) if matches!(e.kind(), ErrorKind::Busy | ErrorKind::Unsupported) => {
+            Err(e) if matches!(e.kind(), Busy | Unsupported | Usage | Failed) => {
                 let mut report = VolumeReport::new(name, id);
                 report.error = Some(e.to_string());
                 Ok(report)

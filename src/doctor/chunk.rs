@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::format::chunk::{ChunkHeader, FRAME_SECTORS};
 use crate::format::codec::FormatError;
 use crate::format::keys::ChunkId;
-use crate::log::fetch::{FetchError, fetch_header};
+use crate::log::fetch::{FetchError, fetch_header, unsealed};
 use crate::store::{GetRange, Store, StoreErrorKind};
 use bytes::Bytes;
 use std::ops::Range;
@@ -151,6 +151,17 @@ pub(super) async fn frames(
         // It ends before them, or went meanwhile: its next reader tells.
         Err(e) if matches!(e.kind, StoreErrorKind::Range | StoreErrorKind::NotFound) => {
             Bytes::new()
+        }
+        // Of a sealed chunk nothing comes where a part of it is damaged: each frame by itself, then.
+        Err(e) if e.kind == StoreErrorKind::Damaged => {
+            if run.len() == 1 {
+                return Ok(vec![Some(unsealed("sealed chunk", e))]);
+            }
+            let mut each = Vec::with_capacity(run.len());
+            for index in run {
+                each.extend(Box::pin(frames(store, id, header, index..index + 1)).await?);
+            }
+            return Ok(each);
         }
         Err(e) => return Err(e.into()),
     };

@@ -15,7 +15,7 @@ use crate::format::features::Access;
 use crate::format::keys::{self, ChunkId, MapObjectId};
 use crate::format::map_object::parse_directory;
 use crate::format::volume::VolumeObject;
-use crate::store::Store;
+use crate::store::{KEY_HINT, Store};
 use crate::volume::present::is_newest;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use std::collections::BTreeSet;
@@ -71,6 +71,11 @@ impl Doctor {
         if description.features.access() == Access::None {
             let text = format!("volume {name} uses features of a newer objblk");
             return Err(Error::new(ErrorKind::Unsupported, text).hint("upgrade objblk"));
+        }
+        self.pool.unlock(name, &description).await?;
+        if !self.pool.is_open(&description) {
+            let text = format!("volume {name} is encrypted, and its key was not given");
+            return Err(Error::usage(text).hint(KEY_HINT));
         }
         self.progress.begin(format!("{name}: its map"), 0);
         let gathered = Gathered::of(store, name, &description).await?;

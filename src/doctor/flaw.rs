@@ -3,6 +3,7 @@
 use super::runs::Run;
 use crate::error::Result;
 use crate::format::{FormatError, FormatResult};
+use crate::log::fetch::unsealed;
 use crate::store::{Key, Store, StoreErrorKind, get_parsed};
 use serde::Serialize;
 
@@ -94,6 +95,9 @@ pub(super) async fn read<T>(
     match get_parsed(store, key, parse).await {
         Ok(parsed) => Ok(parsed.map_err(Flaw::from)),
         Err(e) if e.kind == StoreErrorKind::NotFound => Ok(Err(Flaw::Missing)),
+        Err(e) if e.kind == StoreErrorKind::Damaged => {
+            Ok(Err(Flaw::Damaged(unsealed("sealed object", e))))
+        }
         Err(e) => Err(e.into()),
     }
 }

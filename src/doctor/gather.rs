@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::checkpoint::Checkpoint;
 use crate::format::fence::Fence;
+use crate::format::key_slots::KeySlots;
 use crate::format::keys::{self, ChunkId};
 use crate::format::profile::Profile;
 use crate::format::snapshot::{SnapshotEntry, SnapshotObject};
@@ -44,6 +45,8 @@ pub(super) struct Gathered {
     pub unknown_to_origin: bool,
     /// What is kept of its past; the points are among the states.
     pub past: Past,
+    /// The slots of its key that count, if it is encrypted.
+    pub key_slots: Option<Key>,
 }
 
 impl Gathered {
@@ -64,6 +67,7 @@ impl Gathered {
             fences: BTreeSet::new(),
             unknown_to_origin: false,
             past: Past::default(),
+            key_slots: None,
         };
         let (now, is_lost) = gathered.look(store, name, description).await?;
         gathered.read_snapshots(store, name, description, is_lost).await?;
@@ -72,6 +76,9 @@ impl Gathered {
         gathered.epochs(store, description).await?;
         gathered.fences(store, description).await?;
         gathered.profile(store, description.id).await?;
+        if description.is_encrypted() {
+            gathered.key_slots(store, description.id).await?;
+        }
         gathered.older_checkpoints(store, description.id).await?;
         gathered.children(store, name, description).await?;
         Ok(gathered)
@@ -234,6 +241,18 @@ impl Gathered {
             Err(flaw) => flaw,
         };
         self.damages.push(Damage::of(&key, &flaw, "the profile, on which nothing depends"));
+        Ok(())
+    }
+
+    /// Who has the key now may be the last one.
+    async fn key_slots(&mut self, store: &dyn Store, id: VolumeId) -> Result<()> {
+        let newest = store.list(&keys::key_sets(id), None, 1).await?.objects;
+        let key = newest.first().map_or(keys::key_set(id, 0), |newest| newest.key.clone());
+        if let Err(flaw) = read(store, &key, KeySlots::parse).await? {
+            let what = "the slots of the volume's key, without which nobody opens it again";
+            self.damages.push(Damage::of(&key, &flaw, what));
+        }
+        self.key_slots = Some(key);
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use crate::format::checkpoint::{self, Checkpoint, Garbage, Point};
 use crate::format::chunk::{self, ChunkHeader};
 use crate::format::fence::{self, Fence};
 use crate::format::frame::frame_payload_len;
+use crate::format::key_slots::KeySlots;
 use crate::format::keys;
 use crate::format::map_object::{self, ItemKind, parse_directory};
 use crate::format::page::{ItemRef, LEAF_SECTORS, parse_chunk_page, parse_leaf, parse_map_page};
@@ -16,6 +17,7 @@ use crate::format::profile::{self, Profile};
 use crate::format::received::ReceivedObject;
 use crate::format::record::Record;
 use crate::format::schedule::ScheduleObject;
+use crate::format::sealed;
 use crate::format::snapshot::{self, SnapshotEntry, SnapshotObject};
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::format::{FormatResult, VolumeId};
@@ -77,6 +79,7 @@ pub fn decode(key: &Key, bytes: &[u8]) -> Inspected {
         Some(snapshot::MAGIC) => ("snapshot", decode_snapshot(key, id, bytes)),
         Some(map_object::MAGIC) => ("map object", decode_map(key, id, bytes)),
         Some(profile::MAGIC) => ("profile", decode_profile(key, id, bytes)),
+        Some(sealed::MAGIC) => ("sealed object", decode_sealed(bytes)),
         _ => decode_by_name(key, id, bytes),
     };
     let (contents, damage) = match decoded {
@@ -92,6 +95,14 @@ type Decoded = FormatResult<(Value, Option<String>)>;
 fn volume_of(key: &Key) -> Option<VolumeId> {
     let mut parts = key.as_str().split('/');
     (parts.next() == Some("volumes")).then(|| parts.next()?.parse().ok())?
+}
+
+/// All that can be said of one without its key.
+fn decode_sealed(bytes: &[u8]) -> Decoded {
+    sealed::check_header(bytes)?;
+    let len = sealed::plain_len(bytes.len() as u64);
+    let damage = len.is_none().then(|| "no sealed object has so many bytes".to_owned());
+    Ok((json!({ "bytes_when_opened": len }), damage))
 }
 
 /// That the object is the one that its name says.
@@ -321,6 +332,9 @@ fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static st
     if keys::parse_received(id, key).is_some() {
         return ("received", plain(ReceivedObject::parse(bytes)));
     }
+    if keys::parse_key_set(id, key).is_some() {
+        return ("key slots", plain(KeySlots::parse(bytes)));
+    }
     if keys::parse_schedule(id, key).is_some() {
         return ("schedule", plain(ScheduleObject::parse(bytes)));
     }
@@ -399,8 +413,8 @@ mod tests {
         /// Whatever the bytes are, and whatever the name.
         #[test]
         fn decoding_is_total(
-            which in 0usize..12,
-            magic in 0usize..7,
+            which in 0usize..13,
+            magic in 0usize..8,
             mut bytes in prop::collection::vec(any::<u8>(), 0..200),
         ) {
             let id = volume();
@@ -410,11 +424,11 @@ mod tests {
                 keys::checkpoint(id, Seq(1), Epoch(1)),
                 keys::snapshot(id, crate::format::SnapshotId::from_bytes([1; 16])),
                 keys::child(id, crate::format::SnapshotId::from_bytes([1; 16]), id),
-                keys::name("a").unwrap(), Key::new("bench/a").unwrap(),
+                keys::key_set(id, 1), keys::name("a").unwrap(), Key::new("bench/a").unwrap(),
             ];
             let magics = [
                 chunk::MAGIC, fence::MAGIC, checkpoint::MAGIC, snapshot::MAGIC, map_object::MAGIC,
-                profile::MAGIC,
+                profile::MAGIC, sealed::MAGIC,
             ];
             if let Some(magic) = magics.get(magic) {
                 bytes.splice(0..0, magic.iter().copied());

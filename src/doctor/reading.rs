@@ -103,6 +103,10 @@ impl Store for Reading {
     fn hurry(&self, key: &Key) -> Option<limit::Urgent> {
         self.store.hurry(key)
     }
+
+    fn unseals(&self, key: &Key) -> bool {
+        self.store.unseals(key)
+    }
 }
 
 #[cfg(test)]

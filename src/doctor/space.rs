@@ -168,6 +168,7 @@ impl<'a> Sorter<'a> {
         }
         let is_known = *key == keys::volume(id)
             || *key == keys::profile(id)
+            || self.gathered.key_slots.as_ref() == Some(key)
             || keys::parse_received(id, key).is_some()
             || keys::parse_kept(id, key).is_some()
             || keys::parse_schedule(id, key).is_some()
@@ -231,10 +232,11 @@ impl Listed {
 }
 
 async fn is_fence(store: &dyn Store, key: &Key) -> Result<bool> {
+    use StoreErrorKind::{Damaged, NotFound, Range};
     let range = GetRange::Part { offset: 0, len: fence::MAGIC.len() as u64 };
     match store.get(key, range).await {
         Ok(bytes) => Ok(bytes.starts_with(fence::MAGIC)),
-        Err(e) if matches!(e.kind, StoreErrorKind::NotFound | StoreErrorKind::Range) => Ok(false),
+        Err(e) if matches!(e.kind, NotFound | Range | Damaged) => Ok(false),
         Err(e) => Err(e.into()),
     }
 }

@@ -9,6 +9,7 @@ use crate::format::lineage::Lineage;
 use crate::format::map_object::check_item;
 use crate::format::page::ItemRef;
 use crate::log::Terms;
+use crate::log::fetch::unsealed;
 use crate::map::Overlay;
 use crate::store::{GetRange, Store, StoreErrorKind};
 use crate::units::{Sector, SectorCount, SectorRange, Seq};
@@ -94,6 +95,9 @@ impl State {
             Err(e) if e.kind == StoreErrorKind::NotFound => return Ok(Err(Flaw::Missing)),
             // The object ends before the item.
             Err(e) if e.kind == StoreErrorKind::Range => bytes::Bytes::new(),
+            Err(e) if e.kind == StoreErrorKind::Damaged => {
+                return Ok(Err(Flaw::Damaged(unsealed("sealed map object", e))));
+            }
             Err(e) => return Err(e.into()),
         };
         Ok(check_item(item, &bytes).and_then(|()| parse(&bytes)).map_err(Flaw::from))

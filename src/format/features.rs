@@ -39,6 +39,9 @@ impl Features {
     /// Incompat bit: frames may be compressed with Zstandard, and new ones are.
     pub const ZSTD: u64 = 1 << 9;
 
+    /// Incompat bit: the volume is encrypted, most of its objects are stored sealed.
+    pub const ENCRYPTED: u64 = 1 << 10;
+
     /// Compat bits: the level of that; 0 is none in particular. It is of no use to a reader.
     pub const ZSTD_LEVEL: u64 = 31;
 
@@ -46,7 +49,11 @@ impl Features {
     pub const KNOWN: Features = Features {
         compat: Features::ZSTD_LEVEL,
         ro_compat: 0,
-        incompat: Features::CLONE | Features::SOURCE | Features::LZ4 | Features::ZSTD,
+        incompat: Features::CLONE
+            | Features::SOURCE
+            | Features::LZ4
+            | Features::ZSTD
+            | Features::ENCRYPTED,
     };
 
     /// These features, and what a volume needs that is compressed like that.

@@ -8,6 +8,7 @@
 //! trash/<id>                                  a volume whose objects are being removed
 //! bench/<run>/<number>                        a load on the bare store, for as long as it runs
 //! volumes/<id>/volume.json                    the volume, immutable
+//! volumes/<id>/keys/<~n>                      the slots of its key, if it is encrypted, the newest first
 //! volumes/<id>/epochs/<epoch>                 who owns an epoch
 //! volumes/<id>/profile                        what is read first, a hint
 //! volumes/<id>/log/<hh>/<seq>-<epoch>         chunk or fence: a slot of the log
@@ -162,6 +163,24 @@ pub fn volume(id: VolumeId) -> Key {
 /// What is read first after an attach.
 pub fn profile(id: VolumeId) -> Key {
     key(format!("volumes/{id}/profile"))
+}
+
+/// Where the slots of a volume's key are, below its prefix.
+pub(super) const KEY_SETS: &str = "keys/";
+
+/// Prefix of the slots of the volume's key.
+pub fn key_sets(id: VolumeId) -> String {
+    format!("volumes/{id}/{KEY_SETS}")
+}
+
+/// The slots of the volume's key, as they were set for the time `number`.
+pub fn key_set(id: VolumeId, number: u64) -> Key {
+    key(format!("{}{:016x}", key_sets(id), u64::MAX - number))
+}
+
+/// The number that a key made by [`key_set`] names.
+pub fn parse_key_set(id: VolumeId, key: &Key) -> Option<u64> {
+    Some(u64::MAX - hex16(key.as_str().strip_prefix(&key_sets(id))?)?)
 }
 
 /// Prefix of the volume's epochs.
@@ -360,6 +379,7 @@ mod tests {
             let key = checkpoint(id, Seq(n), Epoch(3));
             assert_eq!(parse_checkpoint(id, &key), Some((Seq(n), Epoch(3))));
             assert_eq!(parse_schedule(id, &schedule(id, n)), Some(n));
+            assert_eq!(parse_key_set(id, &key_set(id, n)), Some(n));
             assert_eq!(parse_slot(id, &slot(id, Seq(n), Epoch(4))), Some((Seq(n), Epoch(4))));
             let object = MapObjectId { epoch: Epoch(n), number: n as u32 };
             assert_eq!(parse_map_object(id, &map_object(id, object)), Some(object));

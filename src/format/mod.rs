@@ -14,6 +14,8 @@
 //! | what a snapshot is a copy of | JSON | [`received`] |
 //! | stream of changes, in no store | binary | [`stream`] |
 //! | schedule: which snapshots are made by themselves | JSON | [`schedule`] |
+//! | slots of an encrypted volume's key | JSON | [`key_slots`] |
+//! | sealed object: what an encrypted volume stores instead of each of most others | binary | [`sealed`] |
 //!
 //! All numbers are little-endian. Every binary object begins with a magic of 8 bytes and a
 //! version (u16, 1 so far), names the volume, epoch and position it was written for (so that a misplaced
@@ -73,6 +75,7 @@ pub mod features;
 pub mod fence;
 pub mod frame;
 mod id;
+pub mod key_slots;
 pub mod keys;
 pub mod lineage;
 pub mod map_object;
@@ -82,6 +85,7 @@ pub mod profile;
 pub mod received;
 pub mod record;
 pub mod schedule;
+pub mod sealed;
 pub mod snapshot;
 pub mod source;
 pub mod stream;

@@ -92,6 +92,11 @@ impl VolumeObject {
         self.ancestors.last()
     }
 
+    /// Whether most of its objects are sealed, so that nobody can use it without its key.
+    pub fn is_encrypted(&self) -> bool {
+        self.features.incompat & Features::ENCRYPTED != 0
+    }
+
     /// Size at creation.
     pub fn sectors(&self) -> SectorCount {
         SectorCount(self.size / SECTOR_SIZE)

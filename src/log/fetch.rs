@@ -112,7 +112,18 @@ impl Fetcher {
         id: ChunkId,
         range: Range<u32>,
     ) -> FetchResult<Vec<FetchResult<Bytes>>> {
-        let first = self.frames_once(store, id, &range).await?;
+        let first = match self.frames_once(store, id, &range).await {
+            // Of a sealed chunk nothing comes where a part of it is damaged: each frame by itself, then.
+            Err(FetchError::Damaged { .. }) if range.len() > 1 => {
+                let mut each = Vec::with_capacity(range.len());
+                for index in range {
+                    let one = self.frames_once(store, id, &(index..index + 1)).await;
+                    each.extend(one.unwrap_or_else(|e| vec![Err(e)]));
+                }
+                return Ok(each);
+            }
+            first => first?,
+        };
         if first.iter().all(Result::is_ok) {
             return Ok(first);
         }
@@ -201,8 +212,16 @@ fn object_error(id: ChunkId, e: StoreError) -> FetchError {
             let why = FormatError { object, field, offset, problem: Problem::Truncated };
             FetchError::Damaged { key: id.key(), why }
         }
+        StoreErrorKind::Damaged => {
+            FetchError::Damaged { key: id.key(), why: unsealed("sealed chunk", e) }
+        }
         _ => FetchError::Store(e),
     }
+}
+
+/// What is wrong with an object of the kind `object` that was not opened, where the store says so.
+pub fn unsealed(object: &'static str, e: StoreError) -> FormatError {
+    FormatError { object, field: "segment", offset: 0, problem: Problem::Value(e.detail) }
 }
 
 /// Fetches and verifies a chunk's header.

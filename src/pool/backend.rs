@@ -1,16 +1,18 @@
 //! From a store's address to a pool that is ready for use.
 //!
 //! ```text
-//! base store -> (paths) -> (unfenced) -> metrics -> retry with a deadline          setup: answers a user
-//!                                               \-> retry for ever -> hedge        live: serves a device
-//!                                               \-> retry for ever, others first   background
+//! base store -> (paths) -> (unfenced) -> metrics -> retry with a deadline          -> seal  setup: answers a user
+//!                                               \-> retry for ever -> hedge        -> seal  live: serves a device
+//!                                               \-> retry for ever, others first   -> seal  background
 //! ```
+//! What is sealed is sealed above all that repeats a request, once for each object that is put.
 //! All three take turns by one limiter. A bucket is reached by all its paths, which is one path as a
 //! rule; before it is used, they have to show that they lead to one pool.
 
 use super::Pool;
 use crate::error::{ErrorKind, Result};
 use crate::format::keys;
+use crate::seal::{KeyGiven, Keyring, SealStore};
 use crate::store::Store;
 use crate::store::hedge::HedgeStore;
 use crate::store::limit::{Bounds, Class, Limiter};
@@ -59,16 +61,17 @@ impl Backend {
     /// to several stores.
     pub async fn open(url: &StoreUrl, s3: &S3Options) -> Result<Backend> {
         let (base, paths) = reach(url, s3, false).await?;
-        let (stores, metrics) = stack(Arc::clone(&base));
-        let pool = Pool::open(Arc::clone(&stores.setup)).await?;
+        let ring = Arc::new(Keyring::default());
+        let (stores, metrics) = stack(Arc::clone(&base), &ring);
+        let pool = Pool::open(Arc::clone(&stores.setup)).await?.with_ring(ring.clone());
         if pool.object().fencing {
             return Ok(Backend { pool, stores, metrics, paths });
         }
         tracing::warn!(
             "the pool {url} was made with --unsafe-no-fencing: two owners of one volume destroy it"
         );
-        let (stores, metrics) = stack(Arc::new(UnfencedStore::new(base)));
-        let pool = Pool::open(Arc::clone(&stores.setup)).await?;
+        let (stores, metrics) = stack(Arc::new(UnfencedStore::new(base)), &ring);
+        let pool = Pool::open(Arc::clone(&stores.setup)).await?.with_ring(ring);
         Ok(Backend { pool, stores, metrics, paths })
     }
 
@@ -80,8 +83,10 @@ impl Backend {
             true => Arc::new(UnfencedStore::new(base)),
             false => base,
         };
-        let (stores, metrics) = stack(base);
+        let ring = Arc::new(Keyring::default());
+        let (stores, metrics) = stack(base, &ring);
         let pool = Pool::init(Arc::clone(&stores.setup), how.unsafe_no_fencing).await?;
+        let pool = pool.with_ring(ring);
         if let Some(paths) = &paths {
             paths.store().verify().await?;
         }
@@ -98,7 +103,7 @@ impl Backend {
             Err(e) => e,
         };
         if let StoreUrl::S3(_) = url {
-            let (stores, _) = stack(reach(url, s3, false).await?.0);
+            let (stores, _) = stack(reach(url, s3, false).await?.0, &Arc::default());
             if stores.setup.list("", None, 1).await.is_err() {
                 return Err(missing);
             }
@@ -107,6 +112,11 @@ impl Backend {
             Err(e) if e.kind() == ErrorKind::Exists => Ok((Backend::open(url, s3).await?, false)),
             made => Ok((made?, true)),
         }
+    }
+
+    /// The same, whose encrypted volumes are opened by what is `given`.
+    pub fn with_key(self, given: Option<KeyGiven>) -> Backend {
+        Backend { pool: self.pool.with_given(given), ..self }
     }
 
     /// The paths to a bucket.
@@ -144,7 +154,7 @@ async fn reach(
     Ok((Arc::new(paths.store().clone()), Some(paths)))
 }
 
-fn stack(base: Arc<dyn Store>) -> (Stores, Arc<MetricsStore>) {
+fn stack(base: Arc<dyn Store>, ring: &Arc<Keyring>) -> (Stores, Arc<MetricsStore>) {
     let limiter = Arc::new(Limiter::new(REQUESTS));
     let metrics = Arc::new(MetricsStore::new(base));
     let retry = |deadline, class| -> Arc<dyn Store> {
@@ -152,10 +162,13 @@ fn stack(base: Arc<dyn Store>) -> (Stores, Arc<MetricsStore>) {
         let retry = RetryStore::new(metrics.clone(), policy, StdRng::from_os_rng());
         Arc::new(retry.through(limiter.clone(), class))
     };
+    let seal = |store| -> Arc<dyn Store> {
+        Arc::new(SealStore::new(store, ring.clone(), StdRng::from_os_rng()))
+    };
     let stores = Stores {
-        setup: retry(Some(PATIENCE), Class::Foreground),
-        live: Arc::new(HedgeStore::new(retry(None, Class::Foreground))),
-        background: retry(None, Class::Background),
+        setup: seal(retry(Some(PATIENCE), Class::Foreground)),
+        live: seal(Arc::new(HedgeStore::new(retry(None, Class::Foreground)))),
+        background: seal(retry(None, Class::Background)),
     };
     (stores, metrics.clone())
 }

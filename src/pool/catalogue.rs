@@ -11,6 +11,7 @@ use crate::format::keys;
 use crate::format::pool::{NameObject, TombstoneObject, encode_json, parse_json};
 use crate::format::source::SourceObject;
 use crate::format::volume::{self, VOLUME_SIZE_MAX, VOLUME_VERSION, VolumeObject};
+use crate::seal::Material;
 use crate::store::{Store, StoreErrorKind, list_all};
 use crate::units::BlockSize;
 use crate::volume::{Ownership, ownership};
@@ -55,6 +56,8 @@ pub struct Entry {
 pub enum Health {
     /// A volume.
     Good(Box<Info>),
+    /// A volume that is encrypted, and its key was not given, or another one.
+    Locked(Box<VolumeObject>),
     /// A volume whose removal was begun and not finished.
     Deleting,
     /// An import that is not finished, from that source.
@@ -148,26 +151,45 @@ impl Pool {
         new: NewVolume,
         source: Option<SourceObject>,
     ) -> Result<VolumeId> {
+        self.create_locked(name, new, source, None).await
+    }
+
+    /// As [`Pool::create_from`], of a volume that is encrypted if there is a `lock`, which opens the first slot
+    /// of its key.
+    ///
+    /// Errors: those.
+    pub async fn create_locked(
+        &self,
+        name: &VolumeName,
+        new: NewVolume,
+        source: Option<SourceObject>,
+        lock: Option<&Material>,
+    ) -> Result<VolumeId> {
         new.validate()?;
         source.iter().try_for_each(|source| new.can_begin_as(source))?;
         if get(&*self.store, &name.key()).await?.is_some() {
             return Err(name_taken(name));
         }
         let id = VolumeId::from_random(rand::random());
-        let volume = new.described(id, source);
+        let mut volume = new.described(id, source);
+        if let Some(material) = lock {
+            volume.features.incompat |= Features::ENCRYPTED;
+            self.lay_key(id, material).await?;
+        }
         put_description(&*self.store, &volume).await?;
         let named = self.give_name(name, id).await;
         // After any other error the name may be there, or may come yet: it needs its volume.
         if named.as_ref().is_err_and(|e| e.kind() == ErrorKind::Exists)
-            && let Err(e) = self.store.delete(&[keys::volume(id)]).await
+            && let Err(e) = self.store.delete(&[keys::volume(id), keys::key_set(id, 0)]).await
         {
             tracing::warn!("{} stays behind: {e}", keys::volume(id));
         }
         named.map(|_| id)
     }
 
-    /// The volume called `name`. Errors: not found; busy while it is being deleted; corrupt and
-    /// unsupported by its description.
+    /// The volume called `name`. Where it is encrypted and something was given to open it, it is opened.
+    /// Errors: not found; busy while it is being deleted; corrupt and unsupported by its description; those of
+    /// [`Pool::unlock`].
     pub async fn lookup(&self, name: &VolumeName) -> Result<(VolumeId, VolumeObject)> {
         let Some(id) = self.resolve(name).await? else {
             if let Some(import) = self.import_of(name).await? {
@@ -179,7 +201,9 @@ impl Pool {
         if self.removal_is_decided(id).await? {
             return Err(deletion_begun(name));
         }
-        Ok((id, self.volume_object(name.as_str(), id).await?))
+        let volume = self.volume_object(name.as_str(), id).await?;
+        self.unlock(name.as_str(), &volume).await?;
+        Ok((id, volume))
     }
 
     /// Description and state of the volume called `name`. Errors: as [`Pool::lookup`]; corrupt
@@ -235,15 +259,27 @@ impl Pool {
         }
         match self.look(name.as_str(), id).await {
             Ok(info) => Ok(found(id, Health::Good(Box::new(info)))),
+            Err(e) if matches!(e.kind(), ErrorKind::Usage | ErrorKind::Failed) => {
+                let volume = self.volume_object(name.as_str(), id).await?;
+                Ok(found(
+                    id,
+                    match volume.is_encrypted() {
+                        true => Health::Locked(Box::new(volume)),
+                        false => Health::Damaged(e),
+                    },
+                ))
+            }
             Err(e) if e.kind() == ErrorKind::Store => Err(e),
             Err(e) => Ok(found(id, Health::Damaged(e))),
         }
     }
 
     /// Description and state of a volume with or without a name; `label` is what errors call it. Errors:
-    /// corrupt and unsupported by its description; the store's.
+    /// corrupt and unsupported by its description; usage or failed, where it is encrypted and cannot be opened
+    /// without asking anybody; the store's.
     pub async fn look(&self, label: &str, id: VolumeId) -> Result<Info> {
         let volume = self.volume_object(label, id).await?;
+        self.unlock_quietly(label, &volume).await?;
         let ownership = ownership(&*self.store, id).await?;
         Ok(Info { volume, ownership })
     }

@@ -98,6 +98,7 @@ impl Pool {
         let found = find_snapshot(&*self.store, origin, snapshot).await?;
         let volume = clone_of(&description, &found);
         let (id, child) = (volume.id, keys::child(origin, found.entry.id, volume.id));
+        self.share_key(&description, id).await?;
         put_description(&*self.store, &volume).await?;
         self.store.put_if_absent(&child, bytes::Bytes::new()).await?;
         let begun = BegunClone { id, child };
@@ -146,7 +147,7 @@ impl Pool {
     async fn discard_clone(&self, begun: &BegunClone) {
         let done = async {
             self.store.delete(std::slice::from_ref(&begun.child)).await?;
-            self.store.delete(&[keys::volume(begun.id)]).await
+            self.store.delete(&[keys::key_set(begun.id, 0), keys::volume(begun.id)]).await
         };
         if let Err(e) = done.await {
             tracing::warn!("volume {} stays behind, without a name: {e}", begun.id);
@@ -201,7 +202,7 @@ impl Pool {
         let children = match self.children(id).await {
             Ok(children) => children,
             // Its snapshots cannot be listed; that there are clones can be told all the same.
-            Err(e) if e.kind() == ErrorKind::Corrupt => {
+            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Usage) => {
                 let plain = |(snapshot, id): (SnapshotId, VolumeId)| Child {
                     snapshot: snapshot.to_string(),
                     id,

@@ -151,6 +151,7 @@ impl Pool {
         by: &Executioner,
     ) -> Result<Claimed> {
         let mut cut_off = false;
+        self.unlock_id(&name.to_string(), id).await?;
         let opened = async {
             let standing = standing(&ownership(&*self.store, id).await?, &by.host);
             cut_off = standing.is_held();
@@ -166,6 +167,11 @@ impl Pool {
         let opened = opened.await;
         match opened {
             Ok(volume) => Ok(Claimed { volume: Some(volume), cut_off }),
+            // Its key may be lost. Nobody can be fenced without.
+            Err(e) if e.kind() == ErrorKind::Usage && by.force => {
+                tracing::warn!("volume {name} is deleted without its key, and without a claim");
+                Ok(Claimed { volume: None, cut_off: true })
+            }
             Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
                 if by.force {
                     tracing::warn!("volume {name} is deleted without a claim: {e}");

@@ -18,9 +18,11 @@ use super::trash::{TrashState, bare};
 use super::{NewVolume, PARALLEL, Pool, VolumeName, damaged, get};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::features::Features;
 use crate::format::pool::{ImportObject, encode_json, parse_json};
 use crate::format::volume::VolumeObject;
 use crate::format::{VolumeId, keys};
+use crate::seal::Material;
 use crate::store::{StoreErrorKind, list_all};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
@@ -100,18 +102,29 @@ impl Pool {
         parsed.map(Some).map_err(|e| damaged(&*self.store, &key, e))
     }
 
-    /// The volume of an import, made where it is missing. It is as large as it was made at first.
+    /// The volume of an import, made where it is missing; encrypted, if there is a `lock` to open the first slot
+    /// of its key. It is as large as it was made at first.
     ///
     /// Errors: usage, for impossible sizes, or where it was made with others; corrupt; the store's.
-    pub async fn import_volume(&self, id: VolumeId, new: NewVolume) -> Result<VolumeObject> {
+    pub async fn import_volume(
+        &self,
+        id: VolumeId,
+        new: NewVolume,
+        lock: Option<&Material>,
+    ) -> Result<VolumeObject> {
         new.validate()?;
         let key = keys::volume(id);
         if let Some(bytes) = get(&*self.store, &key).await? {
             let found = VolumeObject::parse(&bytes).map_err(|e| damaged(&*self.store, &key, e))?;
             let (found_is, is) = (found.features.compression(), new.compression);
             let made = (found.size, found.block_size, found.chunk_size, found_is);
+            if found.is_encrypted() != lock.is_some() {
+                let was = if found.is_encrypted() { "with" } else { "without" };
+                return Err(Error::usage(format!("the import was begun {was} --encrypt"))
+                    .hint("resume it with the same flags"));
+            }
             return match made == (new.size, new.block_size.bytes(), new.chunk_size, is) {
-                true => Ok(found),
+                true => self.unlock(&id.to_string(), &found).await.map(|()| found),
                 false => Err(Error::usage(format!(
                     "the import was begun with a size of {} bytes, --block-size {}, --chunk-size {} and \
                      --compress {found_is}",
@@ -120,7 +133,11 @@ impl Pool {
                 .hint("resume it with the same flags")),
             };
         }
-        let volume = new.described(id, None);
+        let mut volume = new.described(id, None);
+        if let Some(material) = lock {
+            volume.features.incompat |= Features::ENCRYPTED;
+            self.lay_key(id, material).await?;
+        }
         put_description(&*self.store, &volume).await?;
         Ok(volume)
     }
@@ -230,7 +247,7 @@ mod tests {
 
     async fn begun(pool: &Pool, name: &VolumeName) -> VolumeId {
         let import = pool.begin_import(name, "x".into(), Some("y".into())).await.unwrap();
-        pool.import_volume(import.volume, NEW).await.unwrap();
+        pool.import_volume(import.volume, NEW, None).await.unwrap();
         import.volume
     }
 
@@ -250,7 +267,7 @@ mod tests {
         assert_eq!(pool.import_to_resume(&name, true).await.unwrap().unwrap().volume, id);
         // Of what was made with other sizes nothing goes on.
         let other = NewVolume { size: 2 << 20, ..NEW };
-        assert_eq!(kind(pool.import_volume(id, other).await), Some(ErrorKind::Usage));
+        assert_eq!(kind(pool.import_volume(id, other, None).await), Some(ErrorKind::Usage));
         pool.finish_import(&name, id).await.unwrap();
         assert_eq!(pool.lookup(&name).await.unwrap().0, id);
         assert!(pool.imports().await.unwrap().is_empty());

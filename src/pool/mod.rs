@@ -29,6 +29,7 @@ mod claim;
 mod clones;
 mod delete;
 mod imports;
+mod locks;
 mod name;
 mod orphans;
 mod purge;
@@ -38,6 +39,7 @@ pub use catalogue::{Entry, Health, Info, NewVolume};
 pub use claim::{Standing, standing};
 pub use clones::{BegunClone, Child};
 pub use delete::{Discarded, Executioner};
+pub use locks::Slots;
 pub use name::{VolumeName, VolumeSpec};
 pub use purge::Deleted;
 pub use trash::{KEEP, TrashState, Trashed};
@@ -61,6 +63,7 @@ const PARALLEL: usize = 16;
 pub struct Pool {
     store: Arc<dyn Store>,
     object: PoolObject,
+    keys: locks::Keys,
 }
 
 impl Pool {
@@ -113,7 +116,7 @@ impl Pool {
         };
         let object = PoolObject::parse(&bytes).map_err(|e| damaged(&*store, &keys::pool(), e))?;
         match object.features.access() {
-            Access::Full => Ok(Pool { store, object }),
+            Access::Full => Ok(Pool { store, object, keys: locks::Keys::default() }),
             Access::ReadOnly | Access::None => {
                 let message = format!("the pool {} uses features of a newer objblk", store.url());
                 Err(Error::new(ErrorKind::Unsupported, message).hint("upgrade objblk"))

@@ -51,8 +51,13 @@ impl Pool {
             return self.remove(id, entry.name.as_deref()).await;
         }
         self.refuse_needed(&label, id, by.force).await?;
+        let was_deleted = known.as_ref().is_some_and(|(_, entry)| {
+            matches!(entry.step, TrashStep::Deleted | TrashStep::Purging)
+        });
         // What has no description cannot be opened by anybody.
         let claimed = match get(&*self.store, &keys::volume(id)).await? {
+            // It was claimed when it was deleted, or its owner had that time to notice.
+            Some(_) if was_deleted && self.is_locked(&label, id).await? => Claimed::nothing(),
             Some(_) => self.claim(&label, id, by).await?,
             None => Claimed::nothing(),
         };

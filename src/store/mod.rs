@@ -166,11 +166,15 @@ pub enum StoreErrorKind {
     Throttled,
     /// No answer, a broken connection, a 5xx: trying again may help.
     Unavailable,
+    /// The object is sealed, and its bytes are not those that were sealed under this name.
+    Damaged,
+    /// The object is sealed, and its key was not given.
+    Locked,
 }
 
 impl StoreErrorKind {
     /// Every kind, in the order of their discriminants.
-    pub const ALL: [StoreErrorKind; 7] = [
+    pub const ALL: [StoreErrorKind; 9] = [
         StoreErrorKind::NotFound,
         StoreErrorKind::AlreadyExists,
         StoreErrorKind::Range,
@@ -178,6 +182,8 @@ impl StoreErrorKind {
         StoreErrorKind::Invalid,
         StoreErrorKind::Throttled,
         StoreErrorKind::Unavailable,
+        StoreErrorKind::Damaged,
+        StoreErrorKind::Locked,
     ];
 
     /// Its name in counters: lower case, words joined by `_`.
@@ -190,6 +196,8 @@ impl StoreErrorKind {
             StoreErrorKind::Invalid => "invalid",
             StoreErrorKind::Throttled => "throttled",
             StoreErrorKind::Unavailable => "unavailable",
+            StoreErrorKind::Damaged => "damaged",
+            StoreErrorKind::Locked => "locked",
         }
     }
 
@@ -239,12 +247,19 @@ pub const MAX_PAGE: usize = 1000;
 /// Result of a store request.
 pub type StoreResult<T> = Result<T, StoreError>;
 
+/// What to do where a key is missing.
+pub const KEY_HINT: &str = "name its key with --key-file, --key-command or --passphrase-file";
+
 impl From<StoreError> for Error {
     fn from(e: StoreError) -> Error {
+        if e.kind == StoreErrorKind::Damaged {
+            return Error::corrupt(format!("object {} is damaged", e.object)).because(e.detail);
+        }
         let kind = match e.kind {
             StoreErrorKind::NotFound => ErrorKind::NotFound,
             StoreErrorKind::AlreadyExists => ErrorKind::Exists,
-            StoreErrorKind::Range => ErrorKind::Corrupt,
+            StoreErrorKind::Range | StoreErrorKind::Damaged => ErrorKind::Corrupt,
+            StoreErrorKind::Locked => ErrorKind::Usage,
             StoreErrorKind::Denied
             | StoreErrorKind::Invalid
             | StoreErrorKind::Throttled
@@ -253,6 +268,7 @@ impl From<StoreError> for Error {
         let hint = match e.kind {
             StoreErrorKind::Denied => Some("check the credentials and what they allow"),
             StoreErrorKind::Unavailable => Some("check the endpoint and the network"),
+            StoreErrorKind::Locked => Some(KEY_HINT),
             _ => None,
         };
         let error = Error::new(kind, format!("the store failed to {} {}", e.op, e.object));
@@ -294,6 +310,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// for as long as the returned value lives. Of use where the other's requests may have to wait.
     fn hurry(&self, _key: &Key) -> Option<limit::Urgent> {
         None
+    }
+
+    /// Whether it opens and seals what is sealed of the volume that the object `key` is of: then nobody above
+    /// it sees anything sealed.
+    fn unseals(&self, _key: &Key) -> bool {
+        false
     }
 }
 

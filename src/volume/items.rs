@@ -11,6 +11,7 @@ use crate::format::map_object::{ItemKind, check_item};
 use crate::format::page::{
     ChunkPage, Extent, ItemRef, MapPage, parse_chunk_page, parse_leaf, parse_map_page,
 };
+use crate::log::fetch::unsealed;
 use crate::map::{ItemSource, Missing};
 use crate::store::{GetRange, Key, Store, StoreError, StoreErrorKind};
 use bytes::Bytes;
@@ -169,7 +170,7 @@ impl Items {
                 Ok(Some(bytes)) => decode(&key, ItemKind::Leaf, item, bytes),
                 // By itself it may still be there, or a better error.
                 Ok(None) => self.fetch(store, ItemKind::Leaf, item).await,
-                Err(e) if e.kind == StoreErrorKind::Range => {
+                Err(e) if matches!(e.kind, StoreErrorKind::Range | StoreErrorKind::Damaged) => {
                     self.fetch(store, ItemKind::Leaf, item).await
                 }
                 Err(e) if e.kind == StoreErrorKind::NotFound => {
@@ -253,6 +254,9 @@ impl Items {
             Err(e) if e.kind == StoreErrorKind::NotFound => return Err(ItemError::Missing(key)),
             // The object ends before the item.
             Err(e) if e.kind == StoreErrorKind::Range => Bytes::new(),
+            Err(e) if e.kind == StoreErrorKind::Damaged => {
+                return Err(ItemError::Damaged(key, unsealed("sealed map object", e)));
+            }
             Err(e) => return Err(e.into()),
         };
         decode(&key, kind, item, &bytes)

@@ -10,7 +10,7 @@ use crate::format::keys::{self, ChunkId};
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::log::fetch::{FetchError, fetch_header};
 use crate::log::replay::LogEnd;
-use crate::store::{Key, Store, StoreErrorKind, get_parsed, list_all};
+use crate::store::{KEY_HINT, Key, Store, StoreErrorKind, get_parsed, list_all};
 use crate::units::{Epoch, SectorCount, Seq};
 
 /// How often the newest checkpoint is looked for again when it vanishes under the reader.
@@ -75,6 +75,11 @@ pub(super) async fn read_description(store: &dyn Store, id: VolumeId) -> Result<
     let description = parsed.map_err(damaged)?;
     if description.id != id {
         return Err(Error::corrupt(format!("object {key} describes volume {}", description.id)));
+    }
+    // Before anything else is read, and long before anything is written.
+    if description.is_encrypted() && !store.unseals(&key) {
+        let text = format!("volume {id} is encrypted, and its key was not given");
+        return Err(Error::usage(text).hint(KEY_HINT));
     }
     Ok(description)
 }

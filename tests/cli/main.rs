@@ -14,6 +14,7 @@ mod clones;
 mod compress;
 mod diff;
 mod doctor;
+mod encrypted;
 mod gate;
 mod journal;
 mod mistakes;

@@ -32,7 +32,7 @@ async fn headers(rig: &Rig) -> Vec<ChunkHeader> {
     headers
 }
 
-fn noise(rng: &mut StdRng, sectors: u64) -> Vec<u8> {
+pub fn noise(rng: &mut StdRng, sectors: u64) -> Vec<u8> {
     let mut data = vec![0; sectors as usize * 512];
     rng.fill_bytes(&mut data);
     data
@@ -171,7 +171,11 @@ async fn a_volume_may_hold_chunks_of_every_codec() {
 
 /// A closed volume with a snapshot, known to a pool by its name, and what it holds.
 async fn sample(compression: Compression) -> (Rig, Pool, Vec<u8>) {
-    let rig = Rig::with(1, 1 << 20, compression).await;
+    sample_in(Rig::with(1, 1 << 20, compression).await).await
+}
+
+/// The same of a volume of 1 MiB.
+pub async fn sample_in(rig: Rig) -> (Rig, Pool, Vec<u8>) {
     rig.memory.delete(&[Key::new("objblk.json").unwrap()]).await.unwrap();
     let pool = Pool::init(rig.store.clone(), false).await.unwrap();
     let body = encode_json(&NameObject { volume: rig.id });
@@ -191,7 +195,7 @@ async fn sample(compression: Compression) -> (Rig, Pool, Vec<u8>) {
 }
 
 /// What a reader gets of the volume: right bytes or an error. True: an error.
-async fn fails(rig: &Rig, data: &[u8], what: &str) -> bool {
+pub async fn fails(rig: &Rig, data: &[u8], what: &str) -> bool {
     let options = VolumeOptions { mode: Mode::ReadOnly, ..rig.options.clone() };
     let Ok(volume) = rig.open_with(9, options).await else { return true };
     let mut failed = false;

@@ -5,8 +5,10 @@ use objblk::clock::SystemClock;
 use objblk::device::{BlockDevice, DeviceError, WriteFlags};
 use objblk::error::Result;
 use objblk::format::frame::Compression;
+use objblk::format::key_slots::{KEY_SLOTS_VERSION, KeySlots};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{VolumeId, features::Features, keys, pool};
+use objblk::seal::{Cost, Keyring, Material, SealStore, Secret, VolumeKey, new_slot};
 use objblk::store::fault::{FaultHandle, FaultStore};
 use objblk::store::memory::MemoryStore;
 use objblk::store::retry::{RetryPolicy, RetryStore};
@@ -49,10 +51,33 @@ impl Rig {
         Rig::with(seed, size, Compression::None).await
     }
 
-    /// As [`Rig::new`]; every other one is of a compressed volume.
+    /// As [`Rig::new`]; every other one is of a compressed volume, every third one of an encrypted one.
     pub async fn any(seed: u64, size: u64) -> Rig {
         let all = [Compression::None, Compression::Lz4, Compression::None, Compression::Zstd(1)];
-        Rig::with(seed, size, all[(seed % 4) as usize]).await
+        let compression = all[(seed % 4) as usize];
+        match seed % 3 {
+            1 => Rig::encrypted(seed, size, compression).await,
+            _ => Rig::with(seed, size, compression).await,
+        }
+    }
+
+    /// As [`Rig::with`], of an encrypted volume: the store seals, the memory below has what is sealed.
+    pub async fn encrypted(seed: u64, size: u64, compression: Compression) -> Rig {
+        let rig = Rig::with(seed, size, compression).await;
+        let ring = Arc::new(Keyring::default());
+        ring.add([rig.id], VolumeKey::new([3; 32]));
+        let random = StdRng::seed_from_u64(seed + 1);
+        let store = Arc::new(SealStore::new(rig.store.clone(), ring, random));
+        let body = rig.object(keys::volume(rig.id).as_str()).await;
+        let mut description = VolumeObject::parse(&body).unwrap();
+        description.features.incompat |= Features::ENCRYPTED;
+        rig.replace(keys::volume(rig.id).as_str(), pool::encode_json(&description)).await;
+        let material = Material::Bytes(Secret::new(vec![5; 32]));
+        let (key, cost) = (VolumeKey::new([3; 32]), Cost::default());
+        let slot = new_slot(&key, [1; 16], (0, String::new(), 0), &material, cost).unwrap();
+        let slots = KeySlots { version: KEY_SLOTS_VERSION, key: [1; 16], slots: vec![slot] };
+        rig.replace(keys::key_set(rig.id, 0).as_str(), pool::encode_json(&slots)).await;
+        Rig { store, ..rig }
     }
 
     pub async fn with(seed: u64, size: u64, compression: Compression) -> Rig {

@@ -8,6 +8,7 @@ use objblk::format::checkpoint::{Checkpoint, Point};
 use objblk::format::chunk::{self, ChunkHeader, FRAME_SIZE};
 use objblk::format::fence::Fence;
 use objblk::format::frame::Compression;
+use objblk::format::key_slots::KeySlots;
 use objblk::format::keys::MapObjectId;
 use objblk::format::map_object::{ItemKind, parse_directory};
 use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
@@ -39,7 +40,7 @@ fn this_version_writes_the_golden_bytes() {
     // Written once for a new object or version: OBJBLK_WRITE_GOLDEN=1 creates missing files.
     let create = std::env::var_os("OBJBLK_WRITE_GOLDEN").is_some();
     let all = [samples::binary(), samples::journal(), samples::cache(), samples::stream()];
-    for (name, bytes) in all.concat() {
+    for (name, bytes) in all.concat().into_iter().chain([samples::sealed()]) {
         let bytes = shown(name, &bytes);
         if create && !path(name).exists() {
             std::fs::write(path(name), hex(&bytes)).unwrap();
@@ -52,6 +53,15 @@ fn this_version_writes_the_golden_bytes() {
         }
         assert_eq!(String::from_utf8(bytes).unwrap(), std::fs::read_to_string(path(name)).unwrap());
     }
+}
+
+#[test]
+fn golden_sealed_object_and_key_slots_open() {
+    let (by, key) = samples::sealing();
+    let opened = by.open(&key, &golden("sealed-v1.hex")).unwrap();
+    assert_eq!(Fence::parse(&opened), Ok(samples::fence()));
+    let slots = std::fs::read(path("key-slots.json")).unwrap();
+    assert_eq!(KeySlots::parse(&slots), Ok(samples::key_slots()));
 }
 
 #[test]

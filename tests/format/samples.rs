@@ -8,6 +8,7 @@ use objblk::format::chunk::ChunkParts;
 use objblk::format::features::Features;
 use objblk::format::fence::Fence;
 use objblk::format::frame::Compression;
+use objblk::format::key_slots::{Kdf, KeySlot, KeySlots};
 use objblk::format::keys::{ChunkId, MapObjectId};
 use objblk::format::lineage::Ancestor;
 use objblk::format::map_object::{ItemKind, MapObjectBuilder};
@@ -33,6 +34,8 @@ use objblk::journal::ring::{
     BATCH_HEADER_LEN, BatchHeader, BatchNumber, RingId, SegmentHeader, SegmentNumber, SlotIndex,
     Superblock, Term as RingTerm,
 };
+use objblk::seal::VolumeKey;
+use objblk::store::Key;
 use objblk::units::{BlockSize, Epoch, Sector, SectorCount, SectorRange, Seq};
 use std::path::PathBuf;
 
@@ -356,7 +359,36 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("received.json", encode_json(&received())),
         ("trash-entry.json", encode_json(&entry)),
         ("schedule.json", encode_json(&schedule)),
+        ("key-slots.json", encode_json(&key_slots())),
     ]
+}
+
+/// One slot of each kind.
+pub fn key_slots() -> KeySlots {
+    let bytes = |from: u8| std::array::from_fn(|at| from + at as u8);
+    let slot = |number, label: &str, kdf| KeySlot {
+        number,
+        label: label.into(),
+        made_at_ms: 1_700_000_000_000,
+        kdf,
+        wrapped: std::array::from_fn(|at| 100 + at as u8),
+    };
+    let passphrase = Kdf::Argon2id { salt: bytes(16), memory_kib: 65_536, passes: 3, lanes: 4 };
+    let slots = vec![slot(0, "", passphrase), slot(2, "thor", Kdf::Hkdf { salt: bytes(32) })];
+    KeySlots { version: 1, key: bytes(48), slots }
+}
+
+/// The key of the sealed sample, and what that is called.
+pub fn sealing() -> (VolumeKey, Key) {
+    let chunk = ChunkId { volume: volume(), epoch: Epoch(3), seq: Seq(0x1234) };
+    (VolumeKey::new(std::array::from_fn(|at| at as u8)), chunk.key())
+}
+
+/// A fence, sealed.
+pub fn sealed() -> (&'static str, Vec<u8>) {
+    let (by, key) = sealing();
+    let salt = std::array::from_fn(|at| 0xf0 + at as u8);
+    ("sealed-v1.hex", by.seal(&key, &fence().encode(), salt).to_vec())
 }
 
 /// Every binary object and item by the name of its golden file.

@@ -8,6 +8,7 @@ use objblk::format::checkpoint::Checkpoint;
 use objblk::format::chunk::{self, ChunkHeader};
 use objblk::format::fence::Fence;
 use objblk::format::frame::Compression;
+use objblk::format::key_slots::KeySlots;
 use objblk::format::keys::MapObjectId;
 use objblk::format::map_object::parse_directory;
 use objblk::format::page::{
@@ -16,6 +17,7 @@ use objblk::format::page::{
 use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, TrashEntry, parse_json};
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
+use objblk::format::sealed;
 use objblk::format::snapshot::SnapshotObject;
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::Epoch;
@@ -56,6 +58,10 @@ fn parse_all(bytes: &[u8]) {
     let _ = parse_json::<NameObject>("name", bytes);
     let _ = parse_json::<TombstoneObject>("tombstone", bytes);
     let _ = TrashEntry::parse(bytes);
+    let _ = KeySlots::parse(bytes);
+    let _ = sealed::check_header(bytes);
+    let (by, key) = samples::sealing();
+    let _ = by.open(&key, bytes);
 }
 
 fn objects() -> Vec<(&'static str, Vec<u8>)> {
@@ -141,6 +147,21 @@ fn every_truncation_is_noticed() {
             };
             assert!(noticed, "{name} cut to {len} bytes");
         }
+    }
+}
+
+/// Whatever is done to a sealed object, it does not open, and nothing breaks.
+#[test]
+fn any_change_of_a_sealed_object_is_noticed() {
+    let ((by, key), (_, whole)) = (samples::sealing(), samples::sealed());
+    assert!(by.open(&key, &whole).is_ok());
+    for bit in 0..whole.len() * 8 {
+        let mut changed = whole.clone();
+        changed[bit / 8] ^= 1 << (bit % 8);
+        assert!(by.open(&key, &changed).is_err(), "bit {bit}");
+    }
+    for len in 0..whole.len() {
+        assert!(by.open(&key, &whole[..len]).is_err(), "cut to {len}");
     }
 }
 

@@ -69,6 +69,7 @@ fn objects() -> Vec<Seed> {
         ("cache", "head", golden("cache-head-v1.hex")),
         ("cache", "entry", golden("cache-entry-v1.hex")),
         ("stream", "golden", golden("stream-v1.hex")),
+        ("sealed", "golden", golden("sealed-v1.hex")),
     ]);
     for name in [
         "pool",
@@ -80,6 +81,7 @@ fn objects() -> Vec<Seed> {
         "received",
         "trash-entry",
         "schedule",
+        "key-slots",
     ] {
         seeds.push(("json", name, golden(&format!("{name}.json"))));
     }

@@ -106,10 +106,14 @@ impl Actor {
             let retry = RetryStore::new(Arc::new(wire.clone()), policy, rng);
             Arc::new(retry.through(limiter.clone(), class)) as Arc<dyn Store>
         };
+        let seal = |store| match &self.world.vault {
+            Some(vault) => vault.over(store, self.world.random(|rng| rng.random())),
+            None => store,
+        };
         let stores = Stores {
-            setup: store(Some(Duration::from_secs(90)), Class::Foreground),
-            live: Arc::new(HedgeStore::new(store(None, Class::Foreground))),
-            background: store(None, Class::Background),
+            setup: seal(store(Some(Duration::from_secs(90)), Class::Foreground)),
+            live: seal(Arc::new(HedgeStore::new(store(None, Class::Foreground)))),
+            background: seal(store(None, Class::Background)),
         };
         let clock = Arc::new(SimClock(self.world.clone()));
         let env = Env { runtime: tokio::runtime::Handle::current(), clock };

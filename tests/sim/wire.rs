@@ -56,10 +56,10 @@ impl Request {
         }
     }
 
-    fn what(&self) -> What {
+    fn what(&self, world: &World) -> What {
         match self {
             Request::Get(key, range) => What::get(key, *range),
-            Request::Put(key, body) => What::put(key, body),
+            Request::Put(key, body) => What::put(key, &world.opened(key, body)),
             Request::Delete(_) => What::Delete,
             Request::Head(_) => What::HeadEpoch,
             Request::List(prefix, ..) => What::list(prefix),
@@ -74,7 +74,7 @@ impl Request {
 impl Wire {
     async fn request(&self, request: Request) -> StoreResult<Reply> {
         self.process.pass().await;
-        let what = request.what();
+        let what = request.what(&self.world);
         let fate = self.world.draw(&self.process, what);
         self.world.trace(|| format!("{} {what:?} {} {fate:?}", self.process.pid, request.name()));
         for _ in 0..fate.turns {

@@ -17,7 +17,9 @@ use crate::shelf::Shelf;
 use crate::sites::{self, Fault, Hits, Site, What};
 use crate::source::SourcedModel;
 use crate::stream::CopyModel;
+use crate::vault::Vault;
 use crate::wire::{Reply, Request};
+use bytes::Bytes;
 use futures::FutureExt;
 use objblk::device::BlockDevice;
 use objblk::format::checkpoint::Checkpoint;
@@ -104,6 +106,8 @@ pub struct World {
     pub layout: Layout,
     pub compression: Compression,
     pub memory: MemoryStore,
+    /// The volume is encrypted.
+    pub vault: Option<Vault>,
     /// For the mirrors of its devices.
     pub folder: PathBuf,
     /// Size of a journal here.
@@ -185,6 +189,8 @@ impl World {
             layout,
             compression: [Compression::None, Compression::Lz4][(seed % 2) as usize],
             memory: MemoryStore::new(),
+            // Every sixth world, whatever is drawn for all else.
+            vault: (seed % 6 == 5).then(|| Vault::new(VolumeId::from_random([7; 16]))),
             folder: folder.to_owned(),
             journal_bytes,
             plan: past::plan(seed),
@@ -366,6 +372,51 @@ impl World {
 
     /// The request reaches the store.
     pub fn effect(&self, request: &Request) -> StoreResult<Reply> {
+        let Some(vault) = &self.vault else { return self.plain_effect(request) };
+        match request {
+            Request::Put(key, body) if vault.seals(key) => {
+                let plain = match vault.open(key, body) {
+                    Ok(plain) => plain,
+                    Err(what) => {
+                        self.violated(what);
+                        return Ok(Reply::Done);
+                    }
+                };
+                let done = self.plain_effect(&Request::Put(key.clone(), plain))?;
+                vault.keep(key, body);
+                Ok(done)
+            }
+            Request::Get(key, range) if vault.seals(key) => {
+                let whole = Request::Get(key.clone(), GetRange::All);
+                match self.plain_effect(&whole)? {
+                    Reply::Bytes(plain) => vault.give(key, &plain, *range).map(Reply::Bytes),
+                    other => Ok(other),
+                }
+            }
+            _ => Ok(match self.plain_effect(request)? {
+                Reply::Info(mut info) => {
+                    info.size = vault.size(&info.key, info.size);
+                    Reply::Info(info)
+                }
+                Reply::Page(mut page) => {
+                    for info in &mut page.objects {
+                        info.size = vault.size(&info.key, info.size);
+                    }
+                    Reply::Page(page)
+                }
+                reply => reply,
+            }),
+        }
+    }
+
+    /// What an object that is put says, where it can be told.
+    pub fn opened(&self, key: &Key, body: &Bytes) -> Bytes {
+        let vault = self.vault.as_ref().filter(|vault| vault.seals(key));
+        vault.and_then(|vault| vault.open(key, body).ok()).unwrap_or_else(|| body.clone())
+    }
+
+    /// As [`World::effect`], of plain objects.
+    fn plain_effect(&self, request: &Request) -> StoreResult<Reply> {
         let memory = &self.memory;
         let now = "a memory store answers at once";
         match request {

@@ -2,6 +2,7 @@
 
 mod diff;
 mod doctor;
+mod key;
 mod mount;
 mod open;
 mod path;
@@ -12,6 +13,7 @@ mod vhost_user;
 
 pub(super) use diff::{Copy, Diff, ExportDiff, ImportDiff};
 pub(super) use doctor::Check;
+pub(super) use key::{Key, NewKey};
 pub(super) use mount::{Mount, Umount};
 pub(super) use open::Open;
 pub(super) use path::Path;
@@ -69,6 +71,8 @@ pub(in crate::cli) struct Global {
     /// When paths of a higher priority are used again: immediate, manual, or after so many seconds
     #[arg(long, global = true, value_name = "WHEN", help_heading = "Store")]
     pub(in crate::cli) path_failback: Option<String>,
+    #[command(flatten)]
+    pub(in crate::cli) key: key::Given,
     /// The configuration file, instead of ~/.config/objblk/config.toml and /etc/objblk/config.toml
     #[arg(long, global = true, value_name = "FILE", help_heading = "Store")]
     pub(in crate::cli) config: Option<PathBuf>,
@@ -203,6 +207,9 @@ pub(in crate::cli) enum Verb {
     /// Show and change the paths by which attached volumes reach their store, also under I/O
     #[command(subcommand)]
     Path(Path),
+    /// Show and change what opens an encrypted volume
+    #[command(subcommand)]
+    Key(Key),
     /// Make or show a pool
     #[command(subcommand)]
     Pool(Pool),
@@ -239,6 +246,10 @@ pub(in crate::cli) struct Create {
     /// How what is written is compressed: none, lz4, zstd, or zstd:1 (fast) to zstd:19 (small)
     #[arg(long, value_name = "HOW", visible_alias = "compression", default_value = "lz4")]
     pub(in crate::cli) compress: String,
+    /// Encrypt it (AES-256-GCM): opened by --key-file, --key-command or --passphrase-file, or by a passphrase
+    /// that is asked for; see key
+    #[arg(long)]
+    pub(in crate::cli) encrypt: bool,
     /// Keep its past for that long (24h, 7d), see retain
     #[arg(long, value_name = "TIME")]
     pub(in crate::cli) retain: Option<String>,

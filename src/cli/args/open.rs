@@ -99,6 +99,7 @@ impl Open {
             io_timeout: self.io_timeout()?,
             heartbeat: self.heartbeat()?,
             lazy: self.lazy,
+            key: None,
         })
     }
 

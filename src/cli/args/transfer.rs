@@ -22,6 +22,9 @@ pub(in crate::cli) struct Import {
     /// How what is written is compressed: none, lz4, zstd, or zstd:1 (fast) to zstd:19 (small)
     #[arg(long, value_name = "HOW", visible_alias = "compression", default_value = "lz4")]
     pub(in crate::cli) compress: String,
+    /// Encrypt it, as with create
+    #[arg(long)]
+    pub(in crate::cli) encrypt: bool,
     /// Go on with an import of the same image that was cut off, if there is one
     #[arg(long)]
     pub(in crate::cli) resume: bool,

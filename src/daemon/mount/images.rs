@@ -333,6 +333,11 @@ impl Catalogue for Images {
         match self.look(&name).await {
             // Busy: its deletion was begun.
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Busy) => Ok(None),
+            // It is encrypted, and what was given does not open it.
+            Err(e) if matches!(e.kind(), ErrorKind::Usage | ErrorKind::Failed) => {
+                tracing::warn!("{name} is left out: {e}");
+                Ok(None)
+            }
             found => found.map(Some),
         }
     }

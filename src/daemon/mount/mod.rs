@@ -25,11 +25,12 @@ use super::background::{Answer, answer, detach_from_terminal, open_log_at, read_
 use super::control::Outcome;
 use super::rundir::RunDir;
 use super::server;
-use super::spec::TargetSpec;
+use super::spec::{Orders, TargetSpec};
 use super::target::{Ready, listen_to_signals, open_cache};
 use crate::error::{Error, Result};
 use crate::frontend::fuse::{MountOptions, Session};
 use crate::pool::backend::Backend;
+use crate::seal::KeyGiven;
 use end::Running;
 use images::Images;
 use nix::unistd::setsid;
@@ -52,6 +53,16 @@ pub struct MountSpec {
     pub each: TargetSpec,
 }
 
+impl Orders for MountSpec {
+    fn key(&self) -> Option<&KeyGiven> {
+        self.each.key()
+    }
+
+    fn key_mut(&mut self) -> Option<&mut KeyGiven> {
+        self.each.key_mut()
+    }
+}
+
 /// Mounts the pool and serves it in this process until it is unmounted or told to end. `ready` is
 /// called once the directory can be used; an error of it ends the mount again.
 ///
@@ -64,7 +75,7 @@ pub async fn run(spec: &MountSpec, ready: impl FnOnce(&Ready) -> Result<()>) -> 
     let place = Place::take(&run_dir, &spec.dir).await?;
     let starting = async {
         let (url, s3) = spec.each.location.parts()?;
-        let backend = Backend::open(&url, &s3).await?;
+        let backend = Backend::open(&url, &s3).await?.with_key(spec.each.key.clone());
         let cache = spec.each.disk_cache.as_ref().map(open_cache).transpose()?;
         place.announce(&backend.pool.store().url())?;
         server::listen(&place.socket(), None, ordering.clone())?;

@@ -1,18 +1,57 @@
-//! What compression costs: a volume with it beside one without, on stores in memory. Its data is such
-//! that a frame gets half as long. (`engine` compares the one without it with a disk in memory.)
+//! What compression and encryption cost: a volume with it beside one without, on stores in memory. Its data is
+//! such that a frame gets half as long. (`engine` compares the one without it with a disk in memory.)
 
 use crate::contest::{Report, Settings, take_turns};
 use crate::disk::{Dice, Ground, MIB, PAGE, noise};
 use crate::engine::{BURST, PAGES, SIZE, ground, inline, options, reads, sector};
 use objblk::device::{BlockDevice, WriteFlags};
+use objblk::format::VolumeId;
 use objblk::format::frame::Compression;
+use objblk::seal::{Keyring, SealStore, VolumeKey};
 use objblk::volume::Volume;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const LIMIT: &str = "uncompressed";
-const ALL: [Compression; 2] = [Compression::Lz4, Compression::Zstd(3)];
+const PLAIN: How = How { compression: Compression::None, sealed: false };
+const ALL: [How; 4] = [
+    How { compression: Compression::Lz4, sealed: false },
+    How { compression: Compression::Zstd(3), sealed: false },
+    How { compression: Compression::Lz4, sealed: true },
+    How { compression: Compression::None, sealed: true },
+];
 /// Written in a turn, and by how many flushes.
 const BURSTS: u64 = 4;
+
+/// How a volume is stored.
+#[derive(Clone, Copy)]
+struct How {
+    compression: Compression,
+    sealed: bool,
+}
+
+impl fmt::Display for How {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.compression, if self.sealed { " + AES" } else { "" })
+    }
+}
+
+/// A store of its own, and the volume on it.
+fn made(how: How) -> (Ground, VolumeId) {
+    let Ground { runtime, store } = ground();
+    let ground = Ground { runtime, store: Arc::clone(&store) };
+    let id = ground.create_with(SIZE, how.compression);
+    if !how.sealed {
+        return (ground, id);
+    }
+    let ring = Arc::new(Keyring::default());
+    ring.add([id], VolumeKey::new([7; 32]));
+    let store = Arc::new(SealStore::new(store, ring, StdRng::seed_from_u64(1)));
+    (Ground { store, ..ground }, id)
+}
 
 /// Half of it is text that repeats, half is not.
 fn page() -> Vec<u8> {
@@ -38,9 +77,9 @@ struct Written {
     cpu: f64,
 }
 
-fn written(compression: Compression) -> Written {
-    let ground = ground();
-    let volume = ground.open(ground.create_with(SIZE, compression), options());
+fn written(how: How) -> Written {
+    let (ground, id) = made(how);
+    let volume = ground.open(id, options());
     let pages: Vec<Vec<u8>> = (0..64).map(|_| page()).collect();
     let (mut dice, mut making, before) = (Dice::new(3), Duration::ZERO, cpu());
     for _ in 0..BURSTS {
@@ -58,24 +97,23 @@ fn written(compression: Compression) -> Written {
 }
 
 /// A volume of which all is cached.
-fn cached(ground: &Ground, compression: Compression) -> Volume {
-    let id = ground.create_with(SIZE, compression);
+fn cached(how: How) -> (Ground, Volume) {
+    let (ground, id) = made(how);
     let volume = ground.open(id, options());
     for number in 0..PAGES {
-        inline(ground, volume.write(sector(number), &page(), WriteFlags::default())).unwrap();
+        inline(&ground, volume.write(sector(number), &page(), WriteFlags::default())).unwrap();
     }
     ground.wait(volume.close()).unwrap();
     let (volume, mut page) = (ground.open(id, options()), [0; PAGE]);
     for number in 0..PAGES {
-        inline(ground, volume.read(sector(number), &mut page)).unwrap();
+        inline(&ground, volume.read(sector(number), &mut page)).unwrap();
     }
-    volume
+    (ground, volume)
 }
 
 /// Reads all of a new volume that was written with it, from the store: GiB for a second of the processor.
-fn cold(compression: Compression) -> f64 {
-    let ground = ground();
-    let id = ground.create_with(SIZE, compression);
+fn cold(how: How) -> f64 {
+    let (ground, id) = made(how);
     let (volume, pages) = (ground.open(id, options()), (0..64).map(|_| page()).collect::<Vec<_>>());
     for number in 0..PAGES {
         let page = &pages[number as usize % 64];
@@ -95,33 +133,30 @@ fn cold(compression: Compression) -> f64 {
 pub fn run(settings: &Settings, report: &mut Report) {
     let of_one = |written: &Written| (BURSTS * BURST) as f64 / 1e6 / written.making.as_secs_f64();
     let gib = (BURSTS * BURST) as f64 * PAGE as f64 / (1u64 << 30) as f64;
-    for compression in ALL {
+    for how in ALL {
         let mut spent = [Vec::new(), Vec::new()];
-        let [ours, plain] = [compression, Compression::None].map(|compression| {
+        let [ours, plain] = [how, PLAIN].map(|how| {
             move |spent: &mut Vec<f64>| {
-                let written = written(compression);
+                let written = written(how);
                 spent.push(gib / written.cpu);
                 of_one(&written)
             }
         });
         let [mine, theirs] = &mut spent;
         let figures = take_turns(settings.rounds, [&mut || ours(mine), &mut || plain(theirs)]);
-        report.add(&format!("4 KiB random writes, {compression}"), "M/s", LIMIT, figures);
-        report.add(&format!("writes for a CPU second, {compression}"), "GiB", LIMIT, spent);
+        report.add(&format!("4 KiB random writes, {how}"), "M/s", LIMIT, figures);
+        report.add(&format!("writes for a CPU second, {how}"), "GiB", LIMIT, spent);
+        let figures = take_turns(settings.rounds, [&mut || cold(how), &mut || cold(PLAIN)]);
+        report.add(&format!("cold reads for a CPU second, {how}"), "GiB", LIMIT, figures);
+        let turn = settings.turn(2.0);
+        let [ours, plain] = [how, PLAIN].map(cached);
         let figures = take_turns(
             settings.rounds,
-            [&mut || cold(compression), &mut || cold(Compression::None)],
-        );
-        report.add(&format!("cold reads for a CPU second, {compression}"), "GiB", LIMIT, figures);
-        let (ground, turn) = (ground(), settings.turn(2.0));
-        let [ours, plain] = [compression, Compression::None].map(|c| cached(&ground, c));
-        let figures = take_turns(
-            settings.rounds,
-            [&mut || reads(&ground, &ours, PAGES, turn), &mut || {
-                reads(&ground, &plain, PAGES, turn)
+            [&mut || reads(&ours.0, &ours.1, PAGES, turn), &mut || {
+                reads(&plain.0, &plain.1, PAGES, turn)
             }],
         );
-        report.add(&format!("cached 4 KiB reads, {compression}"), "M/s", LIMIT, figures);
-        [ours, plain].iter().for_each(|volume| ground.wait(volume.close()).unwrap());
+        report.add(&format!("cached 4 KiB reads, {how}"), "M/s", LIMIT, figures);
+        [ours, plain].iter().for_each(|(ground, volume)| ground.wait(volume.close()).unwrap());
     }
 }

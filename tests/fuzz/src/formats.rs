@@ -9,7 +9,8 @@ use objblk::format::chunk::{self, ChunkHeader, ChunkParts};
 use objblk::format::codec::{Reader, Writer};
 use objblk::format::fence::Fence;
 use objblk::format::frame::{Codec, Compression, FRAME_SIZE, FrameTable, frame_payload_len};
-use objblk::format::keys::MapObjectId;
+use objblk::format::key_slots::KeySlots;
+use objblk::format::keys::{ChunkId, MapObjectId};
 use objblk::format::map_object::{
     DirectoryEntry, ItemKind, MapObjectBuilder, check_item, parse_directory,
 };
@@ -25,10 +26,12 @@ use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::record::Record;
 use objblk::format::schedule::ScheduleObject;
+use objblk::format::sealed;
 use objblk::format::snapshot::SnapshotObject;
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{FormatResult, VolumeId};
-use objblk::units::Epoch;
+use objblk::seal::VolumeKey;
+use objblk::units::{Epoch, Seq};
 use std::fmt::Debug;
 
 /// An error's text, and vectors that grow by doubling.
@@ -275,6 +278,29 @@ fn json_as_it_is(data: &[u8]) {
     check_json(data, |bytes| parse_json::<ImportObject>("import", bytes), encode_json);
     check_json(data, |bytes| parse_json::<TombstoneObject>("tombstone", bytes), encode_json);
     check_json(data, TrashEntry::parse, encode_json);
+    check_json(data, KeySlots::parse, encode_json);
+}
+
+/// Segments as they are, and what opens: nothing, but for the one that the corpus has.
+pub fn sealed(data: &[u8]) {
+    let header = sealed::check_header(data).is_ok();
+    let behind = data.get(sealed::HEADER_LEN..).unwrap_or_default();
+    let Ok(segments) = TABLES.check(data.len(), || sealed::split(behind, sealed::HEADER_LEN))
+    else {
+        return;
+    };
+    let bytes: u64 = segments.iter().map(|segment| segment.body.len() as u64).sum();
+    let last = segments.len().saturating_sub(1);
+    assert!(segments[..last].iter().all(|segment| !segment.is_short));
+    if let Some(plain) = sealed::plain_len(data.len() as u64) {
+        assert_eq!((plain, sealed::segments(plain)), (bytes, segments.len() as u64));
+    }
+    let key = VolumeKey::new(std::array::from_fn(|at| at as u8));
+    let volume = VolumeId::from_bytes(*b"0123456789abcdef");
+    let name = ChunkId { volume, epoch: Epoch(3), seq: Seq(0x1234) }.key();
+    if TABLES.check(data.len(), || key.open(&name, data)).is_ok() {
+        assert!(header && segments.len() == 1, "{} bytes open", data.len());
+    }
 }
 
 fn check_json<T: Debug + PartialEq>(

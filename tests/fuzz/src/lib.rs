@@ -37,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "journal", body: journal::journal },
     Target { name: "cache", body: cache::cache },
     Target { name: "stream", body: stream::stream },
+    Target { name: "sealed", body: formats::sealed },
     Target { name: "json", body: formats::json },
     Target { name: "names", body: text::names },
     Target { name: "size", body: text::size },

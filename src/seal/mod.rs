@@ -1,0 +1,67 @@
+//! Encryption: what an encrypted volume stores cannot be read or changed unnoticed without its key.
+//!
+//! [`SealStore`] is a layer of the store, above all that retry a request: whoever uses it reads and writes
+//! plain objects, and sees the sizes of those; below it there are only sealed ones ([`mod@sealed`] says which,
+//! and what they look like). The engine, the collector and the doctor know nothing of it.
+//!
+//! | part | is |
+//! | --- | --- |
+//! | `secret` | bytes that are wiped, and not shown |
+//! | `key` | a volume's key: seals and opens objects |
+//! | `wrap` | a volume's key in its slots |
+//! | `given` | what a user has to open a slot |
+//! | `ring` | the keys that were given to this process, by volume |
+//! | `store` | the layer |
+//!
+//! # Why no nonce is used twice
+//!
+//! Every object is sealed under a key of its own: HKDF-SHA256 of the volume's key, with the name of the object
+//! and a salt of 16 random bytes. The nonce of a segment is its number, and whether it is the last one. So two
+//! segments have a key and a nonce in common only if they are the same segment of two sealings of one name
+//! that drew the same salt. A name is sealed again only where its first put failed and is tried anew, or where
+//! what was put there is gone: a few times. That two of n sealings of one name draw the same 128 bits happens
+//! with n²/2¹²⁹. It does not depend on epochs or slots never being used again: after a crash, or in a copy of
+//! a pool, the same slot of the same epoch may be written with other bytes, and is sealed under another key.
+//! A request that is repeated below this layer carries the same sealed bytes.
+//!
+//! # What is authenticated
+//!
+//! * The bytes of a segment, the header of the object, where the segment is, and whether it is the last one:
+//!   an object that is cut off, or a segment that is moved, fails.
+//! * The name of the object, with the volume's id in it: an object that is moved or swapped fails.
+//! * All segments that a request gets are of one sealing.
+//!
+//! Not authenticated are the objects that are clear: who owned the volume, its children, and its description. Who
+//! can change that can make it unusable, or a clone read what another clone of the same origin holds.
+//!
+//! What fails is read once more, then it is damage ([`StoreErrorKind::Damaged`]). Not noticed is what no
+//! checksum notices: an object that is missing, or the list of all of them being an older one. The engine
+//! notices missing objects that something names; a bucket that is as a whole put back to what it was is the
+//! volume as it was.
+//!
+//! # Keys
+//!
+//! A volume's key is 32 random bytes, made with the volume and never changed. Its slots hold it wrapped: with
+//! AES-256-GCM by a key of a slot's own, made of a passphrase by Argon2id or of at least 32 bytes of a key file
+//! or a command's output by HKDF-SHA256, with a salt of the slot; so its nonce is zero. Number of the slot and
+//! id of the key are authenticated. Who has the volume's key has it for good: removing a slot keeps those out
+//! who had only what opens it.
+//!
+//! A clone reads its origin's objects, so it has its origin's key, and slots of its own, copied when it is made.
+//!
+//! [`mod@sealed`]: crate::format::sealed
+//! [`StoreErrorKind::Damaged`]: crate::store::StoreErrorKind::Damaged
+
+mod given;
+mod key;
+mod ring;
+mod secret;
+mod store;
+mod wrap;
+
+pub use given::{KeyGiven, KeyPlace, Material, ask, has_terminal};
+pub use key::{Salt, VolumeKey};
+pub use ring::Keyring;
+pub use secret::Secret;
+pub use store::SealStore;
+pub use wrap::{Cost, new_slot, unwrap};
