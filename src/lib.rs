@@ -30,6 +30,7 @@
 //! | [`direct`] | files of a local disk, past the page cache |
 //! | [`store`] | named immutable objects and the layers around them |
 //! | [`mod@format`] | the on-store format |
+//! | [`spread`] | several stores as one: where slots of logs lie, and how they are found |
 //! | [`image`] | images outside the pool, to begin volumes with |
 //! | [`device`] | what a block device promises |
 //! | [`mod@bench`] | load, for figures |
@@ -72,6 +73,7 @@ pub mod mutant;
 pub mod pool;
 pub mod settings;
 pub mod size;
+pub mod spread;
 pub mod store;
 pub mod sync;
 pub mod transfer;

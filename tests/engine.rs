@@ -64,6 +64,8 @@ mod scale;
 mod schedule;
 #[path = "support/reader.rs"]
 mod script;
+#[path = "engine/several.rs"]
+mod several;
 #[path = "engine/snapshots.rs"]
 mod snapshots;
 #[path = "engine/source.rs"]

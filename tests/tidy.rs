@@ -17,6 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("direct", &["sync"]),
     ("store", &["error", "units", "mutant"]),
     ("format", &["units", "store", "mutant"]),
+    ("spread", &["error", "units", "store", "format"]),
     ("image", &["error", "sync"]),
     ("device", &["units"]),
     ("bench", &["units", "device", "store"]),
@@ -35,7 +36,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("frontend", &["units", "error", "device"]),
     ("host", &["error", "format", "clock"]),
     ("settings", &["error", "units", "store"]),
-    ("pool", &["units", "error", "clock", "mutant", "store", "format", "volume", "host"]),
+    (
+        "pool",
+        &["units", "error", "clock", "mutant", "store", "format", "spread", "volume", "host"],
+    ),
     (
         "transfer",
         &[

@@ -13,6 +13,7 @@
 //! | profile: what to fetch ahead | binary | [`profile`] |
 //! | what a snapshot is a copy of | JSON | [`received`] |
 //! | stream of changes, in no store | binary | [`stream`] |
+//! | stores of a pool that spans several; by which version of them a term is placed | JSON | [`stores`], [`placement`] |
 //! | schedule: which snapshots are made by themselves | JSON | [`schedule`] |
 //!
 //! All numbers are little-endian. Every binary object begins with a magic of 8 bytes and a
@@ -77,6 +78,7 @@ pub mod keys;
 pub mod lineage;
 pub mod map_object;
 pub mod page;
+pub mod placement;
 pub mod pool;
 pub mod profile;
 pub mod received;
@@ -84,6 +86,7 @@ pub mod record;
 pub mod schedule;
 pub mod snapshot;
 pub mod source;
+pub mod stores;
 pub mod stream;
 pub mod volume;
 

@@ -80,6 +80,9 @@ fn objects() -> Vec<Seed> {
         "received",
         "trash-entry",
         "schedule",
+        "stores",
+        "store",
+        "placement",
     ] {
         seeds.push(("json", name, golden(&format!("{name}.json"))));
     }

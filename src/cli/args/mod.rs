@@ -5,6 +5,7 @@ mod doctor;
 mod mount;
 mod open;
 mod path;
+mod stores;
 mod tls;
 mod transfer;
 mod trash;
@@ -15,6 +16,7 @@ pub(super) use doctor::Check;
 pub(super) use mount::{Mount, Umount};
 pub(super) use open::Open;
 pub(super) use path::Path;
+pub(super) use stores::Stores;
 pub(super) use tls::Tls;
 pub(super) use transfer::{Export, Import};
 pub(super) use trash::{Delete, Empty, Trash};
@@ -419,6 +421,8 @@ pub(in crate::cli) enum Pool {
         #[arg(long)]
         unsafe_no_fencing: bool,
     },
-    /// Show the pool
+    /// Show the pool, and what each of its stores holds
     Status,
+    #[command(flatten)]
+    Stores(Stores),
 }
