@@ -36,10 +36,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("frontend", &["units", "error", "device"]),
     ("host", &["error", "format", "clock"]),
     ("settings", &["error", "units", "store"]),
-    (
-        "pool",
-        &["units", "error", "clock", "mutant", "store", "format", "spread", "volume", "host"],
-    ),
+    ("pool", &["units", "error", "clock", "mutant", "store", "format", "spread", "volume", "host"]),
     (
         "transfer",
         &[

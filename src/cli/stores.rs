@@ -96,6 +96,9 @@ async fn add(context: &Context, new: NewStore, rate: Option<u64>, later: bool) -
     let several = backend.several()?;
     let entry = several.add(&new).await?;
     let moved = if later { Moved::default() } else { rebalance(&several, rate).await? };
+    if !context.global.json && moved.objects > 0 {
+        eprintln!("objblk: moved {} objects, {}", moved.objects, size::show(moved.bytes));
+    }
     show(context, &backend, &several, (Some(entry.id), &moved)).await
 }
 
@@ -104,7 +107,7 @@ async fn weigh(context: &Context, id: StoreId, weight: u32, rate: Option<u64>) -
     let several = backend.several()?;
     several.weigh(id, weight).await?;
     let moved = rebalance(&several, rate).await?;
-    show(context, &backend, &several, (Some(id), &moved)).await
+    show(context, &backend, &several, (None, &moved)).await
 }
 
 /// Ends well only if nothing is left.
@@ -126,19 +129,19 @@ async fn drain(context: &Context, id: StoreId, rate: Option<u64>) -> Result<()> 
             "an owner makes a checkpoint within a minute or when it is detached; then drain again",
         ));
     }
-    for writer in several.writers(id).await? {
+    for writer in several.writers(id, false).await? {
         let name = name_of(&backend, writer.volume).await?;
         eprintln!(
             "objblk: {name} writes to store {id} by an older version until it is attached anew"
         );
     }
-    show(context, &backend, &several, (Some(id), &moved)).await
+    show(context, &backend, &several, (None, &moved)).await
 }
 
 async fn remove(context: &Context, id: StoreId) -> Result<()> {
     let backend = context.open().await?;
     let several = backend.several()?;
-    let closed = several.writers(id).await?.into_iter().filter(|writer| writer.is_closed);
+    let closed = several.writers(id, true).await?.into_iter().filter(|writer| writer.is_closed);
     for Writer { volume, .. } in closed {
         renew(&backend, volume).await?;
     }
@@ -189,7 +192,7 @@ async fn show(
     context: &Context,
     backend: &Backend,
     several: &Several,
-    (id, moved): (Option<StoreId>, &Moved),
+    (added, moved): (Option<StoreId>, &Moved),
 ) -> Result<()> {
     let object = &several.spread().version().object;
     let waiting = waiting(backend, moved).await?;
@@ -197,11 +200,13 @@ async fn show(
         eprintln!("objblk: objects stay for now{waiting}; rebalance again later");
     }
     let document = json!({
-        "store": id, "version": object.number, "digest": object.digest(), "moved": moved,
+        "store": added, "version": object.number, "digest": object.digest(), "moved": moved,
     });
     context.show(&document, || {
-        let id = id.map(|id| format!("{id}: ")).unwrap_or_default();
-        format!("{id}moved {} objects, {}", moved.objects, size::show(moved.bytes))
+        added.map_or_else(
+            || format!("moved {} objects, {}", moved.objects, size::show(moved.bytes)),
+            |id| id.to_string(),
+        )
     })?;
     match moved.damaged.first() {
         None => Ok(()),
@@ -221,7 +226,10 @@ async fn waiting(backend: &Backend, moved: &Moved) -> Result<String> {
     let more = if moved.waiting.len() > NAMED { " and others" } else { "" };
     Ok(match names.is_empty() {
         true => String::new(),
-        false => format!(", of {}{more}, which have no checkpoint of their newest owner", names.join(", ")),
+        false => format!(
+            ", of {}{more}, which have no checkpoint of their newest owner",
+            names.join(", ")
+        ),
     })
 }
 
@@ -263,7 +271,8 @@ pub(super) fn document(census: &[Held]) -> Value {
 
 /// As a table.
 pub(super) fn table(object: &StoresObject, census: &[Held]) -> String {
-    let header = ["STORE", "STATE", "WEIGHT", "SHARE", "IDEAL", "OBJECTS", "BYTES", "TO MOVE", "URL"];
+    let header =
+        ["STORE", "STATE", "WEIGHT", "SHARE", "IDEAL", "OBJECTS", "BYTES", "TO MOVE", "URL"];
     let row = |held: &Held| {
         let (share, ideal) = shares(census, held);
         let state = match &held.state {

@@ -72,7 +72,8 @@ impl Placement {
     /// Where the object lies or has lain, the newest stay first; never empty.
     pub fn stays(&self, key: &Key) -> Vec<Stay> {
         let places = self.places(self.version(), key).unwrap_or_default();
-        let stay = |(generation, store): (u32, usize)| Stay { generation, store: self.stores[store] };
+        let stay =
+            |(generation, store): (u32, usize)| Stay { generation, store: self.stores[store] };
         places.into_iter().rev().map(stay).collect()
     }
 
@@ -162,14 +163,22 @@ mod tests {
     }
 
     fn of(weights: &[&[u32]]) -> Placement {
-        let stores = (0..weights.iter().map(|row| row.len()).max().unwrap() as u32).map(StoreId::of_number);
+        let stores =
+            (0..weights.iter().map(|row| row.len()).max().unwrap() as u32).map(StoreId::of_number);
         let weights = weights.iter().map(|row| row.to_vec()).collect();
         Placement::new(stores.collect(), weights)
     }
 
     #[test]
     fn logarithms() {
-        for (number, log) in [(1, 0.0), (2, 1.0), (3, 3f64.log2()), (u64::MAX, 64.0), (1 << 63, 63.0), (1_000_003, 1_000_003f64.log2())] {
+        for (number, log) in [
+            (1, 0.0),
+            (2, 1.0),
+            (3, 3f64.log2()),
+            (u64::MAX, 64.0),
+            (1 << 63, 63.0),
+            (1_000_003, 1_000_003f64.log2()),
+        ] {
             let ours = log2_of(number) as f64 / (1u64 << 32) as f64;
             assert!((ours - log).abs() < 1e-9, "{number}: {ours} {log}");
         }

@@ -129,9 +129,20 @@ pub struct StoresObject {
 impl StoresObject {
     /// Version 0 of a pool whose home store is at `url`, which is never written.
     pub fn initial(pool: VolumeId, url: String) -> StoresObject {
-        let home =
-            StoreEntry { id: StoreId::HOME, url, endpoints: Vec::new(), region: None, removed: false };
-        StoresObject { version: VERSION, pool, number: 0, stores: vec![home], weights: vec![vec![WEIGHT]] }
+        let home = StoreEntry {
+            id: StoreId::HOME,
+            url,
+            endpoints: Vec::new(),
+            region: None,
+            removed: false,
+        };
+        StoresObject {
+            version: VERSION,
+            pool,
+            number: 0,
+            stores: vec![home],
+            weights: vec![vec![WEIGHT]],
+        }
     }
 
     /// The version that follows this one, with these stores and weights.
@@ -167,7 +178,9 @@ impl StoresObject {
         let mut known = BTreeSet::new();
         for store in &self.stores {
             let texts = store.endpoints.iter().chain(&store.region).chain([&store.url]);
-            if store.endpoints.len() > ENDPOINTS_MAX || texts.clone().any(|text| text.len() > URL_MAX) {
+            if store.endpoints.len() > ENDPOINTS_MAX
+                || texts.clone().any(|text| text.len() > URL_MAX)
+            {
                 return bad("url", format!("that of store {} is too long", store.id));
             }
             if !known.insert(store.id) {

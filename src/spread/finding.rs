@@ -132,7 +132,8 @@ impl Spread {
             Question::Head => {
                 let got = store.head(&name).await;
                 let is_short = got.as_ref().is_ok_and(|info| info.size <= FENCE_MAX);
-                let named = |info: ObjectInfo| Answer::Info(ObjectInfo { key: key.clone(), ..info });
+                let named =
+                    |info: ObjectInfo| Answer::Info(ObjectInfo { key: key.clone(), ..info });
                 (got.map(named), is_short)
             }
         };
@@ -157,7 +158,11 @@ impl Spread {
     }
 
     /// Where the slot's present or newest stay is, if its store is open.
-    pub(super) fn open_stay(&self, asker: Asker, key: &Key) -> Option<(Arc<dyn crate::store::Store>, Key)> {
+    pub(super) fn open_stay(
+        &self,
+        asker: Asker,
+        key: &Key,
+    ) -> Option<(Arc<dyn crate::store::Store>, Key)> {
         let version = self.version();
         let stays = version.stays(key);
         let seen = self.remembered().get(key).copied().filter(|stay| stays.contains(stay));

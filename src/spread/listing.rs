@@ -74,7 +74,9 @@ mod tests {
         for part in ["", "l", "log", "log/", "log/07/", "log/07/0000"] {
             assert!(has_slots(&format!("volumes/{id}/{part}")), "{part}");
         }
-        for prefix in ["", "volumes/", "names/", &format!("volumes/{id}"), &format!("volumes/{id}/map/")] {
+        for prefix in
+            ["", "volumes/", "names/", &format!("volumes/{id}"), &format!("volumes/{id}/map/")]
+        {
             assert!(!has_slots(prefix), "{prefix}");
         }
     }

@@ -93,9 +93,8 @@ impl Member {
 
     async fn open(&self, pool: VolumeId, opener: &dyn Opener) -> StoreResult<Layers> {
         let url = || address(&self.entry.url, "");
-        let unavailable = |e: Error| {
-            StoreError::new(StoreErrorKind::Unavailable, Op::Get, url(), e.to_string())
-        };
+        let unavailable =
+            |e: Error| StoreError::new(StoreErrorKind::Unavailable, Op::Get, url(), e.to_string());
         let layers = opener.open(&self.entry, false).await.map_err(unavailable)?;
         let key = keys::store();
         let parsed = match get_parsed(&*layers.setup, &key, StoreObject::parse).await {

@@ -36,7 +36,8 @@ use crate::format::keys;
 use crate::format::placement::{Placement, Stay};
 use crate::format::stores::{StoreEntry, StoreId, StoresObject};
 use crate::store::{
-    GetRange, Key, Op, Store, StoreError, StoreErrorKind, StoreResult, address, get_parsed, list_all,
+    GetRange, Key, Op, Store, StoreError, StoreErrorKind, StoreResult, address, get_parsed,
+    list_all,
 };
 use lru::LruCache;
 use members::{Layers, Member, Opener};
@@ -88,7 +89,11 @@ impl Spread {
     ///
     /// # Errors
     /// Corrupt, unsupported: by what it says. Store.
-    pub async fn open(pool: VolumeId, home: Layers, opener: Arc<dyn Opener>) -> Result<Arc<Spread>> {
+    pub async fn open(
+        pool: VolumeId,
+        home: Layers,
+        opener: Arc<dyn Opener>,
+    ) -> Result<Arc<Spread>> {
         let initial = StoresObject::initial(pool, home.of(Asker::Setup).url());
         let spread = Arc::new(Spread {
             pool,
@@ -109,7 +114,8 @@ impl Spread {
         let newest = versions.iter().filter_map(|object| keys::parse_stores(&object.key)).max();
         if let Some(newest) = newest {
             let read = spread.read_version(Asker::Setup, newest).await.map_err(Error::from)?;
-            let read = read.ok_or_else(|| Error::failed("the versions of the pool's stores vanish"))?;
+            let read =
+                read.ok_or_else(|| Error::failed("the versions of the pool's stores vanish"))?;
             spread.adopt(read);
         }
         Ok(spread)
@@ -205,7 +211,9 @@ impl Spread {
         };
         let object = parsed.map_err(|e| invalid(e.to_string()))?;
         if (object.pool, object.number) != (self.pool, number) {
-            return Err(invalid("it is of another pool or another version than its name says".into()));
+            return Err(invalid(
+                "it is of another pool or another version than its name says".into(),
+            ));
         }
         Ok(Some(object))
     }

@@ -7,7 +7,8 @@ use crate::format::placement::Stay;
 use crate::format::stores::StoreId;
 use crate::store::limit::Urgent;
 use crate::store::{
-    GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult, address,
+    GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
+    address,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -68,7 +69,8 @@ impl Store for SpreadStore {
             self.spread.created(&self.spread.version(), key, stay);
             return Ok(());
         }
-        let claimed = keys::parse_volume(key).and_then(|id| Some((id, keys::parse_epoch(id, key)?)));
+        let claimed =
+            keys::parse_volume(key).and_then(|id| Some((id, keys::parse_epoch(id, key)?)));
         // Known before anybody can see the claim.
         let known = self.spread.version().object.number;
         self.home().put_if_absent(key, body).await?;
@@ -86,7 +88,8 @@ impl Store for SpreadStore {
 
     /// Older stays first, for each slot: who copies one that dies meanwhile does not bring it back.
     async fn delete(&self, keys: &[Key]) -> StoreResult<()> {
-        let (slots, others): (Vec<&Key>, Vec<&Key>) = keys.iter().partition(|key| slot_of(key).is_some());
+        let (slots, others): (Vec<&Key>, Vec<&Key>) =
+            keys.iter().partition(|key| slot_of(key).is_some());
         if !others.is_empty() {
             let others: Vec<Key> = others.into_iter().cloned().collect();
             self.home().delete(&others).await?;

@@ -102,21 +102,43 @@ impl Spread {
         epoch: Epoch,
         version: u32,
     ) -> StoreResult<u32> {
-        let (home, key) = (self.home(asker), keys::placement(volume, epoch));
+        let key = keys::placement(volume, epoch);
         let body = encode_json(&TermPlacement::new(volume, epoch, version));
-        match home.put_if_absent(&key, body.into()).await {
+        match self.home(asker).put_if_absent(&key, body.into()).await {
             Ok(()) => return Ok(version),
             Err(e) if e.kind == StoreErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),
         }
-        let parsed = get_parsed(&**home, &key, TermPlacement::parse).await?;
+        let decided = self.settled_term(asker, volume, epoch).await?;
+        decided.ok_or_else(|| {
+            let text = "it was there and is not any more";
+            StoreError::new(StoreErrorKind::Unavailable, Op::Get, key.to_string(), text)
+        })
+    }
+
+    /// What was decided for a term, if anything was.
+    ///
+    /// # Errors
+    /// As [`Spread::place`].
+    pub async fn settled_term(
+        &self,
+        asker: Asker,
+        volume: VolumeId,
+        epoch: Epoch,
+    ) -> StoreResult<Option<u32>> {
+        let (home, key) = (self.home(asker), keys::placement(volume, epoch));
+        let parsed = match get_parsed(&**home, &key, TermPlacement::parse).await {
+            Ok(parsed) => parsed,
+            Err(e) if e.kind == StoreErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
         let invalid = |why: String| {
             let object = crate::store::address(&home.url(), key.as_str());
             StoreError::new(StoreErrorKind::Invalid, Op::Get, object, why)
         };
         let found = parsed.map_err(|e| invalid(e.to_string()))?;
         match (found.volume, found.epoch) == (volume, epoch) {
-            true => Ok(found.stores),
+            true => Ok(Some(found.stores)),
             false => Err(invalid("it is of another volume or term than its name says".into())),
         }
     }

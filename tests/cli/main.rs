@@ -31,6 +31,7 @@ mod schedule;
 mod script;
 mod snapshots;
 mod source;
+mod stores;
 #[path = "../support/sums.rs"]
 mod sums;
 mod tls;

@@ -18,8 +18,8 @@ use objblk::format::pool::{
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::schedule::ScheduleObject;
-use objblk::format::stores::{StoreObject, StoresObject, TermPlacement};
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
+use objblk::format::stores::{StoreObject, StoresObject, TermPlacement};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::{Epoch, Seq};
 

@@ -144,8 +144,15 @@ impl Several {
             };
             let mut waiting = Waiting { volume: id, objects: 0, bytes: 0 };
             for from in &stays {
-                self.move_from(version, *from, (id, before), (pace, progress), &mut moved, &mut waiting)
-                    .await?;
+                self.move_from(
+                    version,
+                    *from,
+                    (id, before),
+                    (pace, progress),
+                    &mut moved,
+                    &mut waiting,
+                )
+                .await?;
             }
             if waiting.objects > 0 {
                 moved.waiting.push(waiting);
@@ -204,11 +211,14 @@ impl Several {
     async fn move_one(&self, job: &Job) -> Result<Done> {
         let source = self.spread.member(self.patience, job.from.store).await?;
         let target = self.spread.member(self.patience, job.to.store).await?;
-        let (old, new) = (name_in(job.from.generation, &job.key)?, name_in(job.to.generation, &job.key)?);
+        let (old, new) =
+            (name_in(job.from.generation, &job.key)?, name_in(job.to.generation, &job.key)?);
         let body = match read(&*source, &old, &job.key).await? {
             Read::Sound(body) => body,
             Read::Gone => return Ok(Done::Gone),
-            Read::Damaged(why) => return Ok(Done::Damaged(format!("{old} in {}: {why}", source.url()))),
+            Read::Damaged(why) => {
+                return Ok(Done::Damaged(format!("{old} in {}: {why}", source.url())));
+            }
         };
         match target.put_if_absent(&new, body.clone()).await {
             Ok(()) => {}
@@ -233,7 +243,12 @@ impl Several {
     }
 
     /// Whether something small that lies elsewhere than it should is a fence, which stays there.
-    pub(super) async fn stays_there(&self, store: &dyn Store, name: &Key, size: u64) -> Result<bool> {
+    pub(super) async fn stays_there(
+        &self,
+        store: &dyn Store,
+        name: &Key,
+        size: u64,
+    ) -> Result<bool> {
         if size > FENCE_MAX { Ok(false) } else { is_fence(store, name).await }
     }
 }

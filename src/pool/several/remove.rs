@@ -11,7 +11,6 @@ use crate::host::{Host, Liveness};
 use crate::spread::Asker;
 use crate::store::{StoreErrorKind, get_parsed, list_all};
 use crate::volume::settled;
-use std::collections::BTreeSet;
 
 /// A volume that is placed by a version in which a store weighed something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,25 +22,32 @@ pub struct Writer {
 }
 
 impl Several {
-    /// The volumes that may write to a store, or need a fence there, however it is weighed now. Decides terms that have
-    /// not written anything yet.
+    /// The volumes that may write to a store, or need a fence there, however it is weighed now. With `decide`, none is left
+    /// that may come to do so.
     ///
     /// # Errors
     /// Store; those of damaged volumes.
-    pub async fn writers(&self, id: StoreId) -> Result<Vec<Writer>> {
+    pub async fn writers(&self, id: StoreId, decide: bool) -> Result<Vec<Writer>> {
         let version = self.spread.refresh(Asker::Setup).await?;
         change::position(&version.object, id)?;
         let home = self.spread.home(Asker::Setup);
         let mut writers = Vec::new();
         for volume in self.pool.volume_ids().await? {
-            if home.head(&keys::volume(volume)).await.is_err_and(|e| e.kind == StoreErrorKind::NotFound) {
+            if home
+                .head(&keys::volume(volume))
+                .await
+                .is_err_and(|e| e.kind == StoreErrorKind::NotFound)
+            {
                 continue;
             }
             let settled = settled(&**home, volume).await?;
             let mut writes = false;
             for epoch in &settled.epochs {
-                let decided = self.spread.settle_term(Asker::Setup, volume, *epoch, 0).await?;
-                writes |= version.placement.weight(decided, id) > 0;
+                let decided = match decide {
+                    true => Some(self.spread.settle_term(Asker::Setup, volume, *epoch, 0).await?),
+                    false => self.spread.settled_term(Asker::Setup, volume, *epoch).await?,
+                };
+                writes |= decided.is_some_and(|decided| version.placement.weight(decided, id) > 0);
             }
             if writes {
                 writers.push(Writer { volume, is_closed: settled.is_closed });
@@ -67,7 +73,7 @@ impl Several {
             let text = format!("store {id} still takes objects");
             return Err(Error::usage(text).hint(format!("first `objblk pool drain-store {id}`")));
         }
-        if let Some(writer) = self.writers(id).await?.first() {
+        if let Some(writer) = self.writers(id, true).await?.first() {
             let text = format!("volume {} may still write to store {id}", writer.volume);
             return Err(Error::new(ErrorKind::Busy, text)
                 .hint("attach it and detach it again, and drain once more"));
@@ -114,10 +120,5 @@ impl Several {
             )));
         }
         Ok(())
-    }
-
-    /// Volumes that have objects in the pool.
-    pub async fn volumes(&self) -> Result<BTreeSet<VolumeId>> {
-        self.pool.volume_ids().await
     }
 }
