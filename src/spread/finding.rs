@@ -45,15 +45,21 @@ impl Spread {
         let mut version = self.version();
         loop {
             let stays = version.stays(key);
+            let mut perhaps = None;
             // An object that moves while it is looked for is missed at most once for each move.
             for _ in 0..stays.len().max(1) {
-                if let Some(found) = self.look(asker, key, question, &stays).await? {
-                    return found;
+                perhaps = match self.look(asker, key, question, &stays).await? {
+                    Said::It(answer) => return Ok(answer),
+                    Said::Perhaps(found) => Some(found),
+                    Said::Nothing => None,
+                };
+                if perhaps.is_some() {
+                    break;
                 }
             }
             let newer = self.refresh(asker).await?;
             if newer.object.number == version.object.number {
-                return Err(self.missing(key, question));
+                return perhaps.unwrap_or_else(|| Err(self.missing(key, question)));
             }
             version = newer;
         }
@@ -66,7 +72,7 @@ impl Spread {
         key: &Key,
         question: Question,
         stays: &[Stay],
-    ) -> StoreResult<Option<StoreResult<Answer>>> {
+    ) -> StoreResult<Said> {
         let last = match stays {
             [_, _, ..] => self.remembered().get(key).copied(),
             _ => None,
@@ -74,28 +80,29 @@ impl Spread {
         let seen = last.and_then(|last| stays.iter().position(|stay| *stay == last));
         let rest = (0..stays.len()).filter(|at| Some(*at) != seen);
         for at in seen.into_iter().chain(rest) {
-            match self.ask(asker, key, question, stays[at], at == 0).await? {
-                Said::It(answer) => {
-                    self.remember(key, stays[at], stays.len());
-                    return Ok(Some(Ok(answer)));
-                }
-                Said::Nothing => {}
-                Said::Perhaps(found) => {
-                    for (newer, stay) in stays[..at].iter().enumerate() {
-                        match self.ask(asker, key, question, *stay, newer == 0).await? {
-                            Said::It(answer) => {
-                                self.remember(key, *stay, stays.len());
-                                return Ok(Some(Ok(answer)));
-                            }
-                            Said::Perhaps(found) => return Ok(Some(found)),
-                            Said::Nothing => {}
+            let mut said = self.ask(asker, key, question, stays[at]).await?;
+            let mut place = at;
+            if matches!(said, Said::Perhaps(_)) {
+                // It may have come to a newer one since that was asked.
+                for (newer, stay) in stays[..at].iter().enumerate() {
+                    match self.ask(asker, key, question, *stay).await? {
+                        Said::Nothing => {}
+                        found => {
+                            (said, place) = (found, newer);
+                            break;
                         }
                     }
-                    return Ok(Some(found));
+                }
+            }
+            match said {
+                Said::Nothing => {}
+                said => {
+                    self.remember(key, stays[place], stays.len());
+                    return Ok(said);
                 }
             }
         }
-        Ok(None)
+        Ok(Said::Nothing)
     }
 
     fn remember(&self, key: &Key, stay: Stay, stays: usize) {
@@ -115,16 +122,14 @@ impl Spread {
         key: &Key,
         question: Question,
         stay: Stay,
-        is_newest: bool,
     ) -> StoreResult<Said> {
         let store = self.member(asker, stay.store).await?;
         let name = name_in(stay.generation, key)?;
         let (answer, is_short) = match question {
             Question::Get(range) => {
                 let got = store.get(&name, range).await;
-                let is_fence = |bytes: &Bytes| bytes.starts_with(fence::MAGIC);
                 let is_short = match &got {
-                    Ok(bytes) => is_fence(bytes) || starts_in_fence(range),
+                    Ok(bytes) => may_be_of_fence(bytes, range),
                     Err(e) => e.kind == StoreErrorKind::Range,
                 };
                 (got.map(Answer::Bytes), is_short)
@@ -139,7 +144,7 @@ impl Spread {
         };
         match answer {
             Err(e) if e.kind == StoreErrorKind::NotFound => Ok(Said::Nothing),
-            answer if is_short && !is_newest => Ok(Said::Perhaps(answer)),
+            answer if is_short => Ok(Said::Perhaps(answer)),
             answer => answer.map(Said::It),
         }
     }
@@ -175,7 +180,12 @@ impl Spread {
     }
 }
 
-/// A part that begins inside of what may be a fence, behind its first bytes.
-fn starts_in_fence(range: GetRange) -> bool {
-    matches!(range, GetRange::Part { offset: 1..=FENCE_MAX, .. })
+/// Whether these may be bytes of a fence. Who asks for a part of a chunk knows how long it is.
+fn may_be_of_fence(bytes: &Bytes, range: GetRange) -> bool {
+    match range {
+        GetRange::All | GetRange::Part { offset: 0, .. } => bytes.starts_with(fence::MAGIC),
+        GetRange::Part { offset, len } => {
+            (bytes.len() as u64) < len || offset.saturating_add(len) <= FENCE_MAX
+        }
+    }
 }

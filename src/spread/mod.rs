@@ -17,7 +17,7 @@
 //! **Finding.** The newest stay is asked first, then older ones; where an object that moves is missed, once more. What is nowhere
 //! is only missing if there is no newer version of the pool's stores: who reads by an old one finds out then.
 //! A slot's old place is free again once it has moved, and a claimant that slept for long may leave a fence there, before it
-//! gives way; so a fence of an older stay counts only if no newer one has the slot.
+//! gives way; so a fence counts only if no newer stay has the slot, of the newest version.
 //!
 //! **Stores that are away** delay what lies in them and nothing else. None is used before it has shown that it is the
 //! one that it should be ([`members`]).

@@ -357,7 +357,7 @@ async fn adding_a_store_survives_death_at_every_step() {
         let process = world.now().await;
         let census = process.several.census().await.unwrap();
         assert_eq!(census.len(), 2);
-        assert!(census.iter().all(|held| held.to_move.objects == 0 && held.settled.objects > 8));
+        assert!(census.iter().all(|held| held.to_move.objects == 0 && held.settled.objects > 3));
         assert_eq!(process.spread.version().object.number, 1);
     })
     .await;
@@ -425,14 +425,17 @@ async fn an_added_store_gets_its_share_and_nothing_else_moves() {
         let ratio = moved.bytes as f64 / ideal;
         eprintln!("store {place}: moved {} of {total} bytes, {ratio:.3} of the ideal", moved.bytes);
         assert!((0.95..1.05).contains(&ratio), "{ratio}");
-        assert_eq!(process.held(id).await.settled.bytes, moved.bytes);
+        // And the fences, which are copied.
+        let held = process.held(id).await.settled.bytes;
+        assert!((moved.bytes..moved.bytes + 1024).contains(&held), "{held}");
         assert_eq!(process.rebalance().await.unwrap().bytes, 0);
         assert!(moved.waiting.is_empty() && moved.damaged.is_empty());
     }
     let b = process.spread.version().object.stores[1].id;
     let had = process.held(b).await.bytes();
     process.several.weigh(b, 0).await.unwrap();
-    assert_eq!(process.rebalance().await.unwrap().bytes, had);
+    let moved = process.rebalance().await.unwrap().bytes;
+    assert!((moved..moved + 1024).contains(&had), "{moved} of {had}");
     assert_eq!(process.held(b).await.bytes(), 0);
 }
 

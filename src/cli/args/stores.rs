@@ -5,8 +5,8 @@ use clap::Subcommand;
 /// What is done about the stores of a pool.
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Stores {
-    /// Add a store to the pool, and move its share of all objects there; to go on after an end half-way, say
-    /// the same again, or rebalance
+    /// Add a store to the pool, and move its share of all objects there; where that is cut off, say it
+    /// again, and once the store is there, rebalance
     AddStore {
         /// s3://bucket/prefix or file:///dir, empty
         #[arg(value_name = "URL")]

@@ -226,7 +226,7 @@ impl Several {
             Err(e) => return Err(e.into()),
         }
         let is_fence = body.starts_with(fence::MAGIC);
-        let there = read_back(&*target, &new, &body).await?;
+        let Some(there) = read_back(&*target, &new, &body).await? else { return Ok(Done::Gone) };
         if there != body {
             // A claimant that came late put its fence where the slot had been.
             if is_fence {
@@ -320,11 +320,17 @@ fn value(field: &'static str, text: String) -> FormatError {
     FormatError { object: "chunk", field, offset: 0, problem }
 }
 
-async fn read_back(store: &dyn Store, name: &Key, body: &Bytes) -> Result<Bytes> {
+/// What is there now; `None`: its owner has deleted it, or somebody has moved it on.
+async fn read_back(store: &dyn Store, name: &Key, body: &Bytes) -> Result<Option<Bytes>> {
     let mut back = ReadBack::new(name, body);
     loop {
-        if let Some(there) = back.hears(store.get(name, GetRange::All).await?)? {
-            return Ok(there);
+        match store.get(name, GetRange::All).await {
+            Ok(reply) => match back.hears(reply)? {
+                None => {}
+                there => return Ok(there),
+            },
+            Err(e) if e.kind == StoreErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e.into()),
         }
     }
 }
