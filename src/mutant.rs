@@ -120,6 +120,8 @@ pub enum Mutant {
     ChildrenIgnored,
     /// What the volume has lost is deleted although it is still kept for the past.
     RetentionIgnored,
+    /// A snapshot that somebody has asked to keep is deleted when its time has come.
+    WishToKeepIgnored,
     /// What a point of the past needs is deleted before the point itself is.
     PointOutlivesGarbage,
     /// A block of a source is marked before it is written.
@@ -142,7 +144,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`.
-    pub const ALL: [Mutant; 62] = [
+    pub const ALL: [Mutant; 63] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -199,6 +201,7 @@ impl Mutant {
         Mutant::RollbackNotReplayed,
         Mutant::ChildrenIgnored,
         Mutant::RetentionIgnored,
+        Mutant::WishToKeepIgnored,
         Mutant::PointOutlivesGarbage,
         Mutant::SourceMarkedEarly,
         Mutant::SourceNotMarked,

@@ -4,8 +4,9 @@
 //! it, and are killed, paused, cut off and superseded, all on one thread in virtual time. After
 //! every step a reference model (`sim/model.rs`, `sim/shelf.rs`) and an independent reader of the bucket
 //! (`sim/audit.rs`) say whether what happened is allowed. Beside the volume there are clones of it
-//! (`sim/clone.rs`), a volume that begins as an image (`sim/source.rs`) and copies by streams of changes
-//! (`sim/stream.rs`), each with a model of its own; owners make snapshots by schedules (`sim/schedule.rs`).
+//! (`sim/clone.rs`) and of its past (`sim/clone_past.rs`), a volume that begins as an image (`sim/source.rs`) and copies by streams of changes
+//! (`sim/stream.rs`), each with a model of its own; owners make snapshots by schedules (`sim/schedule.rs`)
+//! and delete others when their time has come (`sim/aging.rs`).
 //!
 //! * `make sim SEEDS=N` runs N seeds; `OBJBLK_SEED=n` replays one, with its whole story.
 //! * The control arm (`sim/mutants.rs`) shows that the simulator notices mistakes.
@@ -14,12 +15,16 @@
 
 #[path = "sim/actor.rs"]
 mod actor;
+#[path = "sim/aging.rs"]
+mod aging;
 #[path = "sim/audit.rs"]
 mod audit;
 #[path = "sim/client.rs"]
 mod client;
 #[path = "sim/clone.rs"]
 mod clone;
+#[path = "sim/clone_past.rs"]
+mod clone_past;
 #[path = "sim/counts.rs"]
 mod counts;
 #[path = "sim/device.rs"]

@@ -130,6 +130,16 @@ impl<K: Hash + Eq + Copy, V> FifoCache<K, V> {
         self.shards.iter().map(|shard| lock(shard).weight()).sum()
     }
 
+    /// What new entries may weigh before they push each other out: more than the small queue's part where the
+    /// main queue is not full.
+    pub fn room(&self) -> u64 {
+        let room = |shard: &Mutex<Shard<K, V>>| {
+            let shard = lock(shard);
+            (shard.capacity / SMALL_PART).max(shard.capacity - shard.main.weight)
+        };
+        self.shards.iter().map(room).sum()
+    }
+
     /// Counts something that was not there: callers may look twice before they know.
     pub fn count_miss(&self) {
         self.misses.fetch_add(1, Ordering::Relaxed);
@@ -278,6 +288,9 @@ mod tests {
             assert!(cache.weight() <= 100);
         }
         assert!((0..50).all(|key| get(&cache, key) == Some(key * 2)));
+        // The scan had what they left.
+        assert_eq!(cache.room(), 50);
+        assert_eq!(FifoCache::<u32, u32>::new(100).room(), 100);
     }
 
     #[test]

@@ -96,6 +96,11 @@ impl FrameCache {
         self.frames.weight()
     }
 
+    /// Bytes of new frames that there is room for.
+    pub fn room(&self) -> u64 {
+        self.frames.room()
+    }
+
     /// Counts a frame that was not there.
     pub fn count_miss(&self) {
         self.frames.count_miss();

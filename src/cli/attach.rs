@@ -1,6 +1,6 @@
 //! Attaching and detaching.
 
-use super::{Context, args, moment, render, size};
+use super::{Context, args, render, size};
 use crate::daemon::client::{detach as end, find};
 use crate::daemon::{
     DoorSpec, KnownTarget, Outcome, Phase, Ready, RunDir, TargetSpec, default_heartbeat,
@@ -50,29 +50,10 @@ pub(super) fn background_arguments<'a>(context: &Context, verb: &'a str) -> Vec<
 }
 
 pub(super) async fn attach(context: &Context, attach: args::Attach) -> Result<()> {
-    let (mut name, at): (VolumeSpec, _) = (attach.name.parse()?, attach.open.at()?);
-    if let Some(moment) = at {
-        name = moment::view(&name, moment)?;
-    }
-    let spec = TargetSpec {
-        at,
-        read_only: attach.open.read_only || name.snapshot().is_some(),
-        takeover: attach.open.takeover,
-        cache_bytes: size::parse("--mem-cache", &attach.open.mem_cache)?,
-        map_bytes: attach.open.map_bytes()?,
-        profile: attach.open.profile(),
-        disk_cache: attach.open.disk_cache()?,
-        door: DoorSpec::Ublk {
-            queues: attach.queues,
-            depth: attach.depth,
-            recovery: !attach.no_recovery,
-        },
-        journal: attach.open.journal()?,
-        io_timeout: attach.open.io_timeout()?,
-        heartbeat: attach.open.heartbeat()?,
-        lazy: attach.open.lazy,
-        ..plain(context.location()?, name)
-    };
+    let volumes = attach.open.views(vec![attach.name.parse()?])?;
+    let (queues, depth, recovery) = (attach.queues, attach.depth, !attach.no_recovery);
+    let door = DoorSpec::Ublk { queues, depth, recovery };
+    let spec = attach.open.target(context.location()?, volumes, door)?;
     let show = |ready: &Ready| {
         let volume = &ready.volumes[0];
         let document = json!({

@@ -37,11 +37,15 @@ struct Line {
     schedule: Option<Vec<schedule::Shown>>,
     /// How long the past is kept.
     retention_ms: Option<u64>,
-    /// The oldest moment of it that can be read.
+    /// The oldest moment of it that can be read; this and what follows is in `info` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
     oldest_seq: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     oldest_at_ms: Option<u64>,
     /// Chunks that are stored for its sake alone, and how many bytes they are at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
     past_chunks: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     past_bytes_at_most: Option<u64>,
 }
 
@@ -132,6 +136,7 @@ fn known(name: String, info: &Info, host: &Host, targets: &[KnownTarget]) -> Lin
         }),
         created_at_ms: Some(volume.created_at_ms),
         checkpoint_at_ms: Some(ownership.checkpoint_at_ms).filter(|ms| *ms > 0),
+        retention_ms: Some(ownership.retention_ms).filter(|ms| *ms > 0),
         ..bare(name, volume.id, state, "ok".into())
     }
 }

@@ -17,11 +17,14 @@ use crate::pool::{Standing, VolumeName, VolumeSpec, standing};
 use crate::transfer::convert::{Meeting, save_as_qcow2};
 use crate::transfer::export::{Sink, save};
 use crate::transfer::image::Format;
+use crate::transfer::partial::Partial;
 use crate::transfer::place::Place;
 use crate::transfer::progress::Progress;
-use crate::units::Epoch;
+use crate::transfer::resume::{Exported, Notes};
+use crate::units::{Epoch, Seq};
 use crate::volume::{Mode, Moment, Volume, VolumeOptions, ownership};
 use serde_json::json;
+use std::fs::File;
 use std::sync::Arc;
 
 pub(super) async fn export(context: &Context, args: args::Export) -> Result<()> {
@@ -40,7 +43,7 @@ pub(super) async fn export(context: &Context, args: args::Export) -> Result<()> 
         return Err(e.hint("add --format qcow2, or pipe it: `objblk export NAME - | zstd >FILE`"));
     }
     let (backend, run_dir) = (context.open().await?, RunDir::open()?);
-    let place = Place::open(&args.to, format, args.force)?;
+    let place = Place::open(&args.to, format, (args.force, args.resume))?;
     if matches!(place, Place::Stream(_)) && context.global.json {
         let e = Error::usage("--json would be printed into the image");
         return Err(e.hint("export to a file, or without --json"));
@@ -55,8 +58,8 @@ pub(super) async fn export(context: &Context, args: args::Export) -> Result<()> 
     let what = format!("exporting {name}");
     let progress = Arc::new(Progress::shown(Some(length), what, args.progress));
     let work = async {
-        let (place, data) =
-            write(device, place, (format, args.compress), (Meeting(&meeting), &progress)).await?;
+        let how = (format, args.compress);
+        let (place, data) = write(&source, place, how, (Meeting(&meeting), &progress)).await?;
         place.finish().await?;
         Ok(data)
     };
@@ -68,7 +71,11 @@ pub(super) async fn export(context: &Context, args: args::Export) -> Result<()> 
     let closed = source.close(context, &name.volume()).await;
     let data = done.map_err(|e| {
         let text = format!("cannot export {name} to {}", args.to);
-        Error::new(e.kind(), text).because(e)
+        let e = Error::new(e.kind(), text).because(e);
+        match args.resume && e.kind() != ErrorKind::Usage {
+            true => e.hint("go on with it by the same command"),
+            false => e,
+        }
     })?;
     closed?;
     progress.finish();
@@ -83,11 +90,12 @@ pub(super) async fn export(context: &Context, args: args::Export) -> Result<()> 
 
 /// Writes the image. Returns the bytes of it that are not zero, where that is known.
 async fn write(
-    device: &Arc<Checked<Volume>>,
+    source: &Source,
     mut place: Place,
     (format, compress): (Format, bool),
     (meeting, progress): (Meeting<'_>, &Arc<Progress>),
 ) -> Result<(Place, Option<u64>)> {
+    let device = &source.device;
     let length = device.geometry().size.bytes();
     let data = match (&mut place, format) {
         (Place::File(partial), Format::Qcow2) => {
@@ -95,8 +103,8 @@ async fn write(
             None
         }
         (Place::File(partial), _) => {
-            let file = Arc::new(partial.sized(length)?);
-            Some(save(device, Sink::File(file), progress).await?)
+            let (file, notes) = begin(partial, source.exported())?;
+            Some(save(device, Sink::File(file, notes), progress).await?)
         }
         (Place::Disk(disk), _) => {
             disk.verify_room(length)?;
@@ -107,6 +115,14 @@ async fn write(
         }
     };
     Ok((place, data))
+}
+
+/// The file of an export, and how far it is.
+fn begin(partial: &Partial, of: Exported) -> Result<(Arc<File>, Notes)> {
+    let size = of.size;
+    let notes = Notes::begin(partial, of)?;
+    let file = Arc::new(partial.sized(size)?);
+    Ok((file, notes))
 }
 
 /// What is exported.
@@ -189,6 +205,12 @@ impl Source {
         let (id, _) = backend.pool.lookup(&spec.volume()).await?;
         let device = Arc::new(Checked::new(view::at_moment(backend, id, moment).await?));
         Ok(Source { device, id, read_in: None, made: None, held: None })
+    }
+
+    /// Which state it is. That of a volume which was put in order first is no other's.
+    fn exported(&self) -> Exported {
+        let status = self.device.inner().status();
+        Exported { volume: self.id, slot: Seq(status.next_seq), size: status.size }
     }
 
     /// Says more of an error where somebody else is the cause of it.

@@ -1,8 +1,8 @@
 //! Serving volumes over network protocols.
 
 use super::attach::ended;
-use super::{Context, args, moment, names, size};
-use crate::daemon::{DoorSpec, Ready, RunDir, TargetSpec, run_foreground};
+use super::{Context, args, names};
+use crate::daemon::{DoorSpec, Ready, RunDir, run_foreground};
 use crate::error::{Error, Result};
 use crate::frontend::nbd::{Listen, was_handed};
 use crate::pool::VolumeSpec;
@@ -10,15 +10,11 @@ use sd_notify::NotifyState;
 use serde_json::json;
 
 pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> {
-    let at = serve.open.at()?;
-    let mut volumes = match serve.all {
+    let names = match serve.all {
         true => every_volume(context).await?,
         false => names(&serve.names)?,
     };
-    if let Some(moment) = at {
-        let views = volumes.iter().map(|name| moment::view(name, moment));
-        volumes = views.collect::<Result<_>>()?;
-    }
+    let volumes = serve.open.views(names)?;
     let Some(first) = volumes.first() else {
         return Err(Error::usage("there is no volume to serve").hint("name one, or create one"));
     };
@@ -39,23 +35,8 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
         warn_of_strangers(&listen);
     }
     let connections = Some(serve.max_connections as usize);
-    let spec = TargetSpec {
-        location: context.location()?,
-        read_only: serve.open.read_only,
-        at,
-        takeover: serve.open.takeover,
-        recover: None,
-        cache_bytes: size::parse("--mem-cache", &serve.open.mem_cache)?,
-        map_bytes: serve.open.map_bytes()?,
-        profile: serve.open.profile(),
-        disk_cache: serve.open.disk_cache()?,
-        door: DoorSpec::Nbd { listen, tls, connections },
-        volumes,
-        journal: serve.open.journal()?,
-        io_timeout: serve.open.io_timeout()?,
-        heartbeat: serve.open.heartbeat()?,
-        lazy: serve.open.lazy,
-    };
+    let door = DoorSpec::Nbd { listen, tls, connections };
+    let spec = serve.open.target(context.location()?, volumes, door)?;
     let show = |ready: &Ready| {
         let exports = ready.volumes.iter().map(|volume| {
             json!({
@@ -76,30 +57,11 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
 }
 
 pub(super) async fn vhost_user(context: &Context, serve: args::ServeVhostUser) -> Result<()> {
-    let at = serve.open.at()?;
-    let mut name: VolumeSpec = serve.name.parse()?;
-    if let Some(moment) = at {
-        name = moment::view(&name, moment)?;
-    }
+    let volumes = serve.open.views(vec![serve.name.parse()?])?;
     let socket = std::path::absolute(&serve.socket)
         .map_err(|e| Error::usage("--socket is no path").because(e))?;
-    let spec = TargetSpec {
-        location: context.location()?,
-        read_only: serve.open.read_only || at.is_some() || name.snapshot().is_some(),
-        at,
-        takeover: serve.open.takeover,
-        recover: None,
-        cache_bytes: size::parse("--mem-cache", &serve.open.mem_cache)?,
-        map_bytes: serve.open.map_bytes()?,
-        profile: serve.open.profile(),
-        disk_cache: serve.open.disk_cache()?,
-        door: DoorSpec::VhostUser { socket, recovery: !serve.no_recovery },
-        volumes: vec![name],
-        journal: serve.open.journal()?,
-        io_timeout: serve.open.io_timeout()?,
-        heartbeat: serve.open.heartbeat()?,
-        lazy: serve.open.lazy,
-    };
+    let door = DoorSpec::VhostUser { socket, recovery: !serve.no_recovery };
+    let spec = serve.open.target(context.location()?, volumes, door)?;
     let show = |ready: &Ready| {
         let volume = &ready.volumes[0];
         let document = json!({

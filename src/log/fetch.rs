@@ -1,4 +1,5 @@
-//! Frames of committed chunks: header once, then ranged GETs, everything verified.
+//! Frames of committed chunks: header once, then ranged GETs, everything verified. Frames that a chunk begins with
+//! come by one GET with its header.
 
 use crate::flight::{Flights, Turn};
 use crate::format::FormatError;
@@ -67,27 +68,35 @@ impl Default for Fetcher {
 }
 
 impl Fetcher {
-    /// The frame table of a chunk: from memory, or by one GET that concurrent callers share.
-    async fn table(&self, store: &dyn Store, id: ChunkId) -> FetchResult<Arc<Placed>> {
+    /// The frame table of a chunk: from memory, or by one GET that concurrent callers share. With it, what else
+    /// that one brought of the chunk: its beginning, with the frames up to `end` if they were asked for from the
+    /// first on and are as long as they may be.
+    async fn table(
+        &self,
+        store: &dyn Store,
+        id: ChunkId,
+        range: &Range<u32>,
+    ) -> FetchResult<(Arc<Placed>, Bytes)> {
         let known = |id| self.tables.lock().ok()?.get(&id).cloned();
         if let Some(table) = known(id) {
-            return Ok(table);
+            return Ok((table, Bytes::new()));
         }
         match self.flights.join(id) {
             Turn::Follow(wait) => {
                 let _urgent = store.hurry(&id.key());
-                wait.await.unwrap_or(Err(FetchError::Abandoned))
+                let table = wait.await.unwrap_or(Err(FetchError::Abandoned))?;
+                Ok((table, Bytes::new()))
             }
             Turn::Lead(lead) => {
-                let table = match known(id) {
-                    Some(table) => Ok(table),
-                    None => fetch_table(store, id).await,
+                let fetched = match known(id) {
+                    Some(table) => Ok((table, Bytes::new())),
+                    None => fetch_table(store, id, range).await,
                 };
-                if let (Ok(table), Ok(mut tables)) = (&table, self.tables.lock()) {
+                if let (Ok((table, _)), Ok(mut tables)) = (&fetched, self.tables.lock()) {
                     tables.put(id, table.clone());
                 }
-                lead.done(table.clone());
-                table
+                lead.done(fetched.as_ref().map(|(table, _)| table.clone()).map_err(Clone::clone));
+                fetched
             }
         }
     }
@@ -118,7 +127,7 @@ impl Fetcher {
         id: ChunkId,
         range: &Range<u32>,
     ) -> FetchResult<Vec<FetchResult<Bytes>>> {
-        let placed = self.table(store, id).await?;
+        let (placed, head) = self.table(store, id, range).await?;
         let table = &placed.table;
         let damaged = |why| FetchError::Damaged { key: id.key(), why };
         let wanted = table.entries.get(range.start as usize..range.end as usize);
@@ -129,11 +138,14 @@ impl Fetcher {
         };
         let len: u64 = wanted.iter().map(|f| u64::from(f.encoded_len)).sum();
         let offset = u64::from(placed.header_len) + before;
-        let bytes = match store.get(&id.key(), GetRange::Part { offset, len }).await {
-            Ok(bytes) => bytes,
-            // The object ends before these frames.
-            Err(e) if e.kind == StoreErrorKind::Range => Bytes::new(),
-            Err(e) => return Err(object_error(id, e)),
+        let bytes = match part_of(&head, offset, len) {
+            Some(bytes) => bytes,
+            None => match store.get(&id.key(), GetRange::Part { offset, len }).await {
+                Ok(bytes) => bytes,
+                // The object ends before these frames.
+                Err(e) if e.kind == StoreErrorKind::Range => Bytes::new(),
+                Err(e) => return Err(object_error(id, e)),
+            },
         };
         let mut at = 0;
         let frames = wanted.iter().zip(range.clone()).map(|(entry, index)| {
@@ -155,9 +167,24 @@ impl Fetcher {
     }
 }
 
-async fn fetch_table(store: &dyn Store, id: ChunkId) -> FetchResult<Arc<Placed>> {
-    let header = fetch_header(store, id).await?;
-    Ok(Arc::new(Placed { table: header.frames, header_len: header.header_len }))
+/// Fetches the table of a chunk, and with it the frames that are wanted of its beginning.
+async fn fetch_table(
+    store: &dyn Store,
+    id: ChunkId,
+    range: &Range<u32>,
+) -> FetchResult<(Arc<Placed>, Bytes)> {
+    let with = if range.start == 0 { u64::from(range.end) * FRAME_SIZE as u64 } else { 0 };
+    let part = GetRange::Part { offset: 0, len: HEADER_GUESS + with };
+    let head = store.get(&id.key(), part).await.map_err(|e| object_error(id, e))?;
+    let header = finish_header(store, id, head.clone()).await?;
+    Ok((Arc::new(Placed { table: header.frames, header_len: header.header_len }), head))
+}
+
+/// Bytes of the beginning of an object, if it is so much of it.
+fn part_of(head: &Bytes, offset: u64, len: u64) -> Option<Bytes> {
+    let (offset, len) = (usize::try_from(offset).ok()?, usize::try_from(len).ok()?);
+    let end = offset.checked_add(len).filter(|end| *end <= head.len())?;
+    Some(head.slice(offset..end))
 }
 
 fn no_such_frame(range: &Range<u32>) -> FormatError {

@@ -83,6 +83,7 @@ mod tests {
             live: SectorCount(0),
             snapshots: 0,
             checkpoint_at_ms: 0,
+            retention_ms: 0,
         }
     }
 

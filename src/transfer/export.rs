@@ -4,6 +4,7 @@
 //! is read and zero is not written where it is zero already.
 
 use super::progress::Progress;
+use super::resume::Notes;
 use super::window::{PIECE, Piece, Window};
 use super::zeros::data_runs;
 use crate::device::{BlockDevice, BlockState, Checked, DeviceError};
@@ -25,8 +26,8 @@ const ZEROS: usize = 256 << 10;
 
 /// Where an image goes.
 pub enum Sink<'a> {
-    /// A new file that is as large as the image and all holes.
-    File(Arc<File>),
+    /// A file that is as large as the image, and all holes behind what is noted as done.
+    File(Arc<File>, Notes),
     /// A block device, which holds anything.
     Disk(Arc<File>),
     /// A pipe, in order.
@@ -43,7 +44,8 @@ pub async fn save<D: BlockDevice>(
     mut sink: Sink<'_>,
     progress: &Progress,
 ) -> Result<u64> {
-    let (size, mut at, mut data) = (device.geometry().size, Sector(0), 0);
+    let (size, mut at, mut data) = (device.geometry().size, sink.begin(), 0);
+    progress.add(at.bytes());
     let mut window = Window::new();
     while at.0 < size.0 {
         let end = Sector(size.0.min(at.0 + LOOK / SECTOR_SIZE));
@@ -81,8 +83,10 @@ pub async fn save<D: BlockDevice>(
     while let Some(done) = window.first().await? {
         data += write(&mut sink, done, progress).await?;
     }
-    if let Sink::Stream(stream) = sink {
-        stream.flush().await.map_err(cannot_write)?;
+    match sink {
+        Sink::Stream(stream) => stream.flush().await.map_err(cannot_write)?,
+        Sink::File(_, mut notes) => notes.written().await?,
+        Sink::Disk(_) => {}
     }
     Ok(data)
 }
@@ -110,9 +114,17 @@ impl Sink<'_> {
         matches!(self, Sink::Stream(_))
     }
 
+    /// Where it begins.
+    fn begin(&self) -> Sector {
+        match self {
+            Sink::File(_, notes) => Sector(notes.done() / SECTOR_SIZE),
+            Sink::Disk(_) | Sink::Stream(_) => Sector(0),
+        }
+    }
+
     fn place(&self) -> Place {
         match self {
-            Sink::File(file) => Place::File(Arc::clone(file)),
+            Sink::File(file, _) => Place::File(Arc::clone(file)),
             Sink::Disk(disk) => Place::Disk(Arc::clone(disk)),
             Sink::Stream(_) => Place::Later,
         }
@@ -154,8 +166,11 @@ async fn write(
     (piece, (bytes, data)): (Piece, (Vec<u8>, u64)),
     progress: &Progress,
 ) -> Result<u64> {
-    if let Sink::Stream(stream) = sink {
-        stream.write_all(&bytes).await.map_err(cannot_write)?;
+    match sink {
+        Sink::Stream(stream) => stream.write_all(&bytes).await.map_err(cannot_write)?,
+        // Pieces end in order, and holes are in the file already.
+        Sink::File(file, notes) => notes.reached(file, piece.end()).await?,
+        Sink::Disk(_) => {}
     }
     progress.add(piece.len as u64);
     Ok(data)
@@ -164,7 +179,7 @@ async fn write(
 /// Has a part of the sink read as zeros.
 async fn hole(sink: &mut Sink<'_>, part: Range<u64>) -> Result<()> {
     match sink {
-        Sink::File(_) => Ok(()),
+        Sink::File(..) => Ok(()),
         Sink::Disk(disk) => {
             let disk = Arc::clone(disk);
             let cleared = spawn_blocking(move || clear(&disk, part)).await;
@@ -227,7 +242,10 @@ mod tests {
     use super::*;
     use crate::device::WriteFlags;
     use crate::device::ram::RamDisk;
-    use crate::units::{BlockSize, SectorCount};
+    use crate::format::VolumeId;
+    use crate::transfer::partial::Partial;
+    use crate::transfer::resume::Exported;
+    use crate::units::{BlockSize, SectorCount, Seq};
 
     #[test]
     fn parts_in_pieces() {
@@ -249,10 +267,14 @@ mod tests {
         for sector in [0, 5000, size.0 - 1] {
             disk.write(Sector(sector), &[0x55; 512], WriteFlags::default()).await.unwrap();
         }
-        let file = Arc::new(tempfile::tempfile().unwrap());
-        file.set_len(size.bytes()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let partial = Partial::begin(&folder.path().join("image"), false).unwrap();
+        let volume = VolumeId::from_random([1; 16]);
+        let of = Exported { volume, slot: Seq(1), size: size.bytes() };
+        let notes = Notes::begin(&partial, of).unwrap();
+        let file = Arc::new(partial.sized(size.bytes()).unwrap());
         let progress = Progress::new(None, "x");
-        let data = save(&disk, Sink::File(file.clone()), &progress).await.unwrap();
+        let data = save(&disk, Sink::File(file.clone(), notes), &progress).await.unwrap();
         assert_eq!((data, progress.done()), (3 * 512, size.bytes()));
         let mut stream = Vec::new();
         save(&disk, Sink::Stream(&mut stream), &progress).await.unwrap();

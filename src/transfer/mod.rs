@@ -13,6 +13,7 @@ pub mod partial;
 pub mod place;
 mod program;
 pub mod progress;
+pub mod resume;
 pub mod source;
 pub mod spool;
 pub mod stream;

@@ -1,4 +1,5 @@
-//! A file that has its name only when it is complete: until then it is `FILE.partial` beside it.
+//! A file that has its name only when it is complete: until then it is `FILE.partial` beside it, and how far it
+//! is may be said in `FILE.partial.note` (see [`resume`](super::resume)).
 
 use crate::error::{Error, ErrorKind, Result};
 use nix::errno::Errno;
@@ -8,12 +9,15 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// An unfinished file. Removed when it is dropped; a process that is killed leaves it, for the next one to use.
+/// An unfinished file. Removed when it is dropped, unless it is to stay; a process that is killed leaves it, for
+/// the next one to use.
 #[derive(Debug)]
 pub struct Partial {
     path: PathBuf,
     partial: PathBuf,
     replace: bool,
+    /// Somebody will go on with it.
+    stays: bool,
     /// Nobody else writes it meanwhile.
     file: Flock<File>,
     finished: bool,
@@ -23,6 +27,22 @@ impl Partial {
     /// Begins an empty one for `path`. Errors: exists, where that is there and is not to be replaced; busy, where
     /// somebody else writes it; failed.
     pub fn begin(path: &Path, replace: bool) -> Result<Partial> {
+        let partial = Partial::open(path, replace)?;
+        // Nobody is to take the file for what the note speaks of.
+        partial.forget()?;
+        partial.file.set_len(0).map_err(|e| partial.cannot_write(e))?;
+        Ok(partial)
+    }
+
+    /// Goes on with what an earlier process left, or begins an empty one. It stays when it is dropped. Errors: as
+    /// for [`begin`](Self::begin).
+    pub fn go_on(path: &Path, replace: bool) -> Result<Partial> {
+        let mut partial = Partial::open(path, replace)?;
+        partial.stays = true;
+        Ok(partial)
+    }
+
+    fn open(path: &Path, replace: bool) -> Result<Partial> {
         // A symlink stays one.
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if !replace && fs::symlink_metadata(&path).is_ok() {
@@ -50,16 +70,40 @@ impl Partial {
         if named.map_err(|_| busy())? != mine.map_err(failed)? {
             return Err(busy());
         }
-        file.set_len(0).map_err(failed)?;
-        Ok(Partial { path, partial, replace, file, finished: false })
+        Ok(Partial { path, partial, replace, stays: false, file, finished: false })
     }
 
-    /// The file, of that length and all holes. Errors: failed.
+    fn cannot_write(&self, e: io::Error) -> Error {
+        Error::failed(format!("cannot write {}", self.partial.display())).because(e)
+    }
+
+    /// The file, of that length: what it grows by is a hole. Errors: failed.
     pub fn sized(&self, length: u64) -> Result<File> {
         let sized = self.file.set_len(length).and_then(|()| self.file.try_clone());
-        sized.map_err(|e| {
-            Error::failed(format!("cannot write {}", self.partial.display())).because(e)
-        })
+        sized.map_err(|e| self.cannot_write(e))
+    }
+
+    /// How long it is. Errors: failed.
+    pub fn length(&self) -> Result<u64> {
+        self.file.metadata().map(|meta| meta.len()).map_err(|e| self.cannot_write(e))
+    }
+
+    /// Where it is said how far it is.
+    pub fn note(&self) -> PathBuf {
+        let mut note = self.partial.clone().into_os_string();
+        note.push(".note");
+        note.into()
+    }
+
+    /// Removes the note. Errors: failed.
+    fn forget(&self) -> Result<()> {
+        match fs::remove_file(self.note()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                let text = format!("cannot remove {}", self.note().display());
+                Err(Error::failed(text).because(e))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where it is.
@@ -78,6 +122,7 @@ impl Partial {
             false => self.rename_to_new()?,
         }
         self.finished = true;
+        self.forget()?;
         let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty());
         let folder = File::open(folder.unwrap_or(Path::new("."))).map_err(failed)?;
         folder.sync_all().map_err(failed)
@@ -103,9 +148,13 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        if !self.finished
-            && let Err(e) = fs::remove_file(&self.partial)
-        {
+        if self.finished || self.stays {
+            return;
+        }
+        if let Err(e) = self.forget() {
+            tracing::warn!("{e}");
+        }
+        if let Err(e) = fs::remove_file(&self.partial) {
             tracing::warn!("cannot remove {}: {e}", self.partial.display());
         }
     }

@@ -44,10 +44,25 @@ impl fmt::Debug for Place {
 }
 
 impl Place {
-    /// Finds the place for an image of that format: `-` or a path. With `force`, what is there is replaced.
+    /// Finds the place for an image of that format: `-` or a path. With `force`, what is there is replaced; with
+    /// `resume`, a file that is unfinished is gone on with, and stays unfinished where this is cut off.
     ///
     /// Errors: exists, where something is there; usage, where such an image cannot be put there; busy; failed.
-    pub fn open(what: &str, format: Format, force: bool) -> Result<Place> {
+    pub fn open(what: &str, format: Format, (force, resume): (bool, bool)) -> Result<Place> {
+        let place = Place::find(what, format, (force, resume))?;
+        match (&place, format) {
+            (Place::File(_), Format::Raw) => Ok(place),
+            _ if resume => Err(Error::usage(format!("an export to {what} cannot be resumed"))
+                .hint("only one of a raw image to a file can; begin anew without --resume")),
+            _ => Ok(place),
+        }
+    }
+
+    fn find(what: &str, format: Format, (force, resume): (bool, bool)) -> Result<Place> {
+        let file = |path: &Path| match resume && format == Format::Raw {
+            true => Partial::go_on(path, force).map(Place::File),
+            false => Partial::begin(path, force).map(Place::File),
+        };
         let failed = |e| Error::failed(format!("cannot write {what}")).because(e);
         let in_order = |place: &str| match format {
             Format::Raw => Ok(()),
@@ -63,7 +78,7 @@ impl Place {
         }
         let path = Path::new(what);
         let Ok(metadata) = fs::metadata(path) else {
-            return Partial::begin(path, force).map(Place::File);
+            return file(path);
         };
         let kind = metadata.file_type();
         if kind.is_dir() {
@@ -78,7 +93,7 @@ impl Place {
             return Disk::open(what).map(Place::Disk);
         }
         if kind.is_file() {
-            return Partial::begin(path, force).map(Place::File);
+            return file(path);
         }
         in_order("a pipe")?;
         let file = OpenOptions::new().write(true).open(path).map_err(failed)?;

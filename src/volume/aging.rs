@@ -10,6 +10,7 @@ use super::shared::Shared;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::snapshot::SnapshotEntry;
 use crate::format::{SnapshotId, VolumeId, keys};
+use crate::mutant::{self, Mutant};
 use crate::store::{Store, StoreErrorKind, list_all};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,6 +91,7 @@ pub(super) async fn age(shared: &Arc<Shared>, staying: &mut Staying) -> bool {
 async fn delete(shared: &Arc<Shared>, id: SnapshotId, name: &str) -> Result<bool> {
     let _deciding = shared.schedule.deciding.lock().await;
     match shared.stores.background.head(&keys::kept(shared.id, id)).await {
+        Ok(_) if mutant::on(Mutant::WishToKeepIgnored) => {}
         Ok(_) => return Ok(false),
         Err(e) if e.kind == StoreErrorKind::NotFound => {}
         Err(e) => return Err(e.into()),

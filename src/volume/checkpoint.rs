@@ -119,11 +119,17 @@ pub(super) async fn run(shared: &Arc<Shared>, kind: Kind) -> Result<()> {
     shared.to_its_end(async move { make(&task, kind).await }).await
 }
 
+/// Brings to its end a checkpoint that failed.
+pub(super) async fn settle(shared: &Shared, checkpointer: &mut Checkpointer) -> Result<()> {
+    match checkpointer.frozen.is_some() {
+        true => attempt(shared, checkpointer).await,
+        false => Ok(()),
+    }
+}
+
 /// Makes a checkpoint of all there is, if there is anything new.
 pub(super) async fn complete(shared: &Shared, checkpointer: &mut Checkpointer) -> Result<()> {
-    if checkpointer.frozen.is_some() {
-        attempt(shared, checkpointer).await?;
-    }
+    settle(shared, checkpointer).await?;
     match checkpointer.is_due(shared) {
         true => attempt(shared, checkpointer).await,
         false => Ok(()),
@@ -132,8 +138,8 @@ pub(super) async fn complete(shared: &Shared, checkpointer: &mut Checkpointer) -
 
 async fn make(shared: &Arc<Shared>, kind: Kind) -> Result<()> {
     let mut checkpointer = shared.checkpointer.lock().await;
-    if kind == Kind::Close && checkpointer.frozen.is_some() {
-        attempt(shared, &mut checkpointer).await?;
+    if kind == Kind::Close {
+        settle(shared, &mut checkpointer).await?;
     }
     if checkpointer.is_due(shared) {
         attempt(shared, &mut checkpointer).await?;

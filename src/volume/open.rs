@@ -17,7 +17,7 @@ use super::hydrate;
 use super::items::Items;
 use super::look::{
     Beginning, LOOKUPS, Ownership, check_beginning, check_features, is_newest, newest_checkpoint,
-    ownership, read_description, read_owner,
+    only_newest_checkpoint, ownership, read_description, read_owner,
 };
 use super::options::{Env, MAP_BYTES_MIN, Mode, Stores, VolumeOptions};
 use super::past::{self, View};
@@ -278,6 +278,9 @@ pub(super) async fn load_newest(
     for _ in 0..LOOKUPS {
         let newest = match found.take() {
             Some(found) => found,
+            None if claimed.is_none() => {
+                (only_newest_checkpoint(store, description).await?, Vec::new())
+            }
             None => newest_checkpoint(store, description).await?,
         };
         let Some(loaded) = load(store, description, newest, claimed).await? else { continue };

@@ -73,7 +73,7 @@ pub async fn newest_checkpoint(
     store: &dyn Store,
     description: &VolumeObject,
 ) -> Result<Checkpoint> {
-    Ok(look::newest_checkpoint(store, description).await?.0)
+    look::only_newest_checkpoint(store, description).await
 }
 
 /// Whether no newer checkpoint than this one is there.

@@ -25,6 +25,8 @@ use std::time::Duration;
 
 /// Frames that one GET asks for at most: 1 MiB.
 const RUN_MAX: usize = 16;
+/// Frames that one GET asks for at most where nobody waits for the first of them yet: 4 MiB.
+const RUN_AHEAD: usize = 64;
 /// Wait before a read is tried again that the store refused.
 const REFUSED_DELAY: Duration = Duration::from_secs(2);
 
@@ -54,14 +56,15 @@ impl Shared {
         if let Some(recorder) = self.recorder.as_ref().filter(|_| !is_of_marks(range)) {
             recorder.note(range);
         }
-        let step = self.readers.on_read(range);
-        if !self.read_at_once(range, step.sequential, buf)? {
-            self.read_patiently(range, step.sequential, buf).await?;
-        }
+        let step = self.readers.on_read(range, || self.frames.room());
+        let done = self.read_at_once(range, step.sequential, buf)?;
         if let Some(ahead) = step.ahead {
             self.clone().prefetch(ahead);
         }
-        Ok(())
+        match done {
+            true => Ok(()),
+            false => self.read_patiently(range, step.sequential, buf).await,
+        }
     }
 
     /// The short way, which most reads of what is in memory take: one run, in one frame. False
@@ -228,7 +231,7 @@ impl Shared {
         }
         let mut frames = BTreeMap::new();
         let wanted = rest.iter().map(|part| part.frame).collect();
-        for (id, wait, _urgent) in self.request(&self.stores.live, wanted) {
+        for (id, wait, _urgent) in self.request(&self.stores.live, wanted, RUN_MAX) {
             frames.insert(id, wait.await.unwrap_or(Err(FetchError::Abandoned)));
         }
         for part in &rest {
@@ -241,8 +244,13 @@ impl Shared {
         Ok(())
     }
 
-    /// Asks for frames; those that nobody has asked for yet are fetched, neighbours by one GET.
-    fn request(self: &Arc<Shared>, from: &Arc<dyn Store>, mut ids: Vec<FrameId>) -> Pending {
+    /// Asks for frames; those that nobody has asked for yet are fetched, up to `most` neighbours by one GET.
+    fn request(
+        self: &Arc<Shared>,
+        from: &Arc<dyn Store>,
+        mut ids: Vec<FrameId>,
+        most: usize,
+    ) -> Pending {
         ids.sort_unstable();
         ids.dedup();
         let mut pending = Pending::new();
@@ -250,7 +258,7 @@ impl Shared {
         for id in ids {
             let follows = run.last().is_some_and(|last| {
                 let last = *last.key();
-                last.chunk == id.chunk && last.index + 1 == id.index && run.len() < RUN_MAX
+                last.chunk == id.chunk && last.index + 1 == id.index && run.len() < most
             });
             if !follows {
                 self.fetch_run(from.clone(), std::mem::take(&mut run));
@@ -379,7 +387,9 @@ impl Shared {
             let mut ids = self.frames_to_fetch(range).await;
             // A volume without a cache of any size has no use for it.
             ids.truncate((self.options.cache_bytes / 4 / FRAME_SIZE as u64) as usize);
-            drop(self.request(&self.stores.background, ids));
+            // A window that has grown is far ahead of its reader.
+            let most = if ids.len() >= RUN_AHEAD { RUN_AHEAD } else { RUN_MAX };
+            drop(self.request(&self.stores.background, ids, most));
         });
     }
 
@@ -389,7 +399,7 @@ impl Shared {
         for range in ranges {
             ids.extend(self.frames_to_fetch(*range).await);
         }
-        for (_, wait, _) in self.request(&self.stores.background, ids) {
+        for (_, wait, _) in self.request(&self.stores.background, ids, RUN_AHEAD) {
             let _ = wait.await;
         }
     }

@@ -7,12 +7,16 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// Sequential reads in a row after which something is fetched ahead.
 const STREAK: u32 = 2;
-/// First window, in sectors: 1 MiB. It doubles with every window that was used.
+/// First window, in sectors: 1 MiB.
 const WINDOW_MIN: u64 = 2 << 10;
+/// What it grows by each time something is fetched: what is far is on its way for long.
+const GROWTH: u64 = 4;
 /// Largest window, in sectors: 32 MiB.
 const WINDOW_MAX: u64 = 64 << 10;
-/// The window's part of the cache, of which it may use a quarter before it is read.
-const CACHE_PART: u64 = 8;
+/// The window's part of what the cache has room for: what is ahead, and as much again that was read of late.
+const ROOM_PART: u64 = 2;
+/// The part of a window that is used before more is fetched: so the rest is always on its way.
+const STEP_PART: u64 = 4;
 
 /// One volume's read-ahead, for all who read it. Only a hint: where several look at it, some reads are
 /// left out.
@@ -24,17 +28,17 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    /// For a cache of so many bytes.
-    pub fn new(cache_bytes: u64) -> Readers {
-        Readers { end: AtomicU64::new(0), readahead: Mutex::new(Readahead::new(cache_bytes)) }
+    /// Nobody has read.
+    pub fn new() -> Readers {
+        Readers { end: AtomicU64::new(0), readahead: Mutex::new(Readahead::new()) }
     }
 
-    /// `range` is being read.
-    pub fn on_read(&self, range: SectorRange) -> Step {
+    /// `range` is being read. `room` says for how many bytes the cache has room.
+    pub fn on_read(&self, range: SectorRange, room: impl FnOnce() -> u64) -> Step {
         let goes_on = self.end.load(Relaxed) == range.start().0;
         self.end.store(range.end().0, Relaxed);
         match self.readahead.try_lock() {
-            Ok(mut readahead) if goes_on => readahead.on_read(range),
+            Ok(mut readahead) if goes_on => readahead.on_read(range, room),
             _ => Step::default(),
         }
     }
@@ -46,7 +50,6 @@ struct Readahead {
     next: Sector,
     streak: u32,
     window: u64,
-    max: u64,
     /// Everything before it was asked for.
     ahead: Sector,
 }
@@ -61,26 +64,30 @@ pub(super) struct Step {
 }
 
 impl Readahead {
-    fn new(cache_bytes: u64) -> Readahead {
-        let max = (cache_bytes / CACHE_PART / SECTOR_SIZE).clamp(WINDOW_MIN, WINDOW_MAX);
-        Readahead { next: Sector(0), streak: 0, window: WINDOW_MIN, max, ahead: Sector(0) }
+    fn new() -> Readahead {
+        Readahead { next: Sector(0), streak: 0, window: WINDOW_MIN, ahead: Sector(0) }
     }
 
     /// `range` is being read, from where the last read ended.
-    fn on_read(&mut self, range: SectorRange) -> Step {
+    fn on_read(&mut self, range: SectorRange, room: impl FnOnce() -> u64) -> Step {
         if range.start() != self.next {
             // There were others in between.
             (self.streak, self.window, self.ahead) = (0, WINDOW_MIN, range.start());
         }
         self.next = range.end();
         self.streak = self.streak.saturating_add(1);
-        let used = self.ahead.0 <= self.next.0 + self.window / 2;
+        let used = self.ahead.0 <= self.next.0 + self.window - self.window / STEP_PART;
         if self.streak < STREAK || !used {
             return Step { sequential: true, ahead: None };
         }
         let start = self.ahead.max(self.next);
-        self.ahead = Sector(self.next.0 + self.window);
-        self.window = (self.window * 2).min(self.max);
+        let most = (room() / ROOM_PART / SECTOR_SIZE).clamp(WINDOW_MIN, WINDOW_MAX);
+        self.window = self.window.min(most);
+        self.ahead = Sector(start.0.max(self.next.0 + self.window));
+        self.window = (self.window * GROWTH).min(most);
+        if self.ahead == start {
+            return Step { sequential: true, ahead: None };
+        }
         Step { sequential: true, ahead: Some(SectorRange::between(start, self.ahead)) }
     }
 }
@@ -90,22 +97,25 @@ mod tests {
     use super::*;
     use crate::units::SectorCount;
 
+    const ROOM: u64 = 1 << 30;
+
     #[test]
     fn a_reader_from_the_first_sector_on_is_sequential() {
-        let readahead = Readers::new(1 << 30);
+        let readers = Readers::new();
         let range = |i: u64| SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
-        assert_eq!(readahead.on_read(range(0)), Step { sequential: true, ahead: None });
-        let window = readahead.on_read(range(1)).ahead.unwrap();
+        let read = |i| readers.on_read(range(i), || ROOM);
+        assert_eq!(read(0), Step { sequential: true, ahead: None });
+        let window = read(1).ahead.unwrap();
         assert_eq!((window.start(), window.len()), (Sector(512), SectorCount(WINDOW_MIN)));
     }
 
     #[test]
     fn windows_follow_a_sequential_reader_without_gap_or_overlap() {
-        let readahead = Readers::new(1 << 30);
+        let readers = Readers::new();
         let mut fetched = Sector(0);
         for i in 1..400u64 {
             let range = SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
-            if let Some(window) = readahead.on_read(range).ahead {
+            if let Some(window) = readers.on_read(range, || ROOM).ahead {
                 assert!(window.start() == fetched || fetched == Sector(0));
                 assert!(window.len().0 <= WINDOW_MAX);
                 fetched = window.end();
@@ -113,22 +123,44 @@ mod tests {
             assert!(i < 4 || fetched > range.end(), "read {i} is ahead of {fetched}");
         }
         let random = SectorRange::new(Sector(7), SectorCount(8)).unwrap();
-        assert_eq!(readahead.on_read(random), Step::default());
+        assert_eq!(readers.on_read(random, || ROOM), Step::default());
         let next = |n: u64| SectorRange::new(Sector(15 + n * 8), SectorCount(8)).unwrap();
-        assert_eq!(readahead.on_read(next(0)), Step { sequential: true, ahead: None });
-        assert!(readahead.on_read(next(1)).ahead.is_some());
+        assert_eq!(readers.on_read(next(0), || ROOM), Step { sequential: true, ahead: None });
+        assert!(readers.on_read(next(1), || ROOM).ahead.is_some());
     }
 
+    /// Once it has grown, three quarters of a window are ahead of a reader at any time.
     #[test]
-    fn a_window_fits_its_part_of_the_cache() {
-        for (cache, most) in [(0, WINDOW_MIN), (64 << 20, 16 << 10), (1 << 40, WINDOW_MAX)] {
-            let readahead = Readers::new(cache);
+    fn a_window_fits_its_part_of_the_room() {
+        for (room, most) in [(0, WINDOW_MIN), (16 << 20, 16 << 10), (1 << 40, WINDOW_MAX)] {
+            let readers = Readers::new();
             let range = |i: u64| SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
-            let lead = (0..4000).filter_map(|i| {
-                let window = readahead.on_read(range(i)).ahead?;
-                Some(window.end().0 - range(i).end().0)
+            let mut fetched = 0;
+            let lead = (0..4000).map(|i| {
+                let ahead = readers.on_read(range(i), || room).ahead;
+                fetched = ahead.map_or(fetched, |ahead| ahead.end().0);
+                fetched.saturating_sub(range(i).end().0)
             });
-            assert_eq!(lead.max(), Some(most));
+            let lead: Vec<u64> = lead.skip(2000).collect();
+            let (least, greatest) = (lead.iter().min().unwrap(), lead.iter().max().unwrap());
+            assert_eq!(*greatest, most);
+            assert!(*least >= most * 3 / 4 - 256, "{least} of {most}");
+        }
+    }
+
+    /// What was fetched stays; where there is less room, nothing is fetched until it was read.
+    #[test]
+    fn a_window_follows_the_room() {
+        let readers = Readers::new();
+        let range = |i: u64| SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
+        let mut fetched = 0;
+        for i in 0..4000 {
+            let room = if i < 2000 { ROOM } else { 8 << 20 };
+            if let Some(ahead) = readers.on_read(range(i), || room).ahead {
+                assert!(ahead.start().0 >= fetched);
+                fetched = ahead.end().0;
+                assert!(i < 2000 || fetched <= range(i).end().0 + (8 << 10));
+            }
         }
     }
 }

@@ -90,7 +90,8 @@ async fn roll_back(
     let written = shared.state().traffic.written;
     let entry = shared.clone().make_snapshot(id, kept).await?;
     let mut checkpointer = shared.checkpointer.lock().await;
-    checkpoint::complete(&shared, &mut checkpointer).await?;
+    // No newer one: what it wrote of the map would be nobody's.
+    checkpoint::settle(&shared, &mut checkpointer).await?;
     if shared.snapshots().find(&name).is_none_or(|entry| entry.id != to) {
         return Err(missing());
     }

@@ -106,7 +106,7 @@ impl Shared {
             items: parts.items,
             env: parts.env,
             stores: parts.stores,
-            readers: Readers::new(parts.options.cache_bytes),
+            readers: Readers::new(),
             recorder: (parts.options.profile == Some(ProfileUse::Record)).then(Recorder::default),
             limits: Limits::of(&parts.options, chunk_size),
             options: parts.options,

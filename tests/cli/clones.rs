@@ -89,6 +89,9 @@ fn a_rollback_can_be_undone() {
     let back = home.run(&["snapshot", "rollback", "data@golden", "--yes", "--json"]).json();
     let kept = back["kept"].as_str().unwrap().to_owned();
     assert!(kept.starts_with("data@before-rollback-"), "{kept}");
+    // It leaves nothing that nobody needs.
+    let check = home.run(&["check", "data", "--json"]).json();
+    assert_eq!(check["volumes"][0]["space"]["orphans"]["objects"], 0, "{check}");
     with(&home, "data", &["read -P 1 0 8M", "read -P 0 8M 56M", "write -P 4 20M 1M", "flush"]);
 
     // Nothing is lost, whichever is deleted and collected.

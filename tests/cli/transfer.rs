@@ -201,6 +201,60 @@ fn import_goes_on_after_kill_9() {
     assert!(home.run_files().is_empty(), "{:?}", home.run_files());
 }
 
+/// Kills an export once it has noted that some of it is done. Tries again where that was too late.
+fn killed_export(home: &Home, args: &[&str], note: &Path) {
+    for _ in 0..5 {
+        let mut child = begin(home, args);
+        until("a note is there", || note.exists() || child.try_wait().unwrap().is_some());
+        child.kill().unwrap();
+        if !child.wait().unwrap().success() {
+            return;
+        }
+        fs::remove_file(args[2]).unwrap();
+    }
+    panic!("it was never killed in time");
+}
+
+#[test]
+fn export_goes_on_after_kill_9() {
+    let home = Home::new();
+    let image = home.path("big.img");
+    let file = File::create(&image).unwrap();
+    file.write_all_at(&noise(160 * MIB as usize), 0).unwrap();
+    // A hole, and data behind it.
+    file.write_all_at(&noise(32 * MIB as usize), 240 * MIB).unwrap();
+    home.run(&["import", text(&image), "disk"]).ok();
+    home.run(&["snapshot", "create", "disk@one"]).ok();
+    let (out, note) = (home.path("out.img"), home.path("out.img.partial.note"));
+    let export = ["export", "disk@one", text(&out)];
+    killed_export(&home, &export, &note);
+    assert!(!out.exists());
+    // What is in the file is that and nothing else: another state of the volume does not go there.
+    let other = ["export", "disk", text(&out), "--resume"];
+    home.run(&other).refuses(USAGE, "is not what the export was begun with");
+    home.run(&["snapshot", "create", "disk@two"]).ok();
+    home.run(&["export", "disk@two", text(&out), "--resume"]).refuses(USAGE, "begin anew without");
+    let read = |args: &[&str]| {
+        let said = home.run(&[args, &["--json"]].concat()).json();
+        assert!(same(&image, &out) && !note.exists() && !home.path("out.img.partial").exists());
+        let blocks = fs::metadata(&out).unwrap().blocks() * 512;
+        assert!(blocks < 195 * MIB, "{blocks} bytes are allocated");
+        said["data_bytes"].as_u64().unwrap()
+    };
+    // What was written is not read once more.
+    assert!(read(&[&export[..], &["--resume"]].concat()) <= 128 * MIB);
+    fs::remove_file(&out).unwrap();
+    // With nothing to resume, it begins; and without the flag, anew.
+    assert_eq!(read(&[&export[..], &["--resume"]].concat()), 192 * MIB);
+    fs::remove_file(&out).unwrap();
+    killed_export(&home, &export, &note);
+    assert_eq!(read(&export), 192 * MIB);
+    for to in ["-", "out.qcow2"] {
+        let to = if to == "-" { to.into() } else { text(&home.path(to)).to_owned() };
+        home.run(&["export", "disk@one", &to, "--resume"]).refuses(USAGE, "cannot be resumed");
+    }
+}
+
 #[test]
 fn an_import_that_is_given_up_leaves_nothing() {
     let home = Home::new();

@@ -224,6 +224,10 @@ impl Actor {
             let used = self.use_clone().await;
             self.world.check(used.map(drop));
         }
+        if self.world.plan.is_some() && self.world.random(|rng| rng.random_bool(0.4)) {
+            let made = self.clone_the_past(&client).await;
+            self.world.check(made);
+        }
         if self.world.random(|rng| rng.random_bool(0.15)) {
             let used = self.use_sourced(false).await;
             self.world.check(used.map(drop));

@@ -341,7 +341,7 @@ impl Client {
     pub async fn roll_back(&self) -> Option<Result<(), Error>> {
         let there = self.volume.snapshots();
         let which = self.world.random(|rng| rng.random_range(0..there.len().max(1)));
-        let entry = there.get(which)?;
+        let entry = there.get(which).filter(|entry| !self.world.may_expire(entry.id))?;
         let kept = {
             let mut state = self.world.state();
             let image = state.shelf.image(entry.id)?.clone();
@@ -357,7 +357,8 @@ impl Client {
                 let change = Change { sectors, stamp: 0, resize, contents, issued: 0, done: None };
                 state.model.issue(self.epoch, lane, change);
             }
-            state.shelf.wanted()
+            drop(state);
+            self.world.new_snapshot()
         };
         let from = self.world.state().model.tick();
         self.trace(|| format!("rolls back to {}, keeps {kept}", entry.id));
@@ -375,11 +376,8 @@ impl Client {
         Some(done.map(drop))
     }
 
-    async fn make_snapshot(&self, lane: usize) -> Next {
-        let (id, from) = {
-            let mut state = self.world.state();
-            (state.shelf.wanted(), state.model.tick())
-        };
+    pub async fn make_snapshot(&self, lane: usize) -> Next {
+        let (id, from) = (self.world.new_snapshot(), self.world.state().model.tick());
         let calm = self.world.state().calm;
         let _waits = self.process.begins("a snapshot");
         self.trace(|| format!("makes snapshot {id}"));
@@ -410,6 +408,9 @@ impl Client {
         if let Err(error) = self.volume.delete_snapshot(name).await {
             // Clones may have been made, or flattened, meanwhile.
             if error.kind() == ErrorKind::Busy && (was_origin || is_origin()) {
+                return Next::GoOn;
+            }
+            if error.kind() == ErrorKind::NotFound && self.world.may_expire(id) {
                 return Next::GoOn;
             }
             return self.judge_refusal("the deletion of a snapshot", &error, calm);

@@ -35,6 +35,8 @@ pub struct CloneModel {
     epoch: u64,
     /// It needs its origin no more.
     flat: bool,
+    /// Whoever made it never came to its end: it has no name, and pins its snapshot.
+    pub nameless: bool,
 }
 
 /// Makes a clone of a snapshot, unless that is being deleted.
@@ -73,13 +75,18 @@ pub fn make(
     };
     put(keys::volume(id), pool::encode_json(&description))?;
     put(keys::child(origin, of, id), Vec::new())?;
-    Some(CloneModel { id, of, allowed: vec![image], epoch: 0, flat: false })
+    Some(CloneModel { id, of, allowed: vec![image], epoch: 0, flat: false, nameless: false })
 }
 
 impl CloneModel {
     /// It needs the snapshot.
     pub fn needs(&self, snapshot: SnapshotId) -> bool {
         self.of == snapshot && !self.flat
+    }
+
+    /// It was made this.
+    pub fn becomes(&mut self, image: Image) {
+        self.allowed = vec![image];
     }
 
     /// The owner of `epoch` found this. False: it was superseded meanwhile.
@@ -120,7 +127,13 @@ impl Actor {
 
     /// Works with the clone at that place.
     pub async fn use_clone_at(&self, which: usize) -> Result<bool, String> {
-        let id = self.world.state().clones[which].id;
+        let (id, nameless) = {
+            let clone = &self.world.state().clones[which];
+            (clone.id, clone.nameless)
+        };
+        if nameless {
+            return Ok(true);
+        }
         let mode = Mode::ReadWrite { takeover: true };
         let options = VolumeOptions { mode, ..self.options.clone() };
         let volume = match self.open_plainly(id, options).await {

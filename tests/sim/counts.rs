@@ -40,6 +40,8 @@ pub struct Counts {
     pub resumed: u64,
     pub refused: u64,
     pub scheduled: u64,
+    pub kept: u64,
+    pub cloned_past: u64,
 }
 
 impl Counts {
@@ -54,7 +56,7 @@ impl Counts {
         self.journaled += u64::from(by == Keeper::Journal);
     }
 
-    fn all_mut(&mut self) -> [(&'static str, &mut u64); 35] {
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 37] {
         [
             ("operations", &mut self.operations),
             ("requests", &mut self.requests),
@@ -91,6 +93,8 @@ impl Counts {
             ("of them anew", &mut self.resumed),
             ("refused", &mut self.refused),
             ("snapshots of schedules", &mut self.scheduled),
+            ("kept that were to go", &mut self.kept),
+            ("clones of the past", &mut self.cloned_past),
         ]
     }
 }

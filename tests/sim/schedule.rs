@@ -47,6 +47,9 @@ impl Client {
                 next = self.judge_refusal("a change of the schedule", &error, calm);
             }
         }
+        if next == Next::GoOn {
+            next = self.keep_one().await;
+        }
         self.volume.keep_schedule();
         next
     }
@@ -80,6 +83,6 @@ impl Actor {
                 return Err(format!("{made:?} were made by {rule:?} at {now} ms"));
             }
         }
-        Ok(())
+        self.world.nothing_is_overdue(&volume.snapshots())
     }
 }

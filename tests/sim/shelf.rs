@@ -2,7 +2,7 @@
 
 use crate::model::Image;
 use objblk::format::SnapshotId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is known of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,10 @@ enum Known {
 pub struct Shelf {
     known: BTreeMap<SnapshotId, Known>,
     images: BTreeMap<SnapshotId, Image>,
+    /// Of those that are deleted at a time: somebody has asked to keep them, ...
+    keeping: BTreeSet<SnapshotId>,
+    /// ... and was told that they are kept.
+    kept: BTreeSet<SnapshotId>,
 }
 
 impl Shelf {
@@ -31,6 +35,29 @@ impl Shelf {
         let id = SnapshotId::from_bytes(number.to_le_bytes());
         self.known.insert(id, Known::Wanted);
         id
+    }
+
+    /// The id of one that is asked for now, and is deleted at that time.
+    pub fn wanted_until(&mut self, at_ms: u64) -> SnapshotId {
+        let [_, number @ ..] = (self.known.len() as u64).to_be_bytes();
+        let id = SnapshotId::expiring(at_ms, number);
+        self.known.insert(id, Known::Wanted);
+        id
+    }
+
+    /// Somebody asks to keep one.
+    pub fn keeping(&mut self, id: SnapshotId) {
+        self.keeping.insert(id);
+    }
+
+    /// It was acknowledged.
+    pub fn kept(&mut self, id: SnapshotId) {
+        self.kept.insert(id);
+    }
+
+    /// Whether its owner deletes it, at that time or later.
+    pub fn is_over(&self, id: SnapshotId, now_ms: u64) -> bool {
+        id.expires_at_ms().is_some_and(|at| at <= now_ms) && !self.keeping.contains(&id)
     }
 
     /// What a snapshot that nobody has deleted holds, if that is known.
@@ -61,9 +88,17 @@ impl Shelf {
     }
 
     /// Checks which snapshots would be found if everybody died now.
-    pub fn check<T>(&self, found: &BTreeMap<SnapshotId, T>) -> Result<(), String> {
-        for (id, known) in &self.known {
-            match (known, found.contains_key(id)) {
+    pub fn check<T>(&mut self, found: &BTreeMap<SnapshotId, T>, now_ms: u64) -> Result<(), String> {
+        for (id, known) in &mut self.known {
+            let expired = id.expires_at_ms().is_some_and(|at| at <= now_ms);
+            if expired && !self.kept.contains(id) && !found.contains_key(id) {
+                // Or it never was; it does not come back.
+                if *known != Known::Wanted {
+                    *known = Known::Deleted;
+                }
+                continue;
+            }
+            match (&*known, found.contains_key(id)) {
                 (Known::Made, false) => return Err(format!("snapshot {id} was made and is lost")),
                 (Known::Deleted, true) => return Err(format!("snapshot {id} is back")),
                 _ => {}

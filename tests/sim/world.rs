@@ -431,7 +431,7 @@ impl World {
 
     fn audited(&self, auditor: &Auditor<'_>, data: bool) -> Result<(), String> {
         let found = auditor.recover(self.initial())?;
-        self.state().shelf.check(&found.snapshots)?;
+        self.state().shelf.check(&found.snapshots, self.now_ms())?;
         if data {
             for (id, snapshot) in &found.snapshots {
                 let image = auditor.image(snapshot)?;
@@ -455,8 +455,10 @@ impl World {
         }
         let auditor = self.auditor();
         let found = auditor.recover(self.initial())?;
-        self.state().shelf.check(&found.snapshots)?;
-        let image = auditor.image(&found.snapshots[&id])?;
+        self.state().shelf.check(&found.snapshots, self.now_ms())?;
+        // It may be too old by now.
+        let Some(found) = found.snapshots.get(&id) else { return Ok(()) };
+        let image = auditor.image(found)?;
         let mut state = self.state();
         state.counts.snapshots += 1;
         state.model.read(epoch, from, 0, &image.stamps[..image.size])?;
@@ -467,7 +469,11 @@ impl World {
     pub fn new_clone(&self) -> Option<usize> {
         let snapshots = self.auditor().recover(self.initial()).ok()?.snapshots;
         let which = self.random(|rng| rng.random_range(0..snapshots.len().max(1)));
-        let id = *snapshots.keys().nth(which)?;
+        self.clone_of(*snapshots.keys().nth(which)?)
+    }
+
+    /// Makes a clone of this snapshot, if it is known and nobody deletes it; its place among the clones.
+    pub fn clone_of(&self, id: SnapshotId) -> Option<usize> {
         let image = self.state().shelf.image(id)?.clone();
         let made = clone::make(&self.memory, self.id, id, image)?;
         self.trace(|| format!("makes clone {} of snapshot {id}", made.id));

@@ -173,3 +173,26 @@ fn a_dead_target_is_recovered() {
         assert!(begun.elapsed() < Duration::from_secs(10), "it leaves something");
     }
 }
+
+/// The past of a volume is a device that is only read, beside the volume or without it.
+#[test]
+fn the_past_is_a_read_only_device() {
+    let home = home();
+    home.ok(&["retain", "disk", "1h"]);
+    let info: serde_json::Value =
+        serde_json::from_str(&home.ok(&["info", "disk", "--json"])).unwrap();
+    let slot = format!("#{}", info["oldest_seq"]);
+    let serving = home.serve(&["disk"]);
+    let mut master = Master::begin(&home.socket(), Wishes::default());
+    master.write(0, &[7; 512]);
+    drop(master);
+    home.ok(&["detach", "disk"]);
+    assert_eq!(serving.ended().0, Some(0));
+    let past = home.serve(&["disk", "--at", &slot]);
+    let mut master = Master::begin(&home.socket(), Wishes::default());
+    assert_eq!(home.status()["read_only"], true, "{}", home.status());
+    assert_eq!(master.read(0, 512), [0; 512]);
+    drop(master);
+    home.ok(&["detach", &home.socket().display().to_string()]);
+    assert_eq!(past.ended().0, Some(0));
+}

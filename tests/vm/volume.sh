@@ -9,7 +9,7 @@
 #   fio        fio with verification, mixed block sizes and trims, on volume `fio`
 #   discard    the whole of volume `huge` is written here and there, then discarded
 #   kill       the target of volume `kill` dies by kill -9 under flushes; taken over; compared
-#   conduct    what attach and detach refuse, and what is left behind
+#   conduct    what attach and detach refuse, the past on a device, and what is left behind
 set -u
 T=$(mktemp -d)
 fails=0
@@ -187,8 +187,24 @@ conduct() {
         if dd if=/dev/zero of="$dev" bs=4k count=1 oflag=direct conv=nocreat 2>/dev/null; then fail "a write to a read-only device"; fi
         detach conduct
     }
+    past
     is "files left in the run directory" "$(find /run/objblk -type s 2>/dev/null | wc -l)" 0
     is "devices left" "$(find /dev -name "ublkb*" | wc -l)" 0
+}
+
+# Volume `conduct` as it was, on a device of its own.
+past() {
+    local slot
+    run "the past is kept" objblk retain conduct 1h
+    slot=$(objblk info conduct --json | sed -n 's/.*"oldest_seq": *\([0-9]*\).*/\1/p')
+    attach conduct || return
+    run "a write" dd if=/dev/urandom of="$dev" bs=1M seek=100 count=1 oflag=direct conv=notrunc,nocreat,fsync
+    detach conduct
+    dev=$(objblk attach conduct --at "#$slot" 2>"$T/err") || { fail "attach --at #$slot: $(tail -2 "$T/err")"; return; }
+    is "the past is read-only" "$(blockdev --getro "$dev")" 1
+    is "bytes of the past that are not zero" "$(dd if="$dev" bs=1M count=1 skip=100 iflag=direct 2>/dev/null | tr -d '\0' | wc -c)" 0
+    run "detach the past" objblk detach "$dev"
+    [ ! -e "$dev" ] || fail "$dev is left"
 }
 
 done_steps=''

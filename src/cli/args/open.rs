@@ -2,8 +2,10 @@
 
 use crate::cli::{duration, moment, size};
 use crate::clock::SystemClock;
-use crate::daemon::{CacheSpec, JournalSpec};
+use crate::daemon::{CacheSpec, DoorSpec, JournalSpec, TargetSpec};
 use crate::error::{Error, Result};
+use crate::pool::VolumeSpec;
+use crate::settings::Location;
 use crate::volume::{MAP_BYTES_MIN, Moment, ProfileUse};
 use clap::Args;
 use std::path::PathBuf;
@@ -74,6 +76,40 @@ pub(in crate::cli) struct Open {
 }
 
 impl Open {
+    /// The target that serves `volumes`, as [`views`](Self::views) names them, at `door`.
+    pub(in crate::cli) fn target(
+        &self,
+        location: Location,
+        volumes: Vec<VolumeSpec>,
+        door: DoorSpec,
+    ) -> Result<TargetSpec> {
+        Ok(TargetSpec {
+            location,
+            read_only: self.read_only || volumes.iter().all(|name| name.snapshot().is_some()),
+            volumes,
+            at: self.at()?,
+            takeover: self.takeover,
+            recover: None,
+            cache_bytes: size::parse("--mem-cache", &self.mem_cache)?,
+            map_bytes: self.map_bytes()?,
+            profile: self.profile(),
+            disk_cache: self.disk_cache()?,
+            door,
+            journal: self.journal()?,
+            io_timeout: self.io_timeout()?,
+            heartbeat: self.heartbeat()?,
+            lazy: self.lazy,
+        })
+    }
+
+    /// What is opened of these: with `--at`, what they were then.
+    pub(in crate::cli) fn views(&self, names: Vec<VolumeSpec>) -> Result<Vec<VolumeSpec>> {
+        match self.at()? {
+            Some(at) => names.iter().map(|name| moment::view(name, at)).collect(),
+            None => Ok(names),
+        }
+    }
+
     /// What `--durability` and the flags of the journal say.
     pub(in crate::cli) fn journal(&self) -> Result<Option<JournalSpec>> {
         let folder = match (self.durability.as_str(), &self.journal) {

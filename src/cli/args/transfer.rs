@@ -48,6 +48,10 @@ pub(in crate::cli) struct Export {
     /// The format [default: qcow2 for a FILE.qcow2, else raw]
     #[arg(long, value_name = "FORMAT", value_parser = ["raw", "qcow2"])]
     pub(in crate::cli) format: Option<String>,
+    /// Go on with an export of the same state (a snapshot, or a volume that nobody wrote to since) that was cut off,
+    /// if there is one, and keep what there is if this one is
+    #[arg(long)]
+    pub(in crate::cli) resume: bool,
     /// Compress it (qcow2)
     #[arg(long, short)]
     pub(in crate::cli) compress: bool,

@@ -16,9 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// A large volume with a map of many extents, of which snapshots are made under writes.
+/// A large volume with a map of as many extents as 100 GiB have that were written 256 KiB at a time, of which
+/// snapshots are made under writes.
 const LARGE: u64 = 1 << 40;
-const EXTENTS: u64 = 65_536;
+const EXTENTS: u64 = 409_600;
 const PAUSES: usize = 20;
 /// Snapshots of one volume.
 const MANY: usize = 1000;

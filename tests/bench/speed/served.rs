@@ -53,10 +53,10 @@ impl Ours {
         Ours { world: World::directory(), folder }
     }
 
-    /// Serves a new volume.
+    /// Serves a new volume, which does not compress: the limit does not either.
     fn serve(&self) -> Served {
         let store = format!("--store=file://{}", arg(self.folder.path()));
-        self.world.run(&["create", "disk", "--size", SIZE, &store]);
+        self.world.run(&["create", "disk", "--size", SIZE, "--compress", "none", &store]);
         self.world.serve("disk", &["--mem-cache", "512M", &store])
     }
 
