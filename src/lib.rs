@@ -31,6 +31,7 @@
 //! | [`store`] | named immutable objects and the layers around them |
 //! | [`mod@format`] | the on-store format |
 //! | [`seal`] | encryption: keys, and the layer of a store that seals |
+//! | [`spread`] | several stores as one: where slots of logs lie, and how they are found |
 //! | [`image`] | images outside the pool, to begin volumes with |
 //! | [`device`] | what a block device promises |
 //! | [`mod@bench`] | load, for figures |
@@ -74,6 +75,7 @@ pub mod pool;
 pub mod seal;
 pub mod settings;
 pub mod size;
+pub mod spread;
 pub mod store;
 pub mod sync;
 pub mod transfer;

@@ -18,6 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("store", &["error", "units", "mutant"]),
     ("format", &["units", "store", "mutant"]),
     ("seal", &["error", "store", "format", "mutant"]),
+    ("spread", &["error", "units", "store", "format"]),
     ("image", &["error", "sync"]),
     ("device", &["units"]),
     ("bench", &["units", "device", "store"]),
@@ -36,7 +37,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("frontend", &["units", "error", "device"]),
     ("host", &["error", "format", "clock"]),
     ("settings", &["error", "units", "store"]),
-    ("pool", &["units", "error", "clock", "mutant", "store", "format", "seal", "volume", "host"]),
+    (
+        "pool",
+        &[
+            "units", "error", "clock", "mutant", "store", "format", "seal", "spread", "volume",
+            "host",
+        ],
+    ),
     (
         "transfer",
         &[

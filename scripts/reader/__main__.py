@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, Callable, Iterator
 import past
 from check import Checker
 from objects import SECTOR, Damage, Unknown
-from stores import Directory, Store, StoreError, open_store
+from stores import Directory, Store, StoreError, open_pool
 from volume import Cache, NotFound, Run, State, Volume, check_pool, names, resolve
 
 ZEROS = bytes(1 << 20)
@@ -281,7 +281,7 @@ def main() -> int:
     """Runs a verb. Returns the exit code."""
     options = arguments().parse_args()
     try:
-        store = open_store(options.pool, options.endpoint_url, options.region)
+        store = open_pool(options.pool, options.endpoint_url, options.region)
         if options.verb != "check" and (strange := check_pool(store)):
             say(strange)
         return int(options.does(store, options))

@@ -62,6 +62,16 @@ def _refused(error: OSError) -> None:
         raise StoreError(f"{error.filename} cannot be read: {error.strerror}")
 
 
+def open_pool(address: str, endpoint: Optional[str], region: Optional[str]) -> Store:
+    """The pool in the store at an address, with all its other stores."""
+    from several import whole
+
+    def opener(url: str, by: Optional[str], where: Optional[str]) -> Store:
+        return open_store(url, by or endpoint, where or region)
+
+    return whole(open_store(address, endpoint, region), opener)
+
+
 def open_store(address: str, endpoint: Optional[str], region: Optional[str]) -> Store:
     """The store at `s3://bucket[/prefix]`, `file:///directory` or a path."""
     if address.startswith("s3://"):

@@ -36,6 +36,7 @@ mod schedule;
 mod serve;
 mod snapshot;
 mod status;
+mod stores;
 mod trash;
 mod view;
 mod volume;
@@ -172,6 +173,7 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
             pool::init(context, create_bucket, unsafe_no_fencing).await
         }
         Verb::Pool(Pool::Status) => pool::status(context).await,
+        Verb::Pool(Pool::Stores(verb)) => stores::dispatch(context, verb).await,
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "objblk", &mut script);

@@ -1,6 +1,6 @@
 //! Verbs about the pool itself.
 
-use super::{Context, render, size};
+use super::{Context, render, size, stores};
 use crate::error::Result;
 use crate::pool::Health;
 use crate::pool::backend::{Backend, Creation};
@@ -37,14 +37,20 @@ pub(super) async fn status(context: &Context) -> Result<()> {
         used += ownership.live.bytes();
     }
     let others = entries.len() - volumes;
-    let document = json!({
+    let several = stores::status(&backend).await?;
+    let mut document = json!({
         "store": url, "id": pool.id, "version": pool.version, "fencing": pool.fencing,
         "features": pool.features, "created_at_ms": pool.created_at_ms,
         "volumes": volumes, "damaged_or_deleting": others, "size": size, "used": used,
         "trash": trash.len(), "trash_expired": expired,
     });
+    if let Some((object, census)) = &several {
+        document["stores"] = stores::document(census);
+        document["stores_version"] = json!(object.number);
+        document["stores_digest"] = json!(object.digest());
+    }
     context.show(&document, || {
-        render::fields(&[
+        let fields = render::fields(&[
             ("store", url.clone()),
             ("id", pool.id.to_string()),
             ("fencing", if pool.fencing { "yes" } else { "NO (--unsafe-no-fencing)" }.into()),
@@ -54,6 +60,10 @@ pub(super) async fn status(context: &Context) -> Result<()> {
             ("size of all", size::show(size)),
             ("used", size::show(used)),
             ("in the trash", format!("{}, {expired} of them expired", trash.len())),
-        ])
+        ]);
+        match &several {
+            None => fields,
+            Some((object, census)) => format!("{fields}\n\n{}", stores::table(object, census)),
+        }
     })
 }

@@ -19,6 +19,7 @@ use crate::format::record::Record;
 use crate::format::schedule::ScheduleObject;
 use crate::format::sealed;
 use crate::format::snapshot::{self, SnapshotEntry, SnapshotObject};
+use crate::format::stores::{StoresObject, TermPlacement};
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::format::{FormatResult, VolumeId};
 use crate::store::{GetRange, Key, Store};
@@ -308,6 +309,12 @@ fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static st
     if name.starts_with(keys::NAMES) {
         return ("name", plain(parse_json::<NameObject>("name", bytes)));
     }
+    if keys::parse_stores(key).is_some() {
+        return ("stores", plain(StoresObject::parse(bytes)));
+    }
+    if name.starts_with(keys::MOVING) {
+        return ("mover", plain(EpochObject::parse(bytes)));
+    }
     if name.starts_with(keys::IMPORTS) {
         return ("import", plain(parse_json::<ImportObject>("import", bytes)));
     }
@@ -328,6 +335,9 @@ fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static st
     }
     if keys::parse_epoch(id, key).is_some() {
         return ("epoch", plain(EpochObject::parse(bytes)));
+    }
+    if keys::parse_placement(id, key).is_some() {
+        return ("placement", plain(TermPlacement::parse(bytes)));
     }
     if keys::parse_received(id, key).is_some() {
         return ("received", plain(ReceivedObject::parse(bytes)));

@@ -7,9 +7,14 @@
 //! trash/<id>-<number>                         a step of a volume's way through the trash
 //! trash/<id>                                  a volume whose objects are being removed
 //! bench/<run>/<number>                        a load on the bare store, for as long as it runs
+//! stores/<n>                                  the stores of the pool, version n
+//! moving/<run>                                who moves objects between the stores; as epochs/<epoch>
+//! objblk-store.json                           which store of which pool it is, in all but the home store
+//! at/<generation>/<chunk or fence>            one that has moved, see `placement`
 //! volumes/<id>/volume.json                    the volume, immutable
 //! volumes/<id>/keys/<~n>                      the slots of its key, if it is encrypted, the newest first
 //! volumes/<id>/epochs/<epoch>                 who owns an epoch
+//! volumes/<id>/placement/<epoch>              in which stores the slots of that term are
 //! volumes/<id>/profile                        what is read first, a hint
 //! volumes/<id>/log/<hh>/<seq>-<epoch>         chunk or fence: a slot of the log
 //! volumes/<id>/map/<epoch>-<object>           packed map leaves and pages
@@ -22,7 +27,8 @@
 //! volumes/<id>/children/<snapshot>/closed-<epoch>-<n>  none can be made any more
 //! ```
 //!
-//! Numbers are lower-case hexadecimal of fixed width (16 digits; numbers of map objects, of the trash and `<n>` 8), so
+//! Numbers are lower-case hexadecimal of fixed width (16 digits; numbers of map objects, of the trash and `<n>` 8, of
+//! `stores` and `<generation>` 4), so
 //! byte order is numeric order; ids are UUIDs as hyphenated text. `<hh>` is the low byte of the sequence number: neighbours of the log spread over
 //! 256 prefixes. `<~seq>` is `u64::MAX - seq`.
 
@@ -65,6 +71,39 @@ fn key(name: String) -> Key {
 /// The pool's own object.
 pub fn pool() -> Key {
     key("objblk.json".into())
+}
+
+/// Prefix of the versions of the pool's stores.
+pub const STORES: &str = "stores/";
+
+/// Version `number` of the pool's stores.
+pub fn stores(number: u32) -> Key {
+    key(format!("{STORES}{number:04x}"))
+}
+
+/// The version that a key made by [`stores`] names.
+pub fn parse_stores(key: &Key) -> Option<u32> {
+    let digits = key.as_str().strip_prefix(STORES)?;
+    let number = u32::from_str_radix(digits, 16).ok()?;
+    (stores(number) == *key).then_some(number)
+}
+
+/// Prefix of what says who moves objects between the pool's stores.
+pub const MOVING: &str = "moving/";
+
+/// Somebody moves objects between the pool's stores.
+pub fn moving(run: Uuid) -> Key {
+    key(format!("{MOVING}{run}"))
+}
+
+/// What says which store it is.
+pub fn store() -> Key {
+    key("objblk-store.json".into())
+}
+
+/// Prefix of the objects of a generation in their store.
+pub fn generation(number: u32) -> String {
+    if number == 0 { String::new() } else { format!("at/{number:04x}/") }
 }
 
 /// Prefix of all names.
@@ -196,6 +235,21 @@ pub fn epoch(id: VolumeId, epoch: Epoch) -> Key {
 /// The epoch that a key made by [`epoch`] names.
 pub fn parse_epoch(id: VolumeId, key: &Key) -> Option<Epoch> {
     hex16(key.as_str().strip_prefix(&epochs(id))?).map(Epoch)
+}
+
+/// In which stores the slots of a term are.
+pub fn placement(id: VolumeId, epoch: Epoch) -> Key {
+    key(format!("{}{:016x}", placements(id), epoch.0))
+}
+
+/// Prefix of what says in which stores the slots of a volume's terms are.
+fn placements(id: VolumeId) -> String {
+    format!("volumes/{id}/placement/")
+}
+
+/// The term that a key made by [`placement`] names.
+pub fn parse_placement(id: VolumeId, key: &Key) -> Option<Epoch> {
+    hex16(key.as_str().strip_prefix(&placements(id))?).map(Epoch)
 }
 
 /// A slot of the log.
@@ -376,6 +430,8 @@ mod tests {
         let id = VolumeId::from_bytes([7; 16]);
         for n in [0, 1, 255, 256, u64::MAX >> 1, u64::MAX] {
             assert_eq!(parse_epoch(id, &epoch(id, Epoch(n))), Some(Epoch(n)));
+            assert_eq!(parse_placement(id, &placement(id, Epoch(n))), Some(Epoch(n)));
+            assert_eq!(parse_stores(&stores(n as u32)), Some(n as u32));
             let key = checkpoint(id, Seq(n), Epoch(3));
             assert_eq!(parse_checkpoint(id, &key), Some((Seq(n), Epoch(3))));
             assert_eq!(parse_schedule(id, &schedule(id, n)), Some(n));

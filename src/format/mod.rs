@@ -13,6 +13,7 @@
 //! | profile: what to fetch ahead | binary | [`profile`] |
 //! | what a snapshot is a copy of | JSON | [`received`] |
 //! | stream of changes, in no store | binary | [`stream`] |
+//! | stores of a pool that spans several; by which version of them a term is placed | JSON | [`stores`], [`placement`] |
 //! | schedule: which snapshots are made by themselves | JSON | [`schedule`] |
 //! | slots of an encrypted volume's key | JSON | [`key_slots`] |
 //! | sealed object: what an encrypted volume stores instead of each of most others | binary | [`sealed`] |
@@ -80,6 +81,7 @@ pub mod keys;
 pub mod lineage;
 pub mod map_object;
 pub mod page;
+pub mod placement;
 pub mod pool;
 pub mod profile;
 pub mod received;
@@ -88,6 +90,7 @@ pub mod schedule;
 pub mod sealed;
 pub mod snapshot;
 pub mod source;
+pub mod stores;
 pub mod stream;
 pub mod volume;
 

@@ -1,19 +1,24 @@
 //! From a store's address to a pool that is ready for use.
 //!
 //! ```text
-//! base store -> (paths) -> (unfenced) -> metrics -> retry with a deadline          -> seal  setup: answers a user
-//!                                               \-> retry for ever -> hedge        -> seal  live: serves a device
-//!                                               \-> retry for ever, others first   -> seal  background
+//! base store -> (paths) -> (unfenced) -> metrics -> retry with a deadline          setup: answers a user
+//!                                               \-> retry for ever -> hedge        live: serves a device
+//!                                               \-> retry for ever, others first   background
 //! ```
-//! What is sealed is sealed above all that repeats a request, once for each object that is put.
-//! All three take turns by one limiter. A bucket is reached by all its paths, which is one path as a
-//! rule; before it is used, they have to show that they lead to one pool.
+//! All three take turns by one limiter; above them, what lies in other stores of the pool is looked for there
+//! ([`spread`](crate::spread)), each of which has the same layers and a limiter of its own. Above all that is
+//! what seals ([`seal`](crate::seal)): once for each object that is put, however often a request is repeated. A
+//! bucket is reached by all its paths, which is one path as a rule; before it is used, they have to show that
+//! they lead to one pool.
 
 use super::Pool;
-use crate::error::{ErrorKind, Result};
+use super::several::Several;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::keys;
+use crate::format::stores::StoreEntry;
 use crate::seal::{KeyGiven, Keyring, SealStore};
-use crate::store::Store;
+use crate::spread::members::{Layers, Opener};
+use crate::spread::{Asker, Spread};
 use crate::store::hedge::HedgeStore;
 use crate::store::limit::{Bounds, Class, Limiter};
 use crate::store::metrics::{MetricsSnapshot, MetricsStore};
@@ -22,7 +27,9 @@ use crate::store::retry::{RetryPolicy, RetryStore};
 use crate::store::s3::S3Options;
 use crate::store::unfenced::UnfencedStore;
 use crate::store::url::{self, StoreUrl};
+use crate::store::{Key, Store};
 use crate::volume::Stores;
+use async_trait::async_trait;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::sync::Arc;
@@ -45,6 +52,8 @@ pub struct Backend {
     pub stores: Stores,
     metrics: Arc<MetricsStore>,
     paths: Option<S3Paths>,
+    /// Not where the pool has to do without create-if-absent.
+    spread: Option<Arc<Spread>>,
 }
 
 /// What [`Backend::create`] does where the store, or the pool in it, is missing.
@@ -60,37 +69,68 @@ impl Backend {
     /// Opens the pool at `url`. Errors: as [`url::open`] and [`Pool::open`]; store, where its paths lead
     /// to several stores.
     pub async fn open(url: &StoreUrl, s3: &S3Options) -> Result<Backend> {
-        let (base, paths) = reach(url, s3, false).await?;
-        let ring = Arc::new(Keyring::default());
-        let (stores, metrics) = stack(Arc::clone(&base), &ring);
-        let pool = Pool::open(Arc::clone(&stores.setup)).await?.with_ring(ring.clone());
+        let (base, paths) = reach(url, s3, keys::pool(), false).await?;
+        let (stores, metrics) = stack(Arc::clone(&base));
+        let pool = Pool::open(Arc::clone(&stores.setup)).await?;
         if pool.object().fencing {
-            return Ok(Backend { pool, stores, metrics, paths });
+            let backend = Backend { pool, stores, metrics, paths, spread: None };
+            return Ok(backend.spread(s3).await?.seal());
         }
         tracing::warn!(
             "the pool {url} was made with --unsafe-no-fencing: two owners of one volume destroy it"
         );
-        let (stores, metrics) = stack(Arc::new(UnfencedStore::new(base)), &ring);
-        let pool = Pool::open(Arc::clone(&stores.setup)).await?.with_ring(ring);
-        Ok(Backend { pool, stores, metrics, paths })
+        let (stores, metrics) = stack(Arc::new(UnfencedStore::new(base)));
+        let pool = Pool::open(Arc::clone(&stores.setup)).await?;
+        Ok(Backend { pool, stores, metrics, paths, spread: None }.seal())
+    }
+
+    /// Has what belongs to encrypted volumes opened and sealed, wherever it lies.
+    fn seal(self) -> Backend {
+        let ring = Arc::new(Keyring::default());
+        let seal = |store| -> Arc<dyn Store> {
+            Arc::new(SealStore::new(store, ring.clone(), StdRng::from_os_rng()))
+        };
+        let Stores { setup, live, background } = self.stores;
+        let stores = Stores { setup: seal(setup), live: seal(live), background: seal(background) };
+        let pool = self.pool.through(stores.setup.clone()).with_ring(ring);
+        Backend { pool, stores, ..self }
+    }
+
+    /// Has the pool reach all its stores.
+    async fn spread(self, s3: &S3Options) -> Result<Backend> {
+        let Stores { setup, live, background } = self.stores;
+        let home = Layers { setup, live, background };
+        let opener = Arc::new(Others { s3: s3.clone() });
+        let spread = Spread::open(self.pool.object().id, home, opener).await?;
+        for away in spread.verify().await? {
+            let (id, url) = (away.id, away.url);
+            tracing::warn!("store {id} of the pool, {url}, is away: what lies there has to wait");
+        }
+        let stores = Stores {
+            setup: spread.store(Asker::Setup),
+            live: spread.store(Asker::Live),
+            background: spread.store(Asker::Background),
+        };
+        let pool = self.pool.through(stores.setup.clone());
+        Ok(Backend { pool, stores, spread: Some(spread), ..self })
     }
 
     /// Makes a pool at `url`. Errors: as [`url::create`] and [`Pool::init`].
     pub async fn create(url: &StoreUrl, s3: &S3Options, how: Creation) -> Result<Backend> {
         let make = how.bucket || matches!(url, StoreUrl::Dir(_));
-        let (base, paths) = reach(url, s3, make).await?;
+        let (base, paths) = reach(url, s3, keys::pool(), make).await?;
         let base: Arc<dyn Store> = match how.unsafe_no_fencing {
             true => Arc::new(UnfencedStore::new(base)),
             false => base,
         };
-        let ring = Arc::new(Keyring::default());
-        let (stores, metrics) = stack(base, &ring);
+        let (stores, metrics) = stack(base);
         let pool = Pool::init(Arc::clone(&stores.setup), how.unsafe_no_fencing).await?;
-        let pool = pool.with_ring(ring);
         if let Some(paths) = &paths {
             paths.store().verify().await?;
         }
-        Ok(Backend { pool, stores, metrics, paths })
+        let backend = Backend { pool, stores, metrics, paths, spread: None };
+        let backend = if how.unsafe_no_fencing { backend } else { backend.spread(s3).await? };
+        Ok(backend.seal())
     }
 
     /// Opens the pool at `url`, or makes one where the store (or the directory for it) is there
@@ -103,7 +143,7 @@ impl Backend {
             Err(e) => e,
         };
         if let StoreUrl::S3(_) = url {
-            let (stores, _) = stack(reach(url, s3, false).await?.0, &Arc::default());
+            let (stores, _) = stack(reach(url, s3, keys::pool(), false).await?.0);
             if stores.setup.list("", None, 1).await.is_err() {
                 return Err(missing);
             }
@@ -117,6 +157,15 @@ impl Backend {
     /// The same, whose encrypted volumes are opened by what is `given`.
     pub fn with_key(self, given: Option<KeyGiven>) -> Backend {
         Backend { pool: self.pool.with_given(given), ..self }
+    }
+
+    /// The stores of the pool. Errors: usage, where it can have one only.
+    pub fn several(&self) -> Result<Several> {
+        let spread = self.spread.clone().ok_or_else(|| {
+            Error::usage("a pool made with --unsafe-no-fencing has one store only")
+                .hint("make a pool in a store that can do without that")
+        })?;
+        Ok(Several::new(self.pool.clone(), spread))
     }
 
     /// The paths to a bucket.
@@ -136,17 +185,42 @@ impl Backend {
     }
 }
 
-/// The store at `url`, by all its paths, which lead to one pool or to none yet; made first if `make`.
+/// Opens the stores of a pool besides its home store.
+struct Others {
+    /// How the home store is reached, or would be if it were a bucket.
+    s3: S3Options,
+}
+
+#[async_trait]
+impl Opener for Others {
+    async fn open(&self, entry: &StoreEntry, make: bool) -> Result<Layers> {
+        let url: StoreUrl = entry.url.parse()?;
+        let mut s3 = self.s3.clone();
+        if !entry.endpoints.is_empty() {
+            let specs = entry.endpoints.iter().map(|text| text.parse());
+            s3.paths.specs = specs.collect::<Result<_>>()?;
+        }
+        s3.region = entry.region.clone().or(s3.region);
+        // A bucket that is missing is more likely a mistake.
+        let make = make && matches!(url, StoreUrl::Dir(_));
+        let (base, _) = reach(&url, &s3, keys::store(), make).await?;
+        let (Stores { setup, live, background }, _) = stack(base);
+        Ok(Layers { setup, live, background })
+    }
+}
+
+/// The store at `url`, by all its paths, which lead to one `beacon` or to none yet; made first if `make`.
 async fn reach(
     url: &StoreUrl,
     s3: &S3Options,
+    beacon: Key,
     make: bool,
 ) -> Result<(Arc<dyn Store>, Option<S3Paths>)> {
     let StoreUrl::S3(location) = url else {
         let base = if make { url::create(url, s3).await? } else { url::open(url, s3).await? };
         return Ok((base, None));
     };
-    let paths = S3Paths::open(location.clone(), s3, keys::pool()).await?;
+    let paths = S3Paths::open(location.clone(), s3, beacon).await?;
     if make {
         paths.ensure_bucket(true).await?;
     }
@@ -154,7 +228,7 @@ async fn reach(
     Ok((Arc::new(paths.store().clone()), Some(paths)))
 }
 
-fn stack(base: Arc<dyn Store>, ring: &Arc<Keyring>) -> (Stores, Arc<MetricsStore>) {
+fn stack(base: Arc<dyn Store>) -> (Stores, Arc<MetricsStore>) {
     let limiter = Arc::new(Limiter::new(REQUESTS));
     let metrics = Arc::new(MetricsStore::new(base));
     let retry = |deadline, class| -> Arc<dyn Store> {
@@ -162,13 +236,10 @@ fn stack(base: Arc<dyn Store>, ring: &Arc<Keyring>) -> (Stores, Arc<MetricsStore
         let retry = RetryStore::new(metrics.clone(), policy, StdRng::from_os_rng());
         Arc::new(retry.through(limiter.clone(), class))
     };
-    let seal = |store| -> Arc<dyn Store> {
-        Arc::new(SealStore::new(store, ring.clone(), StdRng::from_os_rng()))
-    };
     let stores = Stores {
-        setup: seal(retry(Some(PATIENCE), Class::Foreground)),
-        live: seal(Arc::new(HedgeStore::new(retry(None, Class::Foreground)))),
-        background: seal(retry(None, Class::Background)),
+        setup: retry(Some(PATIENCE), Class::Foreground),
+        live: Arc::new(HedgeStore::new(retry(None, Class::Foreground))),
+        background: retry(None, Class::Background),
     };
     (stores, metrics.clone())
 }

@@ -33,6 +33,7 @@ mod locks;
 mod name;
 mod orphans;
 mod purge;
+pub mod several;
 mod trash;
 
 pub use catalogue::{Entry, Health, Info, NewVolume};
@@ -122,6 +123,11 @@ impl Pool {
                 Err(Error::new(ErrorKind::Unsupported, message).hint("upgrade objblk"))
             }
         }
+    }
+
+    /// The same pool, reached through another layer over its store.
+    fn through(self, store: Arc<dyn Store>) -> Pool {
+        Pool { store, ..self }
     }
 
     /// The pool's description.

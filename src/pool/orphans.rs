@@ -115,7 +115,7 @@ impl Pool {
     }
 
     /// Every volume that has an object.
-    async fn volume_ids(&self) -> Result<BTreeSet<VolumeId>> {
+    pub(super) async fn volume_ids(&self) -> Result<BTreeSet<VolumeId>> {
         let (mut ids, mut after): (_, Option<Key>) = (BTreeSet::new(), None);
         loop {
             let page = self.store.list(keys::VOLUMES, after.as_ref(), 1).await?;

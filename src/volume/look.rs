@@ -62,6 +62,35 @@ pub async fn ownership(store: &dyn Store, id: VolumeId) -> Result<Ownership> {
     })
 }
 
+/// How far the log of a volume is decided for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// The newest checkpoint has every slot before this one.
+    pub before: Seq,
+    /// After that was known, nobody had claimed an epoch after the checkpoint's: whoever does finds this checkpoint, or a newer
+    /// one, and replays nothing before it.
+    pub is_current: bool,
+    /// Nobody has the volume.
+    pub is_closed: bool,
+    /// The epochs that were claimed, from the checkpoint's on: in others, nobody writes any more.
+    pub epochs: Vec<Epoch>,
+}
+
+/// Reads how far the log of a volume is decided for good, whoever owns it.
+///
+/// # Errors
+/// As [`ownership`].
+pub async fn settled(store: &dyn Store, id: VolumeId) -> Result<Settled> {
+    let description = read_description(store, id).await?;
+    let (checkpoint, _) = newest_checkpoint(store, &description).await?;
+    let claimed = list_all(store, &keys::epochs(id)).await?;
+    let claimed = claimed.iter().filter_map(|object| keys::parse_epoch(id, &object.key));
+    let epochs: Vec<Epoch> = claimed.filter(|epoch| *epoch >= checkpoint.epoch).collect();
+    let is_current = epochs.iter().all(|epoch| *epoch == checkpoint.epoch);
+    let is_closed = is_current && (checkpoint.closed || epochs.is_empty());
+    Ok(Settled { before: checkpoint.next, is_current, is_closed, epochs })
+}
+
 pub(super) async fn read_description(store: &dyn Store, id: VolumeId) -> Result<VolumeObject> {
     let key = keys::volume(id);
     let parsed = match get_parsed(store, &key, VolumeObject::parse).await {

@@ -84,7 +84,7 @@ pub use collect::Collected;
 pub use diff::{Changed, Changes};
 pub use flatten::Flattened;
 pub use hydrate::SourceStatus;
-pub use look::{Ownership, ownership};
+pub use look::{Ownership, Settled, ownership, settled};
 pub use open::{find_snapshot, list_snapshots};
 pub use options::{
     DiskCacheStatus, Durability, Env, JournalOptions, JournalStatus, MAP_BYTES_MIN, MapStatus,

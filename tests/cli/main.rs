@@ -32,6 +32,7 @@ mod schedule;
 mod script;
 mod snapshots;
 mod source;
+mod stores;
 #[path = "../support/sums.rs"]
 mod sums;
 mod tls;

@@ -9,7 +9,7 @@ use objblk::format::chunk::{self, ChunkHeader, FRAME_SIZE};
 use objblk::format::fence::Fence;
 use objblk::format::frame::Compression;
 use objblk::format::key_slots::KeySlots;
-use objblk::format::keys::MapObjectId;
+use objblk::format::keys::{self, MapObjectId};
 use objblk::format::map_object::{ItemKind, parse_directory};
 use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
 use objblk::format::pool::{
@@ -20,6 +20,7 @@ use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::schedule::ScheduleObject;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
+use objblk::format::stores::{StoreObject, StoresObject, TermPlacement};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::{Epoch, Seq};
 
@@ -158,6 +159,28 @@ fn golden_json_reads_back() {
     let schedule = ScheduleObject::parse(&read("schedule.json")).unwrap();
     let rules: Vec<_> = schedule.rules.iter().map(|rule| (rule.period(), rule.keep)).collect();
     assert_eq!((schedule.number, rules), (3, vec![("1h".into(), 24), ("1d".into(), 7)]));
+    assert_eq!(StoresObject::parse(&read("stores.json")).unwrap(), samples::stores());
+    let store = StoreObject::parse(&read("store.json")).unwrap();
+    assert_eq!((store.pool, store.id.to_string()), (samples::volume(), "00000b0b".into()));
+    assert_eq!(TermPlacement::parse(&read("placement.json")).unwrap().stores, 2);
+}
+
+/// Where the stores of `stores.json` have these slots: by version, `store` or `store@generation`. Worked out once more by
+/// `python3`, with `hashlib.md5` and logarithms of 60 digits.
+#[test]
+fn objects_are_placed_as_ever() {
+    let placement = samples::stores().placement();
+    let golden = std::fs::read_to_string(path("placement.txt")).unwrap();
+    let mut lines = String::new();
+    for seq in 0..64 {
+        let key = keys::slot(samples::volume(), Seq(seq), Epoch(5));
+        let stay = |version| {
+            let stay = placement.stay(version, &key).unwrap();
+            format!("{}@{}", stay.store, stay.generation)
+        };
+        lines += &format!("{key} {} {} {}\n", stay(0), stay(1), stay(2));
+    }
+    assert_eq!(lines, golden);
 }
 
 #[test]
@@ -200,6 +223,9 @@ fn every_flipped_bit_of_a_description_is_noticed() {
                 "epoch.json" => EpochObject::parse(&damaged).map(drop),
                 "received.json" => ReceivedObject::parse(&damaged).map(drop),
                 "schedule.json" => ScheduleObject::parse(&damaged).map(drop),
+                "stores.json" => StoresObject::parse(&damaged).map(drop),
+                "store.json" => StoreObject::parse(&damaged).map(drop),
+                "placement.json" => TermPlacement::parse(&damaged).map(drop),
                 "name.json" => parse_json::<NameObject>("name", &damaged).map(drop),
                 "trash-entry.json" => TrashEntry::parse(&damaged).map(drop),
                 _ => parse_json::<TombstoneObject>("tombstone", &damaged).map(drop),

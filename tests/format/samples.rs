@@ -25,6 +25,7 @@ use objblk::format::record::Record;
 use objblk::format::schedule::{Rule, ScheduleObject};
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::source::SourceObject;
+use objblk::format::stores::{StoreEntry, StoreId, StoreObject, StoresObject, TermPlacement};
 use objblk::format::stream::{StreamEntry, StreamHeader, StreamPosition, StreamState};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{SnapshotId, VolumeId};
@@ -65,6 +66,26 @@ fn object(number: u32) -> MapObjectId {
 
 fn item(number: u32) -> ItemRef {
     ItemRef { object: object(number), offset: 48, len: 20, crc: 0xdead_beef }
+}
+
+/// A pool's stores: one was added, and another one that weighs twice as much.
+pub fn stores() -> StoresObject {
+    let entry = |number: u32, url: &str| StoreEntry {
+        id: StoreId::of_number(number),
+        url: url.into(),
+        endpoints: Vec::new(),
+        region: None,
+        removed: false,
+    };
+    let far = StoreEntry {
+        endpoints: vec!["https://s3.example.org,priority=2".into()],
+        region: Some("eu-1".into()),
+        ..entry(0xb0b, "s3://disks/second")
+    };
+    let none = StoresObject::initial(volume(), "file:///srv/pool".into());
+    let two = vec![none.stores[0].clone(), entry(0xa, "file:///mnt/second")];
+    let one = none.next(two.clone(), vec![100, 100]).unwrap();
+    one.next([two, vec![far]].concat(), vec![100, 100, 200]).unwrap()
 }
 
 pub fn payload() -> Vec<u8> {
@@ -360,6 +381,9 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("trash-entry.json", encode_json(&entry)),
         ("schedule.json", encode_json(&schedule)),
         ("key-slots.json", encode_json(&key_slots())),
+        ("stores.json", encode_json(&stores())),
+        ("store.json", encode_json(&StoreObject::new(volume(), StoreId::of_number(0xb0b)))),
+        ("placement.json", encode_json(&TermPlacement::new(volume(), Epoch(5), 2))),
     ]
 }
 

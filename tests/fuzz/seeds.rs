@@ -82,6 +82,9 @@ fn objects() -> Vec<Seed> {
         "trash-entry",
         "schedule",
         "key-slots",
+        "stores",
+        "store",
+        "placement",
     ] {
         seeds.push(("json", name, golden(&format!("{name}.json"))));
     }

@@ -6,6 +6,7 @@ mod key;
 mod mount;
 mod open;
 mod path;
+mod stores;
 mod tls;
 mod transfer;
 mod trash;
@@ -17,6 +18,7 @@ pub(super) use key::{Key, NewKey};
 pub(super) use mount::{Mount, Umount};
 pub(super) use open::Open;
 pub(super) use path::Path;
+pub(super) use stores::Stores;
 pub(super) use tls::Tls;
 pub(super) use transfer::{Export, Import};
 pub(super) use trash::{Delete, Empty, Trash};
@@ -430,6 +432,8 @@ pub(in crate::cli) enum Pool {
         #[arg(long)]
         unsafe_no_fencing: bool,
     },
-    /// Show the pool
+    /// Show the pool, and what each of its stores holds
     Status,
+    #[command(flatten)]
+    Stores(Stores),
 }

@@ -28,6 +28,7 @@ use objblk::format::record::Record;
 use objblk::format::schedule::ScheduleObject;
 use objblk::format::sealed;
 use objblk::format::snapshot::SnapshotObject;
+use objblk::format::stores::{StoreObject, StoresObject, TermPlacement};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{FormatResult, VolumeId};
 use objblk::seal::VolumeKey;
@@ -45,6 +46,10 @@ const FRAMES: Bound = Bound { factor: 4, constant: FRAME_SIZE + 4096 };
 
 /// Texts are copied, with room to grow.
 const JSON: Bound = Bound { factor: 4, constant: 4096 };
+
+/// A table of four bytes takes 64 in a table that grows by doubling; what was read is written again, to see how
+/// long it is.
+const STORES: Bound = Bound { factor: 32, constant: 256 << 10 };
 
 /// Longest payload that is made up to encode a chunk again, in sectors.
 const PAYLOAD_MAX: u32 = 4096;
@@ -274,6 +279,12 @@ fn json_as_it_is(data: &[u8]) {
     check_json(data, EpochObject::parse, encode_json);
     check_json(data, ReceivedObject::parse, encode_json);
     check_json(data, ScheduleObject::parse, encode_json);
+    check_json(data, StoreObject::parse, encode_json);
+    check_json(data, TermPlacement::parse, encode_json);
+    let stores = STORES.check(data.len(), || StoresObject::parse(data));
+    if let Ok(stores) = stores {
+        assert_eq!(StoresObject::parse(&encode_json(&stores)), Ok(stores));
+    }
     check_json(data, |bytes| parse_json::<NameObject>("name", bytes), encode_json);
     check_json(data, |bytes| parse_json::<ImportObject>("import", bytes), encode_json);
     check_json(data, |bytes| parse_json::<TombstoneObject>("tombstone", bytes), encode_json);
