@@ -1,7 +1,6 @@
 //! Finding a slot of a log, wherever it lies.
 
-use super::{Asker, FENCE_MAX, Spread, Version, name_in};
-use crate::format::fence;
+use super::{Asker, FENCE_MAX, Spread, Version, is_like_fence, name_in};
 use crate::format::placement::Stay;
 use crate::store::{
     GetRange, Key, ObjectInfo, Op, StoreError, StoreErrorKind, StoreResult, address,
@@ -183,7 +182,9 @@ impl Spread {
 /// Whether these may be bytes of a fence. Who asks for a part of a chunk knows how long it is.
 fn may_be_of_fence(bytes: &Bytes, range: GetRange) -> bool {
     match range {
-        GetRange::All | GetRange::Part { offset: 0, .. } => bytes.starts_with(fence::MAGIC),
+        GetRange::All | GetRange::Part { offset: 0, .. } => {
+            is_like_fence(bytes, bytes.len() as u64)
+        }
         GetRange::Part { offset, len } => {
             (bytes.len() as u64) < len || offset.saturating_add(len) <= FENCE_MAX
         }

@@ -32,8 +32,10 @@ pub use store::SpreadStore;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
+use crate::format::fence;
 use crate::format::keys;
 use crate::format::placement::{Placement, Stay};
+use crate::format::sealed;
 use crate::format::stores::{StoreEntry, StoreId, StoresObject};
 use crate::store::{
     GetRange, Key, Op, Store, StoreError, StoreErrorKind, StoreResult, address, get_parsed,
@@ -316,6 +318,12 @@ pub fn name_in(generation: u32, key: &Key) -> StoreResult<Key> {
 
 /// Whether an object of these first bytes, or of this size, may be a fence, which is what a slot is closed with.
 pub(crate) const FENCE_MAX: u64 = 1 << 10;
+
+/// Whether an object of `size` bytes that begins with `bytes` is a fence, or may be one: when it is sealed, it cannot be
+/// told from a chunk as short.
+pub(crate) fn is_like_fence(bytes: &[u8], size: u64) -> bool {
+    bytes.starts_with(fence::MAGIC) || size <= FENCE_MAX && bytes.starts_with(sealed::MAGIC)
+}
 
 /// Everything of an object.
 const WHOLE: GetRange = GetRange::All;

@@ -204,3 +204,43 @@ fn mistakes_with_stores() {
     home.run(&["pool", "drain-store", "home"]).refuses(USAGE, "add another one first");
     home.run(&["inspect", "stores/0002"]).ok();
 }
+
+/// What is sealed moves as it is: nobody needs the key for that.
+#[test]
+fn an_encrypted_volume_moves_with_the_others() {
+    let home = Home::new();
+    let (key, image, back) = (home.path("key"), home.path("image"), home.path("back"));
+    fs::write(&key, noise(64)).unwrap();
+    fs::write(&image, noise(6 << 20)).unwrap();
+    let (key, image) = (key.to_str().unwrap(), image.to_str().unwrap());
+    let import = ["import", image, "data", "--chunk-size", "256K", "--encrypt", "--key-file", key];
+    home.run(&import).ok();
+    let is_whole = || {
+        let _ = fs::remove_file(&back);
+        let export = ["export", "data", back.to_str().unwrap(), "--key-file", key];
+        home.run(&export).ok();
+        assert!(fs::read(image).unwrap() == fs::read(&back).unwrap(), "it reads otherwise");
+        home.run(&["check", "data", "--data", "--key-file", key]).ok();
+    };
+    let added = home.run(&["pool", "add-store", &other(&home, "second"), "--json"]).json();
+    assert!(added["moved"]["objects"].as_u64().unwrap() > 2, "{added}");
+    assert_eq!(to_move(&home), 0);
+    is_whole();
+    // Terms that are written in both stores.
+    for round in 0..3 {
+        let server = home.serve(&["data", "--key-file", key]);
+        assert!(qemu_io(&server.uri, &[&format!("write -P {round} 0 64k"), "flush"]));
+        assert!(qemu_io(&server.uri, &["write -P 9 0 64k", "flush"]));
+        home.run(&["detach", "data"]).ok();
+        assert_eq!(server.ended().0, 0);
+    }
+    let mut bytes = fs::read(image).unwrap();
+    bytes[..64 << 10].fill(9);
+    fs::write(image, bytes).unwrap();
+    is_whole();
+    let second = stores(&home)[1]["id"].as_str().unwrap().to_owned();
+    home.run(&["pool", "drain-store", &second]).ok();
+    home.run(&["pool", "remove-store", &second]).ok();
+    fs::remove_dir_all(home.path("second")).unwrap();
+    is_whole();
+}

@@ -6,7 +6,7 @@ use crate::format::VolumeId;
 use crate::format::fence;
 use crate::format::keys;
 use crate::format::stores::{StoreEntry, StoreId};
-use crate::spread::{Asker, Version, slot_of};
+use crate::spread::{Asker, Version, is_like_fence, slot_of};
 use crate::store::{GetRange, Key, MAX_PAGE, Store, StoreErrorKind};
 use serde::Serialize;
 
@@ -136,11 +136,11 @@ impl Several {
     }
 }
 
-/// Whether the object is a fence.
-pub(super) async fn is_fence(store: &dyn Store, name: &Key) -> Result<bool> {
+/// Whether the object of `size` bytes is a fence, or may be one.
+pub(super) async fn is_fence(store: &dyn Store, name: &Key, size: u64) -> Result<bool> {
     let range = GetRange::Part { offset: 0, len: fence::MAGIC.len() as u64 };
     match store.get(name, range).await {
-        Ok(bytes) => Ok(bytes.starts_with(fence::MAGIC)),
+        Ok(bytes) => Ok(is_like_fence(&bytes, size)),
         Err(e) if matches!(e.kind, StoreErrorKind::NotFound | StoreErrorKind::Range) => Ok(false),
         Err(e) => Err(e.into()),
     }

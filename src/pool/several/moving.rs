@@ -1,6 +1,7 @@
 //! Moving slots to where the newest version of the pool's stores puts them.
 //!
-//! Each is verified against its own checksums before it is copied, and its copy is read back before it is deleted where it was. Nothing
+//! Each is verified against its own checksums before it is copied (one that is sealed has none that can be verified
+//! without its key), and its copy is read back before it is deleted where it was. Nothing
 //! is remembered but what the stores hold: a crash costs at most the copies that were under way.
 
 use super::Several;
@@ -11,9 +12,10 @@ use crate::format::fence::{self, Fence};
 use crate::format::keys::{self, ChunkId};
 use crate::format::placement::Stay;
 use crate::format::pool::encode_json;
+use crate::format::sealed;
 use crate::format::volume::EpochObject;
 use crate::format::{FormatError, VolumeId};
-use crate::spread::{FENCE_MAX, Version, name_in};
+use crate::spread::{FENCE_MAX, Version, is_like_fence, name_in};
 use crate::store::{GetRange, Key, MAX_PAGE, ReadBack, Store, StoreErrorKind};
 use crate::units::Seq;
 use crate::volume::settled;
@@ -225,7 +227,7 @@ impl Several {
             Err(e) if e.kind == StoreErrorKind::AlreadyExists => {}
             Err(e) => return Err(e.into()),
         }
-        let is_fence = body.starts_with(fence::MAGIC);
+        let is_fence = is_like_fence(&body, body.len() as u64);
         let Some(there) = read_back(&*target, &new, &body).await? else { return Ok(Done::Gone) };
         if there != body {
             // A claimant that came late put its fence where the slot had been.
@@ -249,7 +251,7 @@ impl Several {
         name: &Key,
         size: u64,
     ) -> Result<bool> {
-        if size > FENCE_MAX { Ok(false) } else { is_fence(store, name).await }
+        if size > FENCE_MAX { Ok(false) } else { is_fence(store, name, size).await }
     }
 }
 
@@ -283,8 +285,9 @@ async fn read(store: &dyn Store, name: &Key, key: &Key) -> Result<Read> {
             Err(e) => return Err(e.into()),
         };
         match check(&bytes) {
-            Ok(chunk) if chunk.key() == *key => return Ok(Read::Sound(bytes)),
-            Ok(chunk) => {
+            Ok(None) => return Ok(Read::Sound(bytes)),
+            Ok(Some(chunk)) if chunk.key() == *key => return Ok(Read::Sound(bytes)),
+            Ok(Some(chunk)) => {
                 let text = format!("it is {}, and not what its name says", chunk.key());
                 damage = Some(value("name", text));
             }
@@ -294,11 +297,17 @@ async fn read(store: &dyn Store, name: &Key, key: &Key) -> Result<Read> {
     Ok(damage.map_or(Read::Gone, Read::Damaged))
 }
 
-/// What a slot's object is, every checksum verified.
-fn check(bytes: &[u8]) -> std::result::Result<ChunkId, FormatError> {
+/// What a slot's object is, every checksum verified. `None`: it is sealed, so that only who has its key can tell.
+fn check(bytes: &[u8]) -> std::result::Result<Option<ChunkId>, FormatError> {
+    if bytes.starts_with(sealed::MAGIC) {
+        sealed::check_header(bytes)?;
+        let len = bytes.len() as u64;
+        let whole = sealed::plain_len(len).map(|_| None);
+        return whole.ok_or_else(|| value("length", format!("{len} bytes")));
+    }
     if bytes.starts_with(fence::MAGIC) {
         let Fence { volume, epoch, seq, .. } = Fence::parse(bytes)?;
-        return Ok(ChunkId { volume, epoch, seq });
+        return Ok(Some(ChunkId { volume, epoch, seq }));
     }
     let header = ChunkHeader::parse(bytes)?;
     if header.object_len() != bytes.len() as u64 {
@@ -312,7 +321,7 @@ fn check(bytes: &[u8]) -> std::result::Result<ChunkId, FormatError> {
         }
         at = end;
     }
-    Ok(ChunkId { volume: header.volume, epoch: header.epoch, seq: header.seq })
+    Ok(Some(ChunkId { volume: header.volume, epoch: header.epoch, seq: header.seq }))
 }
 
 fn value(field: &'static str, text: String) -> FormatError {
