@@ -40,6 +40,7 @@ pub mod rundir;
 mod sealed;
 mod server;
 mod shared;
+mod shield;
 mod shutdown;
 mod spec;
 mod state;
@@ -52,6 +53,7 @@ pub use control::{
 };
 pub use rundir::{Held, RunDir, Target as KnownTarget};
 pub use shared::act;
+pub use shield::{Serves, shield};
 pub use spec::{
     CacheSpec, DoorSpec, JournalSpec, Orders, TargetSpec, default_heartbeat, default_map_bytes,
 };
