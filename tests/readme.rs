@@ -208,20 +208,55 @@ fn the_example_of_embedding_is_the_one_shown() {
 fn the_units_are_understood_by_systemd() {
     let dir = tempfile::tempdir().unwrap();
     let program = format!("={} ", env!("CARGO_BIN_EXE_objblk"));
-    for name in
-        ["objblk@.service", "objblk-nbd.service", "objblk-nbd@.service", "objblk-nbd@.socket"]
-    {
+    for name in [
+        "objblk@.service",
+        "objblk-vm@.service",
+        "objblk-nbd.service",
+        "objblk-nbd@.service",
+        "objblk-nbd@.socket",
+    ] {
         let unit = blocks::file(&format!("examples/{name}")).replace("=objblk ", &program);
         fs::write(dir.path().join(name), unit).unwrap();
     }
-    for name in ["objblk@db.service", "objblk-nbd.service", "objblk-nbd@db.socket"] {
-        let unit = dir.path().join(name);
-        let mut verify = Command::new("systemd-analyze");
-        verify.args(["verify", "--man=no", unit.to_str().unwrap()]);
-        let output = verify.output().expect("systemd-analyze runs: install systemd");
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success() && said.is_empty(), "{name}: {said}");
+    for name in
+        ["objblk@db.service", "objblk-vm@db.service", "objblk-nbd.service", "objblk-nbd@db.socket"]
+    {
+        is_understood(&dir.path().join(name));
     }
+}
+
+#[track_caller]
+fn is_understood(unit: &Path) {
+    let mut verify = Command::new("systemd-analyze");
+    verify.args(["verify", "--man=no", unit.to_str().unwrap()]);
+    let output = verify.output().expect("systemd-analyze runs: install systemd");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.is_empty(), "{}: {said}", unit.display());
+}
+
+/// What systemd makes of the line: mounted after the volume is attached and with the network, unmounted
+/// before (units are stopped in the reverse order).
+#[test]
+fn a_file_system_in_fstab_waits_for_its_volume() {
+    let dir = tempfile::tempdir().unwrap();
+    let fstab = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/fstab");
+    let generator = "/usr/lib/systemd/system-generators/systemd-fstab-generator";
+    let made = Command::new(generator).env("SYSTEMD_FSTAB", fstab).args([dir.path(); 3]).status();
+    assert!(made.expect("the generator runs: install systemd").success());
+    let program = format!("={} ", env!("CARGO_BIN_EXE_objblk"));
+    let service = blocks::file("examples/objblk@.service").replace("=objblk ", &program);
+    fs::write(dir.path().join("objblk@.service"), service).unwrap();
+    let mount = fs::read_to_string(dir.path().join("srv-data.mount")).unwrap();
+    for line in
+        ["What=/dev/objblk/data", "After=objblk@data.service", "Requires=objblk@data.service"]
+    {
+        assert!(mount.lines().any(|l| l == line), "{line} is not in {mount}");
+    }
+    assert!(dir.path().join("remote-fs.target.wants/srv-data.mount").exists());
+    let waits = dir.path().join("dev-objblk-data.device.d/50-device-timeout.conf");
+    assert!(fs::read_to_string(waits).unwrap().contains("TimeoutSec=infinity"));
+    is_understood(&dir.path().join("srv-data.mount"));
+    assert!(blocks::file("examples/objblk@.service").contains("After=network-online.target"));
 }
 
 #[test]

@@ -6,9 +6,26 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "doors/block_door.rs"]
+mod block_door;
+#[path = "doors/door.rs"]
+mod door;
+#[path = "doors/faults.rs"]
+mod faults;
+#[allow(dead_code, reason = "the rest of it is for tests/doors.rs")]
+#[path = "doors/file_hand.rs"]
+mod file_hand;
+#[path = "doors/home.rs"]
+mod home;
+#[path = "doors/oracle.rs"]
+mod oracle;
 #[path = "support/s3.rs"]
 mod s3;
+#[path = "doors/suite.rs"]
+mod suite;
 
+use block_door::{LOOP, UBLK};
+use home::Home;
 use objblk::format::keys;
 use objblk::store::{Store, list_all};
 use s3::{Bucket, S3Lab};
@@ -154,6 +171,37 @@ fn make_tree(archive: &Path) {
     assert!(archive.metadata().unwrap().len() > (mib << 20) * 3 / 4, "there are enough sources");
 }
 
+/// The suite of `tests/doors.rs` on block devices. Here it is the kernel's own on a file, which shows that
+/// what it expects of a disk is what disks do; in a guest (step `doors` of volume.sh), that of an attached
+/// volume.
+#[test]
+fn a_block_device_is_a_disk() {
+    let Ok(amount) = std::env::var("OBJBLK_DOORS_AMOUNT") else {
+        return suite::conforms(LOOP, 1, 200);
+    };
+    let amount = amount.parse().unwrap();
+    suite::conforms(UBLK, 1, amount);
+    suite::kills(UBLK, 1, amount / 10);
+    suite::read_only(UBLK, 1);
+    suite::grows(UBLK, 1);
+    faults::damage(UBLK, 1);
+    faults::fenced(UBLK);
+    let home = Home::directory();
+    // Objects that are away would be lost to a read; a write waits for the store.
+    let away = |down| {
+        let (from, to) = if down { ("store", "away") } else { ("away", "store") };
+        std::fs::rename(home.path(from), home.path(to)).unwrap();
+    };
+    faults::outage(UBLK, &home, &away, false);
+}
+
+/// What `scripts/vm/fetch.sh` has of `what`, for a guest.
+fn fetched(what: &str) -> String {
+    let output = Command::new(root().join("scripts/vm/fetch.sh")).arg(what).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
 /// Bytes of all objects of the volume `name`.
 async fn stored(pool: &Pool, name: &str) -> u64 {
     let info: serde_json::Value =
@@ -171,18 +219,26 @@ fn s3_volumes_go_from_kernel_to_kernel() {
     let guests: [(&str, &[&str]); 3] = match full() {
         false => [
             (old, &["conduct", "fill:ext", "discard"]),
-            (new, &["verify:ext", "fill:xfs", "fio"]),
-            (old, &["verify:xfs", "kill"]),
+            (new, &["verify:ext", "fill:xfs", "fio", "doors"]),
+            (old, &["verify:xfs", "kill", "udev"]),
         ],
         true => [
             (old, &["conduct", "fill:ext", "discard"]),
-            (new, &["verify:ext", "fill:xfs", "discard", "conduct", "fio", "kill"]),
-            (old, &["verify:xfs", "fio", "kill"]),
+            (new, &["verify:ext", "fill:xfs", "discard", "conduct", "fio", "kill", "doors"]),
+            (old, &["verify:xfs", "fio", "kill", "udev"]),
         ],
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut pool = runtime.block_on(Pool::new());
     pool.add_tree();
+    let suite = std::env::current_exe().unwrap();
+    let rules = root().join("examples/90-objblk.rules");
+    for file in [suite.to_str().unwrap(), rules.to_str().unwrap(), &fetched("udevadm")] {
+        pool.options.extend(option("-p", file));
+    }
+    let suite = suite.file_name().unwrap().to_str().unwrap();
+    pool.options.extend(option("-e", format!("DOORS={suite}")));
+    pool.options.extend(option("-e", format!("DOORS_AMOUNT={}", if full() { 1000 } else { 60 })));
     for (name, size) in
         [("ext", "2G"), ("xfs", "2G"), ("fio", "1G"), ("huge", "1T"), ("kill", "1G")]
     {
@@ -201,8 +257,10 @@ fn s3_volumes_go_from_kernel_to_kernel() {
 /// Targets die by kill -9 under mounted file systems, and nothing is lost or noticed: the steps `short`, or
 /// all of them if there is time for it.
 fn recovery(kernel: &str, short: &[&str]) {
-    let all =
-        ["cycles", "journal", "refuse", "start", "table", "ending", "loop", "grow", "growing"];
+    let all = [
+        "cycles", "journal", "refuse", "start", "table", "ending", "loop", "pressure", "grow",
+        "growing",
+    ];
     assert!(short.iter().all(|step| all.contains(step)));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let pool = runtime.block_on(Pool::new());
@@ -217,5 +275,5 @@ fn s3_volumes_outlive_their_targets_on_kernel_6_12() {
 
 #[test]
 fn s3_volumes_outlive_their_targets_on_kernel_7_2() {
-    recovery("7.2", &["journal", "refuse", "table", "loop", "grow", "growing"]);
+    recovery("7.2", &["journal", "pressure", "refuse", "table", "loop", "grow", "growing"]);
 }

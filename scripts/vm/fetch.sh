@@ -3,6 +3,8 @@
 #
 # usage: scripts/vm/fetch.sh [-h] 6.12|7.2      a cloud kernel, in $LAB/kernel-SERIES
 #        scripts/vm/fetch.sh virtiofsd          the file server, in $LAB/virtiofsd
+#        scripts/vm/fetch.sh udevadm            the device manager, for guests, in $LAB/udevadm
+#        scripts/vm/fetch.sh libvirt            the schemas of its XML, and xmllint, in $LAB/libvirt
 #
 # $LAB is ${OBJBLK_LAB:-/tmp/objblk-lab}/vm. Prints the path of what was asked for; what is there
 # already is left alone. A kernel's directory holds
@@ -103,13 +105,23 @@ fetch_virtiofsd() {
     mv "$work/tree/usr/lib/qemu/virtiofsd" "$1"
 }
 
+fetch_udevadm() {
+    unpack udev/bookworm
+    mv "$work/tree/bin/udevadm" "$1"
+}
+
+fetch_libvirt() {
+    unpack libvirt0/bookworm libxml2-utils/bookworm
+    mv "$work/tree" "$1"
+}
+
 main() {
     local what=${1:-} out
     case $what in
         -h) usage && return ;;
         6.12 | 7.2) out=$lab/kernel-$what ;;
-        virtiofsd) out=$lab/virtiofsd ;;
-        *) die "what there is to fetch: 6.12, 7.2, virtiofsd; not '$what'" ;;
+        virtiofsd | udevadm | libvirt) out=$lab/$what ;;
+        *) die "what there is to fetch: 6.12, 7.2, virtiofsd, udevadm, libvirt; not '$what'" ;;
     esac
     if [ ! -e "$out" ]; then
         mkdir -p "$lab"
@@ -119,6 +131,8 @@ main() {
             6.12) fetch_kernel 6.12 bookworm-backports "$out" ;;
             7.2) fetch_kernel 7.2 trixie-backports "$out" ;;
             virtiofsd) fetch_virtiofsd "$out" ;;
+            udevadm) fetch_udevadm "$out" ;;
+            libvirt) fetch_libvirt "$out" ;;
         esac
     fi
     echo "$out"

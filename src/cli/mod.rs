@@ -42,6 +42,7 @@ mod volume;
 
 pub use crate::size;
 
+use crate::daemon::{Serves, shield};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::VolumeSpec;
 use crate::pool::backend::Backend;
@@ -94,6 +95,9 @@ fn refuse(e: &clap::Error) -> Result<()> {
 
 fn execute(cli: Cli) -> Result<()> {
     let logging = Logging::start(cli.global.verbose);
+    if let Some(what) = serves(&cli.verb) {
+        shield(what);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
@@ -103,6 +107,17 @@ fn execute(cli: Cli) -> Result<()> {
     // A thread that is stuck in the kernel must not keep the program.
     runtime.shutdown_background();
     done
+}
+
+/// What this process is to serve itself.
+fn serves(verb: &Verb) -> Option<Serves> {
+    match verb {
+        Verb::Attach(attach) if attach.foreground => Some(Serves::BlockDevice),
+        Verb::Target | Verb::Supervise => Some(Serves::BlockDevice),
+        Verb::Mount(mount) if mount.foreground => Some(Serves::Others),
+        Verb::MountTarget | Verb::Serve(_) => Some(Serves::Others),
+        _ => None,
+    }
 }
 
 async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()> {

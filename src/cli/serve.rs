@@ -49,11 +49,15 @@ pub(super) async fn nbd(context: &Context, serve: args::ServeNbd) -> Result<()> 
             uris.join("\n")
         };
         context.show(&exports.collect::<Vec<_>>(), uris)?;
-        // Nobody may be listening: then this does nothing.
-        sd_notify::notify(&[NotifyState::Ready])
-            .map_err(|e| Error::failed("cannot tell the service manager").because(e))
+        tell_the_service_manager()
     };
     ended(run_foreground(&spec, show).await?)
+}
+
+/// That it is ready. Nobody may be listening: then this does nothing.
+fn tell_the_service_manager() -> Result<()> {
+    sd_notify::notify(&[NotifyState::Ready])
+        .map_err(|e| Error::failed("cannot tell the service manager").because(e))
 }
 
 pub(super) async fn vhost_user(context: &Context, serve: args::ServeVhostUser) -> Result<()> {
@@ -68,7 +72,8 @@ pub(super) async fn vhost_user(context: &Context, serve: args::ServeVhostUser) -
             "name": volume.name, "id": volume.id, "device": volume.device,
             "read_only": volume.read_only, "pid": ready.pid,
         });
-        context.show(&document, || volume.device.clone())
+        context.show(&document, || volume.device.clone())?;
+        tell_the_service_manager()
     };
     ended(run_foreground(&spec, show).await?)
 }

@@ -39,6 +39,7 @@ mod recovery;
 pub mod rundir;
 mod server;
 mod shared;
+mod shield;
 mod shutdown;
 mod spec;
 mod state;
@@ -51,6 +52,7 @@ pub use control::{
 };
 pub use rundir::{Held, RunDir, Target as KnownTarget};
 pub use shared::act;
+pub use shield::{Serves, shield};
 pub use spec::{
     CacheSpec, DoorSpec, JournalSpec, TargetSpec, default_heartbeat, default_map_bytes,
 };

@@ -14,6 +14,7 @@ use crate::clock::SystemClock;
 use crate::device::Checked;
 use crate::error::{Error, Result};
 use crate::format::VolumeId;
+use crate::frontend::ublk;
 use crate::host::Host;
 use crate::image::Outside;
 use crate::pool::backend::Backend;
@@ -173,8 +174,15 @@ impl Target {
         self.run_dir.remove_socket(first)?;
         let shared = Some(Arc::clone(&self.shared));
         server::listen(&self.run_dir.socket(first), shared, ordering)?;
-        let state = TargetState::of_this_process(&Host::local()?, self.shared.serving().await);
-        state.write(&self.run_dir.state_file(first))
+        let serving = self.shared.serving().await;
+        // What the volume was is no disk to be found by its id.
+        let dev_id = serving.dev_id.filter(|_| serving.volumes[0].name.snapshot().is_none());
+        let state = TargetState::of_this_process(&Host::local()?, serving);
+        state.write(&self.run_dir.state_file(first))?;
+        if let Some(dev_id) = dev_id {
+            ublk::announce(dev_id, &first.to_string());
+        }
+        Ok(())
     }
 
     /// Serves until it is told to end.

@@ -87,7 +87,14 @@ impl Drop for Slot {
         let mut memory = std::mem::take(&mut self.memory);
         // SAFETY: whole pages of anonymous memory that `memory` alone owns: the kernel takes what
         // was in them, they read as zeros, and nobody reads them before they are written anew.
-        unsafe { libc::madvise(memory.as_mut_ptr().cast(), memory.len(), libc::MADV_DONTNEED) };
+        // The first is for memory that is locked, as a block device's server has it; kernels before 5.18 do
+        // not know it.
+        unsafe {
+            let (at, len) = (memory.as_mut_ptr().cast(), memory.len());
+            if libc::madvise(at, len, libc::MADV_DONTNEED_LOCKED) != 0 {
+                libc::madvise(at, len, libc::MADV_DONTNEED);
+            }
+        }
         self.home.free().push(memory);
     }
 }

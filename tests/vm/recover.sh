@@ -7,6 +7,7 @@
 #   cycles   under load: the target killed (its supervisor acts), and both killed (`objblk recover`),
 #            CYCLES times each; now and then the successor is killed before it is ready
 #   journal  the same with --durability local: it is in the journal that the successors find most of it
+#   pressure memory is short: a journal, and a file system on the device
 #   refuse   what a dead target's device refuses; detach --force; a damaged mirror; another owner
 #   start    everything dies during attach
 #   table    everything dies while the partition table is read
@@ -231,6 +232,45 @@ journal() {
     attach vol || return
     run "fsck after a clean attach" e2fsck -fn "$dev"
     run "detach" objblk detach vol
+    run "the journals' file system is let go" umount "$T/journals"
+}
+
+# Of the threads of process $1, those whose allocations may begin I/O: without PF_MEMALLOC_NOIO.
+may_begin_io() { sed 's/.*) //' /proc/"$1"/task/*/stat | awk '{ if (int($7 / 524288) % 2 == 0) n++ } END { print n + 0 }'; }
+
+pressure() {
+    local pid free sum
+    volume
+    mkdir -p "$T/journals" "$T/m" "$T/hog"
+    truncate -s 128M "$T/disk"
+    run "a file system for the journal" mkfs.ext4 -q -F "$T/disk"
+    run "its mount" mount -o loop "$T/disk" "$T/journals" || return
+    attach vol --durability local --journal "$T/journals" --journal-size 64M || return
+    pid=$(target vol)
+    for pid in "$pid" "$(parent "$pid")"; do
+        is "killed last: process $pid" "$(cat "/proc/$pid/oom_score_adj")" -1000
+        is "its threads whose allocations may begin I/O" "$(may_begin_io "$pid")" 0
+        is "it is locked in memory" "$(awk '/^VmLck:/ { print ($2 > 1000) }' "/proc/$pid/status")" 1
+    done
+    pid=$(target vol)
+    run "mkfs" mkfs.ext4 -q -F "$dev"
+    run "mount" mount "$dev" "$T/m" || return
+    head -c 48M /dev/urandom >"$T/data"
+    sum=$(sha256sum <"$T/data")
+    # What the target takes at most is left, and little beside. Pages of tmpfs cannot be written out.
+    run "memory that is taken" mount -t tmpfs -o size=100% tmpfs "$T/hog" || return
+    free=$(awk '/^MemAvailable:/ { print int($2 / 1024) }' /proc/meminfo)
+    run "memory is short" fallocate -l $((free - 350))M "$T/hog/taken"
+    run "written through the page cache, and synced" timeout 100 dd if="$T/data" of="$T/m/data" bs=1M conv=fsync
+    echo 3 >/proc/sys/vm/drop_caches
+    is "what was written" "$(timeout 100 sha256sum <"$T/m/data")" "$sum"
+    is "the target is the same" "$(target vol)" "$pid"
+    run "memory is there again" umount "$T/hog"
+    rm "$T/data"
+    run "umount" umount "$T/m"
+    run "fsck" e2fsck -fn "$dev"
+    run "detach" objblk detach vol
+    nothing_left pressure
     run "the journals' file system is let go" umount "$T/journals"
 }
 

@@ -10,6 +10,8 @@
 #   discard    the whole of volume `huge` is written here and there, then discarded
 #   kill       the target of volume `kill` dies by kill -9 under flushes; taken over; compared
 #   conduct    what attach and detach refuse, the past on a device, and what is left behind
+#   doors      the suite that all doors have (tests/doors), by the test program DOORS
+#   udev       what udev makes of volume `kill` with the rules of examples/
 set -u
 T=$(mktemp -d)
 fails=0
@@ -192,6 +194,45 @@ conduct() {
     is "devices left" "$(find /dev -name "ublkb*" | wc -l)" 0
 }
 
+doors() {
+    local -x OBJBLK_DOORS_PROGRAM=/tmp/payload/objblk OBJBLK_DOORS_AMOUNT=$DOORS_AMOUNT
+    if "./$DOORS" --exact a_block_device_is_a_disk --nocapture >"$T/doors" 2>&1; then
+        ok "doors: $(grep -c ublk: "$T/doors") things to say"
+    else
+        fail "doors: exit $?"
+    fi
+    cat "$T/doors"
+}
+
+has_property() { udevadm info --query=property "$dev" | grep -qx "$1"; }
+udev() {
+    local id events
+    # Process 1 has another root than all of this.
+    local -x SYSTEMD_IGNORE_CHROOT=1
+    mkdir -p /run/udev/rules.d
+    cp /tmp/payload/90-objblk.rules /run/udev/rules.d/
+    (exec -a systemd-udevd /tmp/payload/udevadm --daemon --resolve-names=never)
+    attach kill || return
+    id=$(objblk info kill --json | sed -n 's/.*"id": *"\([^"]*\)".*/\1/p' | head -1 | tr -d -)
+    run "udev settles" udevadm settle --timeout=30
+    is "the link by id" "$(readlink -f "/dev/disk/by-id/objblk-$id")" "$dev"
+    run "systemd would know it by its name" has_property SYSTEMD_ALIAS=/dev/objblk/kill
+    run "a file system" mkfs.ext4 -q -F -L labelled "$dev"
+    # Nobody looks at a device again because it was closed.
+    events=$(cat /sys/kernel/uevent_seqnum)
+    dd if=/dev/zero of="$dev" bs=4k count=1 seek=1000 conv=notrunc,nocreat oflag=direct 2>/dev/null
+    run "udev settles" udevadm settle --timeout=30
+    is "events by a close" $(($(cat /sys/kernel/uevent_seqnum) - events)) 0
+    # An event that does not say which volume it is takes nothing away.
+    run "all are looked at" udevadm trigger --settle --subsystem-match=block
+    is "the link by id" "$(readlink -f "/dev/disk/by-id/objblk-$id")" "$dev"
+    is "the link by label" "$(readlink -f /dev/disk/by-label/labelled)" "$dev"
+    detach kill
+    run "udev settles" udevadm settle --timeout=30
+    is "links left" "$(find /dev/disk -name 'objblk*' -o -name labelled 2>/dev/null)" ""
+    udevadm control --exit
+}
+
 # Volume `conduct` as it was, on a device of its own.
 past() {
     local slot
@@ -212,7 +253,7 @@ for step in "$@"; do
     echo "--- $step at $(ms) ms"
     case $step in
         fill:* | verify:*) ${step%:*} "${step#*:}" ;;
-        discard | conduct) $step ;;
+        discard | conduct | doors | udev) $step ;;
         fio | kill) "${step}_step" ;;
         *) fail "no step $step" ;;
     esac

@@ -39,6 +39,7 @@ mod reap;
 mod request;
 mod resize;
 mod stats;
+mod uevent;
 
 pub use errand::{errand, is_claimed, sync};
 pub use host::{HostSupport, become_io_flusher, check_host};
@@ -47,6 +48,7 @@ pub use options::UblkOptions;
 pub use reap::{evict, find, is_there, reap};
 pub use resize::{check_growth, grow};
 pub use stats::Stats;
+pub use uevent::announce;
 
 use crate::device::{BlockDevice, Checked};
 use crate::error::{Error, ErrorKind, Result};
