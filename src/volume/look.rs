@@ -81,17 +81,50 @@ pub struct Settled {
 /// # Errors
 /// As [`ownership`].
 pub async fn settled(store: &dyn Store, id: VolumeId) -> Result<Settled> {
-    let description = read_description(store, id).await?;
-    let (checkpoint, _) = newest_checkpoint(store, &description).await?;
+    let description = read_any_description(store, id).await?;
+    let last = newest_end(store, &description).await?;
     let claimed = list_all(store, &keys::epochs(id)).await?;
     let claimed = claimed.iter().filter_map(|object| keys::parse_epoch(id, &object.key));
-    let epochs: Vec<Epoch> = claimed.filter(|epoch| *epoch >= checkpoint.epoch).collect();
-    let is_current = epochs.iter().all(|epoch| *epoch == checkpoint.epoch);
-    let is_closed = is_current && (checkpoint.closed || epochs.is_empty());
-    Ok(Settled { before: checkpoint.next, is_current, is_closed, epochs })
+    let epochs: Vec<Epoch> = claimed.filter(|epoch| *epoch >= last.epoch).collect();
+    let is_current = epochs.iter().all(|epoch| *epoch == last.epoch);
+    let is_closed = is_current && (last.closed || epochs.is_empty());
+    Ok(Settled { before: last.next, is_current, is_closed, epochs })
 }
 
+/// What the newest checkpoint says of where it was made.
+struct End {
+    next: Seq,
+    epoch: Epoch,
+    /// Not known of one that is sealed.
+    closed: bool,
+}
+
+/// The end of the newest checkpoint; of one that is sealed, what its name says.
+async fn newest_end(store: &dyn Store, description: &VolumeObject) -> Result<End> {
+    let id = description.id;
+    if !description.is_encrypted() || store.unseals(&keys::volume(id)) {
+        let newest = only_newest_checkpoint(store, description).await?;
+        return Ok(End { next: newest.next, epoch: newest.epoch, closed: newest.closed });
+    }
+    let listed = list_all(store, &keys::checkpoints(id)).await?;
+    let newest = listed.iter().find_map(|object| keys::parse_checkpoint(id, &object.key));
+    let lineage = description.lineage();
+    let (next, epoch) = newest.unwrap_or((lineage.first_slot(), lineage.first_epoch()));
+    Ok(End { next, epoch, closed: false })
+}
+
+/// The description of a volume whose objects can be read.
 pub(super) async fn read_description(store: &dyn Store, id: VolumeId) -> Result<VolumeObject> {
+    let description = read_any_description(store, id).await?;
+    // Before anything else is read, and long before anything is written.
+    if description.is_encrypted() && !store.unseals(&keys::volume(id)) {
+        let text = format!("volume {id} is encrypted, and its key was not given");
+        return Err(Error::usage(text).hint(KEY_HINT));
+    }
+    Ok(description)
+}
+
+async fn read_any_description(store: &dyn Store, id: VolumeId) -> Result<VolumeObject> {
     let key = keys::volume(id);
     let parsed = match get_parsed(store, &key, VolumeObject::parse).await {
         Ok(parsed) => parsed,
@@ -104,11 +137,6 @@ pub(super) async fn read_description(store: &dyn Store, id: VolumeId) -> Result<
     let description = parsed.map_err(damaged)?;
     if description.id != id {
         return Err(Error::corrupt(format!("object {key} describes volume {}", description.id)));
-    }
-    // Before anything else is read, and long before anything is written.
-    if description.is_encrypted() && !store.unseals(&key) {
-        let text = format!("volume {id} is encrypted, and its key was not given");
-        return Err(Error::usage(text).hint(KEY_HINT));
     }
     Ok(description)
 }
