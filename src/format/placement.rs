@@ -4,7 +4,7 @@
 //! is in the home store. Under each version an object goes to one store, by weighted rendezvous hashing: the
 //! store for which `-log2(h) / weight` is least, `h` being the first eight bytes, big-endian, of the MD5 of the store's id
 //! (4 bytes, big-endian) and the object's key, over 2^64, and at least 2^-64. The logarithm is a fixed-point number
-//! of 32 bits behind the point, rounded as [`log2_of`] does: all of it is whole numbers, and so the
+//! of 32 bits behind the point, rounded as `log2_of` does: all of it is whole numbers, and so the
 //! same everywhere. A change of weights moves those objects only whose best store is another one, which is the least possible.
 //!
 //! **Stays.** Successive versions under which an object has the same store are one stay; its **generation**

@@ -94,7 +94,7 @@ impl Spread {
     /// Decides the version of a term, unless that was done. Returns what was decided.
     ///
     /// # Errors
-    /// As [`Spread::place`].
+    /// The home store's; invalid, where what was decided is damaged.
     pub async fn settle_term(
         &self,
         asker: Asker,
@@ -119,7 +119,7 @@ impl Spread {
     /// What was decided for a term, if anything was.
     ///
     /// # Errors
-    /// As [`Spread::place`].
+    /// The home store's; invalid, where what was decided is damaged.
     pub async fn settled_term(
         &self,
         asker: Asker,
