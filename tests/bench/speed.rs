@@ -7,7 +7,7 @@
 //! of a turn where a turn is a matter of time; others end when their work is done.
 //!
 //! It runs as the optimised program does (profile `bench`, which is `release`). Needs what the system
-//! tests need: fio and nbdkit for the part `nbd`, the S3 server for `store`, `cost`, `snapshots` and `peers`,
+//! tests need: fio and nbdkit for the part `nbd`, qemu-storage-daemon for `vhost`, the S3 server for `store`, `cost`, `snapshots` and `peers`,
 //! s3backer for the last of these, and a guest with fio for `ublk`.
 
 #![allow(clippy::unwrap_used, reason = "a measurement fails by panicking")]
@@ -39,6 +39,8 @@ mod hosts;
 mod http;
 #[path = "../system/leftovers.rs"]
 mod leftovers;
+#[path = "../vhost/master.rs"]
+mod master;
 #[path = "../support/nbd.rs"]
 mod nbd;
 #[path = "speed/peers.rs"]
@@ -57,6 +59,8 @@ mod store;
 mod table;
 #[path = "speed/ublk.rs"]
 mod ublk;
+#[path = "speed/vhost.rs"]
+mod vhost;
 #[path = "../system/world.rs"]
 mod world;
 
@@ -69,11 +73,12 @@ fn main() {
     // `cargo bench` passes options of the standard harness.
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (settings, wanted) = Settings::parse(&words);
-    let parts: [(&str, Part); 9] = [
+    let parts: [(&str, Part); 10] = [
         ("engine", engine::run),
         ("compressed", compressed::run),
         ("cache", cached::run),
         ("nbd", served::run),
+        ("vhost", vhost::run),
         ("store", store::run),
         ("ublk", ublk::run),
         ("cost", cost::run),

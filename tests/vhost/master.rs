@@ -237,12 +237,12 @@ impl Master {
         let offered = front.get_features().map_err(failed)?;
         assert_ne!(offered & F_PROTOCOL, 0);
         let protocol = front.get_protocol_features().map_err(failed)?;
-        let wanted = Protocol::MQ
+        let mut wanted = Protocol::MQ
             | Protocol::CONFIG
             | Protocol::BACKEND_REQ
-            | Protocol::INFLIGHT_SHMFD
             | Protocol::CONFIGURE_MEM_SLOTS
             | Protocol::REPLY_ACK;
+        wanted.set(Protocol::INFLIGHT_SHMFD, self.wishes.inflight);
         assert!(protocol.contains(wanted), "{protocol:?}");
         front.set_protocol_features(wanted).map_err(failed)?;
         front.set_hdr_flags(Flag::NEED_REPLY);
