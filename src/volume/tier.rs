@@ -7,6 +7,7 @@
 use super::options::DiskCacheStatus;
 use crate::cache::FrameId;
 use crate::cache::disk::{Claim, DiskCache, FrameKey};
+use crate::flight::{Flights, Turn};
 use crate::format::VolumeId;
 use crate::format::keys::{self, ChunkId};
 use crate::format::volume::EpochObject;
@@ -30,6 +31,8 @@ pub(super) struct Tier {
     cache: Arc<DiskCache>,
     /// Of the epochs that were asked for; `None`: the store has none that can be read.
     claims: Mutex<BTreeMap<(VolumeId, Epoch), Option<Claim>>>,
+    /// Those that are being asked for, once for all who need them.
+    asked: Flights<(VolumeId, Epoch), Option<Claim>>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -37,7 +40,7 @@ pub(super) struct Tier {
 impl Tier {
     pub fn new(cache: Arc<DiskCache>) -> Tier {
         let (hits, misses) = (AtomicU64::new(0), AtomicU64::new(0));
-        Tier { cache, claims: Mutex::default(), hits, misses }
+        Tier { cache, claims: Mutex::default(), asked: Flights::default(), hits, misses }
     }
 
     /// The epoch was claimed by `owner`.
@@ -58,6 +61,20 @@ impl Tier {
         if let Some(known) = self.known(epoch) {
             return known;
         }
+        let lead = match self.asked.join(epoch) {
+            Turn::Follow(wait) => return wait.await.ok().flatten(),
+            Turn::Lead(lead) => lead,
+        };
+        let claim = match self.known(epoch) {
+            Some(known) => known,
+            None => self.read_claim(store, chunk).await,
+        };
+        lead.done(claim);
+        claim
+    }
+
+    async fn read_claim(&self, store: &dyn Store, chunk: ChunkId) -> Option<Claim> {
+        let epoch = (chunk.volume, chunk.epoch);
         let key = keys::epoch(chunk.volume, chunk.epoch);
         let claim = match timeout(CLAIM_PATIENCE, store.get(&key, GetRange::All)).await.ok()? {
             Ok(bytes) => EpochObject::parse(&bytes).ok(),
