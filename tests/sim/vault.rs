@@ -1,17 +1,23 @@
-//! Worlds whose volume is encrypted: what travels is sealed. The world looks into it, so that everybody who
-//! judges sees plain objects, and says when a key and a nonce are used for two different segments.
+//! Worlds whose volume is encrypted, as are its clones: what travels is sealed, and what is written to journals.
+//! The world looks into it, so that everybody who judges sees plain objects, and says when a key and a nonce are
+//! used for two different segments or batches. What is written to a journal it opens by the words of the format
+//! alone, not by the engine's code: a batch that is sealed otherwise is noticed.
 
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
 use bytes::Bytes;
 use futures::FutureExt;
+use objblk::cipher::{LocalKey, Tag};
 use objblk::format::VolumeId;
 use objblk::format::keys;
+use objblk::journal::ring::{BATCH_HEADER_LEN, BatchHeader, SegmentHeader};
 use objblk::format::sealed::{HEADER_LEN, SALT_LEN, is_sealed, sealed_len};
 use objblk::seal::{Keyring, SealStore, VolumeKey};
 use objblk::store::memory::MemoryStore;
 use objblk::store::{GetRange, Key, Store, StoreResult};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 const KEY: [u8; 32] = *b"the key of a volume in the world";
@@ -19,28 +25,70 @@ const KEY: [u8; 32] = *b"the key of a volume in the world";
 #[derive(Debug)]
 pub struct Vault {
     volume: VolumeId,
+    /// Its family, which has one key.
+    family: Mutex<BTreeSet<VolumeId>>,
     key: VolumeKey,
     /// What is stored, as it came.
     sealed: MemoryStore,
     /// What was sealed, by name and salt.
     seen: Mutex<HashMap<(Key, [u8; SALT_LEN]), Bytes>>,
+    /// What was sealed for journals, by salt and nonce: header and body.
+    runs: Mutex<HashMap<(Vec<u8>, [u8; 12]), Vec<u8>>>,
 }
 
 impl Vault {
     pub fn new(volume: VolumeId) -> Vault {
-        let (sealed, seen) = (MemoryStore::new(), Mutex::default());
-        Vault { volume, key: VolumeKey::new(KEY), sealed, seen }
+        let (sealed, seen, runs) = (MemoryStore::new(), Mutex::default(), Mutex::default());
+        let family = Mutex::new(BTreeSet::from([volume]));
+        Vault { volume, family, key: VolumeKey::new(KEY), sealed, seen, runs }
+    }
+
+    /// A clone of one of the family.
+    pub fn adopt(&self, clone: VolumeId) {
+        self.family.lock().expect("no holder of this lock panics").insert(clone);
+    }
+
+    fn family(&self) -> BTreeSet<VolumeId> {
+        self.family.lock().expect("no holder of this lock panics").clone()
+    }
+
+    /// What seals a journal of the volume, for those who work without an engine.
+    pub fn local_key(&self, seed: u64) -> Arc<LocalKey> {
+        let random = StdRng::seed_from_u64(seed);
+        Arc::new(LocalKey::new(self.volume.bytes(), Prk::new_less_safe(HKDF_SHA256, &KEY), random))
+    }
+
+    /// Something is about to be written to a journal, at this offset. Err: what must not be.
+    pub fn journals(&self, offset: u64, bytes: &[u8]) -> Result<(), String> {
+        let at = |what: &str| format!("what is written to a journal at {offset} {what}");
+        let part = match bytes.get(..8) {
+            Some(b"OBJBLKBA") => Part::batch(bytes),
+            Some(b"OBJBLKSG") => Part::segment(bytes),
+            // A superblock is clear.
+            _ => return Ok(()),
+        };
+        let part = part.ok_or_else(|| at("is not sealed"))?;
+        let used = (part.salt.clone(), part.nonce);
+        let mut runs = self.runs.lock().expect("no holder of this lock panics");
+        let sealed = [&part.header[..], &part.body].concat();
+        if *runs.entry(used).or_insert_with(|| sealed.clone()) != sealed {
+            return Err(at("is sealed with a key and a nonce that were used before"));
+        }
+        match part.opens(self.volume, offset) {
+            true => Ok(()),
+            false => Err(at("is not sealed as the format says")),
+        }
     }
 
     /// A process's way to the store: it has the key.
     pub fn over(&self, store: Arc<dyn Store>, seed: u64) -> Arc<dyn Store> {
         let ring = Arc::new(Keyring::default());
-        ring.add([self.volume], VolumeKey::new(KEY));
+        ring.add(self.family(), VolumeKey::new(KEY));
         Arc::new(SealStore::new(store, ring, StdRng::seed_from_u64(seed)))
     }
 
     pub fn seals(&self, key: &Key) -> bool {
-        is_sealed(key) && keys::parse_volume(key) == Some(self.volume)
+        is_sealed(key) && keys::parse_volume(key).is_some_and(|id| self.family().contains(&id))
     }
 
     /// The object that is put. Err: what must not be put.
@@ -74,5 +122,64 @@ impl Vault {
     /// The size of an object as it is stored.
     pub fn size(&self, key: &Key, plain: u64) -> u64 {
         if self.seals(key) { sealed_len(plain) } else { plain }
+    }
+}
+
+/// A sealed part of a journal.
+struct Part {
+    ring: Vec<u8>,
+    salt: Vec<u8>,
+    nonce: [u8; 12],
+    /// What is authenticated besides, but for the offset.
+    header: Vec<u8>,
+    body: Vec<u8>,
+    tag: Tag,
+}
+
+fn nonce(number: u64, kind: u8) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    nonce[..8].copy_from_slice(&number.to_le_bytes());
+    nonce[8] = kind;
+    nonce
+}
+
+impl Part {
+    fn batch(bytes: &[u8]) -> Option<Part> {
+        let (header, entries) = BatchHeader::parse(bytes).ok()?;
+        let (seal, _) = header.seal?;
+        Some(Part {
+            ring: bytes[16..32].to_vec(),
+            salt: seal.salt.to_vec(),
+            nonce: nonce(header.number.0, 0),
+            header: [&bytes[..BATCH_HEADER_LEN - 4], &bytes[BATCH_HEADER_LEN..136]].concat(),
+            body: entries.to_vec(),
+            tag: seal.tag,
+        })
+    }
+
+    fn segment(bytes: &[u8]) -> Option<Part> {
+        let header = SegmentHeader::parse(bytes).ok()?;
+        let seal = header.seal?;
+        Some(Part {
+            ring: bytes[16..32].to_vec(),
+            salt: seal.salt.to_vec(),
+            nonce: nonce(header.number.0, 1),
+            header: bytes[..96].to_vec(),
+            body: Vec::new(),
+            tag: seal.tag,
+        })
+    }
+
+    fn opens(&self, volume: VolumeId, offset: u64) -> bool {
+        let derives = Prk::new_less_safe(HKDF_SHA256, &KEY);
+        let volume = volume.bytes();
+        let info = [&b"objblk journal run 1"[..], &volume, &self.ring, &self.salt];
+        let key = derives.expand(&info, &AES_256_GCM).expect("32 bytes can be derived");
+        let cipher = LessSafeKey::new(UnboundKey::from(key));
+        let header = [&self.header[..], &offset.to_le_bytes()].concat();
+        let mut plain = vec![0; self.body.len()];
+        let nonce = Nonce::assume_unique_for_key(self.nonce);
+        let aad = Aad::from(&header);
+        cipher.open_separate_gather(nonce, aad, &self.body, &self.tag, &mut plain).is_ok()
     }
 }
