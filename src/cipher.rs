@@ -227,7 +227,8 @@ mod tests {
         changed[3] ^= 1;
         let mut frame = *b"a frame";
         let mark = ours.seal_frame(b"one", &mut frame);
-        let gives = |key: &LocalKey, place: &[u8], tag| key.open_frame(place, &mut frame.clone(), tag);
+        let gives =
+            |key: &LocalKey, place: &[u8], tag| key.open_frame(place, &mut frame.clone(), tag);
         let mut damaged = mark;
         damaged[0] ^= 1;
         let mut second = *b"a change of the volume";

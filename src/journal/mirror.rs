@@ -131,12 +131,7 @@ impl Mirror {
     ///
     /// # Errors
     /// Failed: it cannot be written.
-    pub fn begin(
-        root: &Path,
-        header: Header,
-        journaled: bool,
-        run: Option<Run>,
-    ) -> Result<Mirror> {
+    pub fn begin(root: &Path, header: Header, journaled: bool, run: Option<Run>) -> Result<Mirror> {
         let sealer = run.map(|run| Sealer::new(run, header));
         let folder = epoch_folder(root, header.epoch);
         let begun = DirBuilder::new().mode(0o700).create(&folder);

@@ -135,7 +135,8 @@ fn journal_and_cache_of_an_encrypted_volume_are_sealed() {
     assert!(qemu_io(&server.uri, &["read 0 3M", &write, "flush"]));
     server.kill();
     nothing_in(&folders, &key);
-    let sizes = [&journals, &cache].map(|folder| files(folder).values().map(Vec::len).sum::<usize>());
+    let sizes =
+        [&journals, &cache].map(|folder| files(folder).values().map(Vec::len).sum::<usize>());
     assert!(sizes.iter().all(|size| *size > 8 << 20), "{sizes:?}");
     let list = home.run(&["journal", "list", "--journal", journal, "--json"]).json();
     assert_eq!((&list[0]["encrypted"], &list[0]["trouble"]), (&true.into(), &().into()), "{list}");

@@ -10,9 +10,9 @@ use objblk::cache::disk::{Claim, DiskCache, FrameKey};
 use objblk::cipher::LocalKey;
 use objblk::device::BlockDevice;
 use objblk::error::ErrorKind;
+use objblk::format::VolumeId;
 use objblk::format::frame::Compression;
 use objblk::format::keys::{self, ChunkId};
-use objblk::format::VolumeId;
 use objblk::journal::disk::BLOCK;
 use objblk::journal::ring::{Found, SUPERBLOCK_LEN, note_claim};
 use objblk::seal::{Keyring, SealStore, VolumeKey};
@@ -115,7 +115,8 @@ async fn the_journal_of_an_encrypted_volume_tells_nothing() {
     }
     // Heads of entries tell where was written: none is there.
     let data = &bytes[2 * SUPERBLOCK_LEN..];
-    let used: Vec<u8> = data.chunks(BLOCK).filter(|b| b.iter().any(|x| *x > 0)).flatten().copied().collect();
+    let used: Vec<u8> =
+        data.chunks(BLOCK).filter(|b| b.iter().any(|x| *x > 0)).flatten().copied().collect();
     let bodies: Vec<u8> = used.chunks(BLOCK).flat_map(|block| &block[152..512]).copied().collect();
     let found = entropy(&bodies);
     println!("{} bytes in use, {found:.3} bits in a byte behind the headers", used.len());
@@ -186,7 +187,8 @@ fn repair(journal: &mut [u8]) {
     let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap()) as usize;
     for at in (0..journal.len()).step_by(BLOCK) {
         let rest = &mut journal[at..];
-        let crc = |parts: &[&[u8]]| parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part));
+        let crc =
+            |parts: &[&[u8]]| parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part));
         match &rest[..8] {
             b"OBJBLKBA" => {
                 let end = 152 + number(&rest[88..92]);
@@ -217,8 +219,10 @@ fn repair(journal: &mut [u8]) {
 async fn no_flipped_bit_of_a_sealed_journal_is_gone_on_from() {
     let left = leave(Rig::encrypted(1, SIZE, Compression::None).await, 12).await;
     let (whole, last) = (left.disk.bytes(), left.states.len() - 1);
-    let used: Vec<usize> =
-        (0..whole.len()).step_by(512).filter(|at| whole[*at..at + 512].iter().any(|b| *b > 0)).collect();
+    let used: Vec<usize> = (0..whole.len())
+        .step_by(512)
+        .filter(|at| whole[*at..at + 512].iter().any(|b| *b > 0))
+        .collect();
     let mut rng = StdRng::seed_from_u64(7);
     let (mut refused, mut shorter, mut same, flips) = (0, 0, 0, flips(600));
     for flip in 0..flips {
@@ -251,7 +255,9 @@ async fn no_flipped_bit_of_a_sealed_journal_is_gone_on_from() {
         }
         Volume::abandon(&volume);
     }
-    println!("{flips} flips: {refused} refused, {shorter} end it earlier, {same} harmless, 0 wrong bytes");
+    println!(
+        "{flips} flips: {refused} refused, {shorter} end it earlier, {same} harmless, 0 wrong bytes"
+    );
     assert!(refused > flips / 4 && same > 0);
 }
 
@@ -344,7 +350,8 @@ async fn there(cache: &DiskCache, by: Option<&Arc<LocalKey>>, what: &str) -> u64
 /// The slot of each frame's entry, and the entry.
 fn entries(index: &File) -> Vec<(u64, Vec<u8>)> {
     let all = bytes(index);
-    let entries = all[SET_LEN..].chunks(ENTRY_LEN).zip(0..).map(|(entry, slot)| (slot, entry.to_vec()));
+    let entries =
+        all[SET_LEN..].chunks(ENTRY_LEN).zip(0..).map(|(entry, slot)| (slot, entry.to_vec()));
     entries.filter(|(_, entry)| entry.iter().any(|byte| *byte > 0)).collect()
 }
 

@@ -72,10 +72,9 @@ fn golden_sealed_ring_opens() {
     let mut expected: Vec<_> = samples::changes(&data).into_iter().map(Entry::Change).collect();
     expected.push(Entry::SlotEnd);
     assert_eq!(entries(&opened), expected);
-    for (key, at, says) in [
-        (Some(&key), at + 4096, "was changed"),
-        (None, at, "key of its volume was not given"),
-    ] {
+    for (key, at, says) in
+        [(Some(&key), at + 4096, "was changed"), (None, at, "key of its volume was not given")]
+    {
         let refused = segment.verify(key, at).unwrap_err().to_string();
         assert!(refused.contains(says), "{refused}");
         let refused = header.open(key, at, &mut sealed.to_vec()).unwrap_err().to_string();

@@ -36,8 +36,7 @@ use objblk::journal::mirror;
 use objblk::journal::mirror::sealed::Sealer;
 use objblk::journal::ring::{
     BATCH_HEADER_LEN, BatchHeader, BatchNumber, RingId, SEALED_BATCH_LEN, SegmentHeader,
-    SegmentNumber, SlotIndex,
-    Superblock, Term as RingTerm,
+    SegmentNumber, SlotIndex, Superblock, Term as RingTerm,
 };
 use objblk::seal::VolumeKey;
 use objblk::store::Key;

@@ -10,14 +10,15 @@ use futures::FutureExt;
 use objblk::cipher::{LocalKey, Tag};
 use objblk::format::VolumeId;
 use objblk::format::keys;
-use objblk::journal::ring::{BATCH_HEADER_LEN, BatchHeader, SegmentHeader};
 use objblk::format::sealed::{HEADER_LEN, SALT_LEN, is_sealed, sealed_len};
+use objblk::journal::ring::{BATCH_HEADER_LEN, BatchHeader, SegmentHeader};
 use objblk::seal::{Keyring, SealStore, VolumeKey};
 use objblk::store::memory::MemoryStore;
 use objblk::store::{GetRange, Key, Store, StoreResult};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 const KEY: [u8; 32] = *b"the key of a volume in the world";
@@ -32,7 +33,7 @@ pub struct Vault {
     sealed: MemoryStore,
     /// What was sealed, by name and salt.
     seen: Mutex<HashMap<(Key, [u8; SALT_LEN]), Bytes>>,
-    /// What was sealed for journals, by salt and nonce: header and body.
+    /// What was sealed for journals and mirrors, by salt and nonce: header and body.
     runs: Mutex<HashMap<(Vec<u8>, [u8; 12]), Vec<u8>>>,
 }
 
@@ -68,16 +69,45 @@ impl Vault {
             _ => return Ok(()),
         };
         let part = part.ok_or_else(|| at("is not sealed"))?;
-        let used = (part.salt.clone(), part.nonce);
-        let mut runs = self.runs.lock().expect("no holder of this lock panics");
-        let sealed = [&part.header[..], &part.body].concat();
-        if *runs.entry(used).or_insert_with(|| sealed.clone()) != sealed {
-            return Err(at("is sealed with a key and a nonce that were used before"));
-        }
-        match part.opens(self.volume, offset) {
+        self.is_new(&part).map_err(at)?;
+        let info = [&b"objblk journal run 1"[..], &self.volume.bytes(), &part.ring, &part.salt];
+        match part.opens(&info, &[&part.header[..], &offset.to_le_bytes()].concat()) {
             true => Ok(()),
             false => Err(at("is not sealed as the format says")),
         }
+    }
+
+    fn is_new(&self, part: &Part) -> Result<(), &'static str> {
+        let sealed = [&part.header[..], &part.body].concat();
+        let mut runs = self.runs.lock().expect("no holder of this lock panics");
+        match *runs.entry((part.salt.clone(), part.nonce)).or_insert_with(|| sealed.clone())
+            == sealed
+        {
+            true => Ok(()),
+            false => Err("is sealed with a key and a nonce that were used before"),
+        }
+    }
+
+    /// What a dead owner has left in its mirror. Err: what must not be there.
+    pub fn mirrors(&self, root: &Path) -> Result<(), String> {
+        for folder in entries(root).into_iter().filter(|path| path.is_dir()) {
+            for path in entries(&folder) {
+                let bytes = std::fs::read(&path).expect("a mirror is readable");
+                let at = |what: &str| format!("{} {what}", path.display());
+                if bytes.is_empty() || path.extension().is_some() {
+                    continue;
+                }
+                let parts = Part::changes(&bytes).ok_or_else(|| at("is not sealed"))?;
+                for part in parts {
+                    self.is_new(&part).map_err(at)?;
+                    let info = [&b"objblk mirror run 1"[..], &self.volume.bytes(), &part.salt];
+                    if !part.opens(&info, &part.header) {
+                        return Err(at("is not sealed as the format says"));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A process's way to the store: it has the key.
@@ -125,7 +155,12 @@ impl Vault {
     }
 }
 
-/// A sealed part of a journal.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let found = std::fs::read_dir(folder).into_iter().flatten();
+    found.map(|entry| entry.expect("a mirror is readable").path()).collect()
+}
+
+/// A sealed part of a journal or mirror.
 struct Part {
     ring: Vec<u8>,
     salt: Vec<u8>,
@@ -170,16 +205,37 @@ impl Part {
         })
     }
 
-    fn opens(&self, volume: VolumeId, offset: u64) -> bool {
+    /// The whole changes of a segment of a mirror.
+    fn changes(bytes: &[u8]) -> Option<Vec<Part>> {
+        let header = bytes.get(..96).filter(|header| header.starts_with(b"OBJBLKMS\x03"))?;
+        let (slot, salt) = (u64::from_le_bytes(header[40..48].try_into().ok()?), &header[60..92]);
+        let (mut parts, mut rest) = (Vec::new(), &bytes[96..]);
+        while let Some((head, behind)) = rest.split_at_checked(32).filter(|(head, _)| head[0] != 5)
+        {
+            let len = u32::from_le_bytes(head[4..8].try_into().ok()?) as usize;
+            let Some((body, more)) = behind.split_at_checked(len) else { break };
+            let mut nonce = nonce(slot, 0);
+            nonce[8..].copy_from_slice(&(parts.len() as u32).to_le_bytes());
+            parts.push(Part {
+                ring: Vec::new(),
+                salt: salt.to_vec(),
+                nonce,
+                header: header.to_vec(),
+                body: body.to_vec(),
+                tag: head[8..24].try_into().ok()?,
+            });
+            rest = more;
+        }
+        Some(parts)
+    }
+
+    fn opens(&self, info: &[&[u8]], header: &[u8]) -> bool {
         let derives = Prk::new_less_safe(HKDF_SHA256, &KEY);
-        let volume = volume.bytes();
-        let info = [&b"objblk journal run 1"[..], &volume, &self.ring, &self.salt];
-        let key = derives.expand(&info, &AES_256_GCM).expect("32 bytes can be derived");
+        let key = derives.expand(info, &AES_256_GCM).expect("32 bytes can be derived");
         let cipher = LessSafeKey::new(UnboundKey::from(key));
-        let header = [&self.header[..], &offset.to_le_bytes()].concat();
         let mut plain = vec![0; self.body.len()];
         let nonce = Nonce::assume_unique_for_key(self.nonce);
-        let aad = Aad::from(&header);
+        let aad = Aad::from(header);
         cipher.open_separate_gather(nonce, aad, &self.body, &self.tag, &mut plain).is_ok()
     }
 }

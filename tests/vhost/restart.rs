@@ -31,7 +31,7 @@ fn kills_under_load_are_not_noticed() {
 fn kills_of_an_encrypted_disk_under_load_are_not_noticed() {
     let home = Home::new();
     let key = home.path("key");
-    std::fs::write(&key, [0x5a; 32].map(|byte: u8| byte ^ rand::random::<u8>())).unwrap();
+    std::fs::write(&key, std::array::from_fn::<u8, 32, _>(|_| rand::random())).unwrap();
     let key = key.to_str().unwrap();
     home.ok(&["create", "disk", "--size", "64M", "--encrypt", "--key-file", key]);
     kills_under_load(&home, &["disk", "--key-file", key]);

@@ -191,11 +191,7 @@ impl DiskCache {
     }
 
     /// The payloads of `keys`, as far as they are there, and are sealed `by` that, if by anything.
-    pub async fn get(
-        &self,
-        keys: &[FrameKey],
-        by: Option<&Arc<LocalKey>>,
-    ) -> Vec<Option<Bytes>> {
+    pub async fn get(&self, keys: &[FrameKey], by: Option<&Arc<LocalKey>>) -> Vec<Option<Bytes>> {
         let none = vec![None; keys.len()];
         let Ok(count) = u32::try_from(keys.len()) else { return none };
         let Ok(_reading) = self.inner.reads.try_acquire_many(count) else { return none };

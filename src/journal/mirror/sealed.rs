@@ -16,7 +16,9 @@
 use super::segment::{HEADER_LEN, Header, MAGIC, OBJECT};
 use crate::cipher::{LocalKey, Piece, RUN_SALT_LEN, Run, TAG_LEN};
 use crate::format::VolumeId;
-use crate::format::codec::{FormatError, FormatResult, Problem, Reader, Writer, check_trailing_crc};
+use crate::format::codec::{
+    FormatError, FormatResult, Problem, Reader, Writer, check_trailing_crc,
+};
 use crate::journal::entry::{Change, HEAD_LEN, continued};
 use crate::units::{Epoch, Seq};
 
@@ -98,14 +100,19 @@ fn error(at: usize, field: &'static str, why: &str) -> FormatError {
 /// # Errors
 /// It is damaged, or sealed and there is no key, or not and there is one, or was sealed by another key.
 pub fn open(bytes: Vec<u8>, key: Option<&LocalKey>) -> FormatResult<Vec<u8>> {
-    let is_sealed = bytes.starts_with(MAGIC) && bytes.get(8..10) == Some(&VERSION.to_le_bytes()[..]);
+    let is_sealed =
+        bytes.starts_with(MAGIC) && bytes.get(8..10) == Some(&VERSION.to_le_bytes()[..]);
     let key = match (is_sealed, key) {
         (false, None) => return Ok(bytes),
         (false, Some(_)) => {
             return Err(error(0, "version", "it is not sealed, and its volume is encrypted"));
         }
         (true, None) => {
-            return Err(error(0, "version", "it is sealed, and the key of its volume was not given"));
+            return Err(error(
+                0,
+                "version",
+                "it is sealed, and the key of its volume was not given",
+            ));
         }
         (true, Some(key)) => key,
     };
@@ -143,7 +150,11 @@ pub fn open(bytes: Vec<u8>, key: Option<&LocalKey>) -> FormatResult<Vec<u8>> {
         let from = plain.len();
         plain.extend_from_slice(sealed);
         if !run.open(Piece::Change(seq.0, number), header, &mut plain[from..], &tag) {
-            return Err(error(at, "tag", "it was not sealed by the key of its volume, or was changed"));
+            return Err(error(
+                at,
+                "tag",
+                "it was not sealed by the key of its volume, or was changed",
+            ));
         }
     }
     Err(error(0, "changes", "there are too many"))

@@ -35,13 +35,15 @@
 
 mod format;
 mod read;
+mod slots;
 mod stage;
 
 pub use format::{
     BATCH_HEADER_LEN, BatchHeader, RingId, SEALED_BATCH_LEN, SUPERBLOCK_LEN, Seal, SegmentHeader,
     Superblock,
 };
-pub use read::{Found, Slots, note_claim, read_slot};
+pub use read::{Found, note_claim};
+pub use slots::{Slots, read_slot};
 pub use stage::{PIECE_MAX, Place, Stage, Write};
 
 use crate::journal::disk::BLOCK;

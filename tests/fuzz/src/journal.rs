@@ -135,7 +135,10 @@ fn check_batch(bytes: &[u8]) {
     match header.seal {
         Some((_, last)) => {
             let slots = last.0.checked_sub(header.slot.0);
-            assert!(slots.is_some_and(|slots| slots <= (entries.len() / HEAD_LEN) as u64), "{header:?}");
+            assert!(
+                slots.is_some_and(|slots| slots <= (entries.len() / HEAD_LEN) as u64),
+                "{header:?}"
+            );
         }
         None => check_entries(entries),
     }
