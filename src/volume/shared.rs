@@ -105,7 +105,7 @@ impl Shared {
             description: parts.description,
             fetcher: Fetcher::default(),
             frames: FrameCache::new(parts.options.cache_bytes),
-            disk: parts.options.disk_cache.clone().map(|cache| Tier::new(cache, &local_key)),
+            disk: parts.options.disk_cache.clone().map(|cache| Tier::new(cache, local_key.clone())),
             local_key,
             frame_flights: Flights::default(),
             items: parts.items,

@@ -42,8 +42,8 @@ pub(super) struct Tier {
 
 impl Tier {
     /// `key`: that of an encrypted volume.
-    pub fn new(cache: Arc<DiskCache>, key: &Option<Arc<LocalKey>>) -> Tier {
-        let (hits, misses, key) = (AtomicU64::new(0), AtomicU64::new(0), key.clone());
+    pub fn new(cache: Arc<DiskCache>, key: Option<Arc<LocalKey>>) -> Tier {
+        let (hits, misses) = (AtomicU64::new(0), AtomicU64::new(0));
         Tier { cache, key, claims: Mutex::default(), asked: Flights::default(), hits, misses }
     }
 

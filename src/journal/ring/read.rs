@@ -315,8 +315,8 @@ impl Found {
     /// staged has to be written, and then [`Found::extended`].
     pub fn extend(&mut self, end: Seq, slot: SlotIndex) -> Option<Stage> {
         let term = self.term()?;
-        let (ring, present) = ((self.superblock.ring, self.run()), &mut self.present);
-        let present = std::mem::take(present);
+        let ring = (self.superblock.ring, self.run());
+        let present = std::mem::take(&mut self.present);
         let mut stage = Stage::at(slot, ring, self.geometry, term, present);
         stage.commit(end);
         Some(stage)
