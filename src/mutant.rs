@@ -34,6 +34,8 @@ pub enum Mutant {
     WatchIgnored,
     /// A new owner begins in the slot of its fence.
     SlotReused,
+    /// A chunk's data is put in order, and the map has it where it was.
+    MapNotInOrder,
     /// The last record of a chunk is not replayed.
     RecordNotReplayed,
     /// A trim changes the map and not the log.
@@ -165,7 +167,7 @@ pub enum Mutant {
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`, the
     /// others of sealed objects for `seal/key.rs`, those of sealed files for `cipher.rs`.
-    pub const ALL: [Mutant; 67] = [
+    pub const ALL: [Mutant; 68] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -179,6 +181,7 @@ impl Mutant {
         Mutant::NewerClaimIgnored,
         Mutant::WatchIgnored,
         Mutant::SlotReused,
+        Mutant::MapNotInOrder,
         Mutant::RecordNotReplayed,
         Mutant::TrimNotLogged,
         Mutant::ShrinkKeepsData,
