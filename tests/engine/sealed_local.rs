@@ -104,6 +104,13 @@ impl Left {
     }
 }
 
+/// What is in use of a journal, but for headers.
+fn bodies(journal: &[u8]) -> Vec<u8> {
+    let blocks = journal[2 * SUPERBLOCK_LEN..].chunks(BLOCK);
+    let used = blocks.filter_map(|block| Some((block, block.iter().rposition(|byte| *byte > 0)?)));
+    used.flat_map(|(block, last)| block.get(152..=last).unwrap_or_default()).copied().collect()
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_journal_of_an_encrypted_volume_tells_nothing() {
     let plain = leave(Rig::with(1, SIZE, Compression::None).await, 50).await;
@@ -113,14 +120,9 @@ async fn the_journal_of_an_encrypted_volume_tells_nothing() {
     for what in [&SECRET[..12], &SECRET[20..32]] {
         assert!(!contains(&bytes, what));
     }
-    // Heads of entries tell where was written: none is there.
-    let data = &bytes[2 * SUPERBLOCK_LEN..];
-    let used: Vec<u8> =
-        data.chunks(BLOCK).filter(|b| b.iter().any(|x| *x > 0)).flatten().copied().collect();
-    let bodies: Vec<u8> = used.chunks(BLOCK).flat_map(|block| &block[152..512]).copied().collect();
-    let found = entropy(&bodies);
-    println!("{} bytes in use, {found:.3} bits in a byte behind the headers", used.len());
-    assert!(found > 7.9, "{found}");
+    let (sealed, clear) = (entropy(&bodies(&bytes)), entropy(&bodies(&plain.disk.bytes())));
+    println!("{sealed:.3} bits in a byte behind the headers, {clear:.3} of a plain volume");
+    assert!(sealed > 7.95 && clear < 5.5, "{sealed} {clear}");
     let volume = left.rig.open_as(2, READ_WRITE).await.unwrap();
     assert!(read(&volume, 0, SIZE / 512).await.unwrap() == *left.states.last().unwrap());
     settled(&volume).await;
@@ -133,8 +135,8 @@ async fn the_journal_of_an_encrypted_volume_tells_nothing() {
 async fn every_run_of_a_journal_has_its_own_salt() {
     let left = leave(Rig::encrypted(1, SIZE, Compression::None).await, 4).await;
     for pid in 2..6 {
-        outage(&left.rig);
         let volume = left.rig.open_as(pid, READ_WRITE).await.unwrap();
+        outage(&left.rig);
         write(&volume, 0, &pattern(0, 8, pid.into())).await.unwrap();
         volume.flush().await.unwrap();
         volume.abandon();
@@ -213,8 +215,9 @@ fn repair(journal: &mut [u8]) {
     }
 }
 
-/// Any one bit of the journal: whoever goes on from it has a prefix of what was written, or is refused. Where the
-/// checksums are put right, nothing at all is lost without a word. `OBJBLK_FLIPS` is how many there are.
+/// Any one bit of the journal, every other time with its checksums put right: whoever goes on from it has all that
+/// was written, but for the last batch where that seems to be cut off, or is refused. `OBJBLK_FLIPS` is how many there
+/// are.
 #[tokio::test(start_paused = true)]
 async fn no_flipped_bit_of_a_sealed_journal_is_gone_on_from() {
     let left = leave(Rig::encrypted(1, SIZE, Compression::None).await, 12).await;
@@ -224,11 +227,11 @@ async fn no_flipped_bit_of_a_sealed_journal_is_gone_on_from() {
         .filter(|at| whole[*at..at + 512].iter().any(|b| *b > 0))
         .collect();
     let mut rng = StdRng::seed_from_u64(7);
-    let (mut refused, mut shorter, mut same, flips) = (0, 0, 0, flips(600));
+    let (mut refused, mut shorter, mut same, flips) = (0, 0, 0, flips(300));
     for flip in 0..flips {
         let mut bytes = whole.clone();
         // Every fourth one is in a header.
-        let in_block = if flip % 4 == 0 { 152 } else { 512 };
+        let in_block = if flip / 2 % 4 == 0 { 152 } else { 512 };
         let at = used[rng.random_range(0..used.len())] + rng.random_range(0..in_block);
         bytes[at] ^= 1 << rng.random_range(0..8);
         let forged = flip % 2 == 1;
@@ -247,8 +250,13 @@ async fn no_flipped_bit_of_a_sealed_journal_is_gone_on_from() {
         let found = read(&volume, 0, SIZE / 512).await.unwrap();
         match left.states.iter().rposition(|state| *state == found) {
             Some(state) if state == last => same += 1,
-            Some(_) => {
-                assert!(!forged, "{what}, with right checksums: something is lost without a word");
+            Some(state) => {
+                // As if its write had been cut off.
+                assert_eq!(
+                    state + 1,
+                    last,
+                    "{what}: more than the last batch is lost without a word"
+                );
                 shorter += 1;
             }
             None => panic!("{what}: wrong bytes"),
@@ -347,6 +355,14 @@ async fn there(cache: &DiskCache, by: Option<&Arc<LocalKey>>, what: &str) -> u64
     count
 }
 
+/// Until uses are counted no more, which is done beside.
+async fn calm(cache: &DiskCache, by: &Arc<LocalKey>) {
+    for _ in 0..5 {
+        assert_eq!(there(cache, Some(by), "whole").await, FRAMES);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// The slot of each frame's entry, and the entry.
 fn entries(index: &File) -> Vec<(u64, Vec<u8>)> {
     let all = bytes(index);
@@ -368,7 +384,7 @@ async fn a_sealed_frame_is_a_miss_without_its_key_and_in_any_other_place() {
     let cache = filled(place.path(), &by).await;
     assert_eq!(there(&cache, Some(&by), "whole").await, FRAMES);
     assert_eq!(there(&cache, None, "without a key").await, 0);
-    assert_eq!(there(&cache, Some(&by), "nothing was lost by that").await, FRAMES);
+    calm(&cache, &by).await;
     let (index, frames) = (file(place.path(), "index"), file(place.path(), "frames"));
     let all = entries(&index);
     let slot_of = |slot: u64| {
@@ -406,10 +422,11 @@ async fn a_sealed_frame_is_a_miss_without_its_key_and_in_any_other_place() {
 async fn no_flipped_bit_of_a_sealed_cache_is_read() {
     let (place, by) = (folder(), local_key(key(0).frame.chunk.volume, 3));
     let cache = filled(place.path(), &by).await;
+    calm(&cache, &by).await;
     let (index, frames) = (file(place.path(), "index"), file(place.path(), "frames"));
     let (all, sealed) = (entries(&index), bytes(&frames));
     let mut rng = StdRng::seed_from_u64(7);
-    let (mut missed, mut harmless, flips) = (0, 0, flips(600));
+    let (mut missed, mut harmless, flips) = (0, 0, flips(300));
     for flip in 0..flips {
         let (slot, entry) = &all[rng.random_range(0..all.len())];
         let number = u32::from_le_bytes(entry[40..44].try_into().unwrap());
