@@ -23,6 +23,9 @@ use std::sync::{Arc, Mutex};
 
 const KEY: [u8; 32] = *b"the key of a volume in the world";
 
+/// What tells a key, and a nonce.
+type Used = (Vec<u8>, [u8; 12]);
+
 #[derive(Debug)]
 pub struct Vault {
     volume: VolumeId,
@@ -33,8 +36,8 @@ pub struct Vault {
     sealed: MemoryStore,
     /// What was sealed, by name and salt.
     seen: Mutex<HashMap<(Key, [u8; SALT_LEN]), Bytes>>,
-    /// What was sealed for journals and mirrors, by salt and nonce: header and body.
-    runs: Mutex<HashMap<(Vec<u8>, [u8; 12]), Vec<u8>>>,
+    /// What was sealed for journals and mirrors, by what tells their keys, and nonce: header and body.
+    runs: Mutex<HashMap<Used, Vec<u8>>>,
 }
 
 impl Vault {
@@ -80,9 +83,7 @@ impl Vault {
     fn is_new(&self, part: &Part) -> Result<(), &'static str> {
         let sealed = [&part.header[..], &part.body].concat();
         let mut runs = self.runs.lock().expect("no holder of this lock panics");
-        match *runs.entry((part.salt.clone(), part.nonce)).or_insert_with(|| sealed.clone())
-            == sealed
-        {
+        match *runs.entry((part.key(), part.nonce)).or_insert_with(|| sealed.clone()) == sealed {
             true => Ok(()),
             false => Err("is sealed with a key and a nonce that were used before"),
         }
@@ -203,6 +204,11 @@ impl Part {
             body: Vec::new(),
             tag: seal.tag,
         })
+    }
+
+    /// What tells its key from all others: a mirror is of no ring.
+    fn key(&self) -> Vec<u8> {
+        [&self.ring[..], &self.salt].concat()
     }
 
     /// The whole changes of a segment of a mirror.
