@@ -27,6 +27,7 @@
 //! | [`size`] | sizes in bytes as people write them |
 //! | [`clock`], [`mutant`] | time of day for people; mistakes on purpose, which the simulator has to notice |
 //! | [`sync`], [`flight`] | locks and channels; sharing one answer among many callers |
+//! | [`cipher`] | what seals the local files of an encrypted volume |
 //! | [`direct`] | files of a local disk, past the page cache |
 //! | [`store`] | named immutable objects and the layers around them |
 //! | [`mod@format`] | the on-store format |
@@ -54,6 +55,7 @@
 
 pub mod bench;
 pub mod cache;
+pub mod cipher;
 pub mod cli;
 pub mod clock;
 pub mod daemon;

@@ -80,6 +80,18 @@ pub enum Mutant {
     SealEndNotMarked,
     /// The tag of a segment is not verified.
     SealTagIgnored,
+    /// Every run of a journal draws the same salt.
+    RunSaltReused,
+    /// All batches of a run are sealed with one nonce.
+    BatchNonceStands,
+    /// The header of a batch is not authenticated.
+    BatchHeaderNotBound,
+    /// The tag of a batch is not verified.
+    BatchTagIgnored,
+    /// A frame in a cache does not know what it is, nor its slot.
+    CachedNotBound,
+    /// The tag of a frame in a cache is not verified.
+    CachedTagIgnored,
     /// A batch's checksum is not verified.
     BatchCrcIgnored,
     /// A segment of the journal is used again before its slots are committed.
@@ -154,8 +166,8 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`, the
-    /// others of sealed objects for `seal/key.rs`.
-    pub const ALL: [Mutant; 65] = [
+    /// others of sealed objects for `seal/key.rs`, those of sealed files for `cipher.rs`.
+    pub const ALL: [Mutant; 68] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -189,6 +201,9 @@ impl Mutant {
         Mutant::FramesSoughtAsPlain,
         Mutant::ShortFrameZeroed,
         Mutant::SaltReused,
+        Mutant::RunSaltReused,
+        Mutant::BatchNonceStands,
+        Mutant::BatchHeaderNotBound,
         Mutant::BatchCrcIgnored,
         Mutant::SegmentReusedEarly,
         Mutant::SegmentHeaderSkipped,

@@ -66,6 +66,8 @@ mod schedule;
 mod script;
 #[path = "engine/sealed.rs"]
 mod sealed;
+#[path = "engine/sealed_local.rs"]
+mod sealed_local;
 #[path = "engine/several.rs"]
 mod several;
 #[path = "engine/snapshots.rs"]

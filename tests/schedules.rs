@@ -13,7 +13,9 @@
 #![allow(clippy::unwrap_used)]
 
 // What the included files call `crate::...`.
-use objblk::{cache, clock, device, error, format, journal, log, map, mutant, store, units};
+use objblk::{
+    cache, cipher, clock, device, error, format, journal, log, map, mutant, store, units,
+};
 
 #[path = "schedules/single_flight.rs"]
 mod single_flight;

@@ -4,6 +4,7 @@ use super::{Context, attach, render};
 use crate::daemon::client::find;
 use crate::daemon::{KnownTarget, Ready, RunDir, TargetSpec};
 use crate::error::Result;
+use crate::seal::{KeyGiven, KeyPlace, ask, has_terminal};
 use serde_json::json;
 
 pub(super) async fn recover(context: &Context, what: Option<&str>) -> Result<()> {
@@ -54,12 +55,19 @@ fn bring_back(context: &Context, target: &KnownTarget) -> Result<Ready> {
     let state = &target.state;
     let name = &state.volumes[0].name;
     // Without a successor's orders the target says why it cannot be.
-    let spec = match &state.successor {
+    let mut spec = match &state.successor {
         Some(successor) => successor.clone(),
         None => TargetSpec {
             recover: Some(state.volumes[0].id),
             ..attach::plain(context.location()?, name.clone())
         },
+    };
+    let is_asked = spec.key.as_ref().is_some_and(|key| *key.place() == KeyPlace::Asked);
+    let answer = || ask(&format!("Passphrase of {name}: ")).map(KeyGiven::answered);
+    spec.key = match context.global.key.key()? {
+        Some(given) => Some(given),
+        None if is_asked && has_terminal() => Some(answer()?),
+        None => spec.key,
     };
     attach::background(context, &spec)
 }

@@ -198,6 +198,8 @@ pub struct JournalFile {
     pub slots: u64,
     /// Bytes of the journal that hold them.
     pub bytes: u64,
+    /// What it holds is sealed: its volume is encrypted.
+    pub encrypted: bool,
     /// Why it cannot be read: in use, damaged.
     pub trouble: Option<String>,
 }
@@ -224,7 +226,7 @@ pub async fn list(folder: &Path) -> Result<Vec<JournalFile>> {
 async fn glance(path: &Path) -> Result<Option<Found>> {
     let file = Glance::open(path)?;
     file.check_unused()?;
-    let found = Found::read(&file).await;
+    let found = Found::read(&file, None).await;
     if found.is_err() {
         // It may have been opened and written to meanwhile.
         file.check_unused()?;
@@ -241,11 +243,12 @@ async fn look(path: &Path) -> JournalFile {
         epoch: None,
         slots: 0,
         bytes: 0,
+        encrypted: false,
         trouble: None,
     };
     match glance(path).await {
         Ok(Some(found)) => {
-            file.volume = Some(found.volume());
+            (file.volume, file.encrypted) = (Some(found.volume()), found.is_sealed());
             file.epoch = found.term().map(|term| term.epoch.0);
             (file.slots, file.bytes) = found.uncommitted();
         }

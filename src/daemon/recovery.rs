@@ -17,7 +17,7 @@ use super::state::{Attached, FrontendKind};
 use super::target::{Target, environment, open_cache};
 use crate::device::Checked;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::VolumeId;
+use crate::format::{VolumeId, keys};
 use crate::host::Host;
 use crate::image::Outside;
 use crate::journal::mirror::{self, Recorded};
@@ -30,6 +30,9 @@ use tokio::time::{Instant, sleep};
 
 /// How long a dying process may take to let go of its volume.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where the key of an encrypted volume is missing.
+const RECOVER_HINT: &str = "it waits: bring it back by `objblk recover NAME --key-file FILE`";
 
 /// Why a device did not come back.
 enum Refused {
@@ -126,7 +129,10 @@ async fn bring_back(
     }
     let connect = async {
         let (url, s3) = spec.location.parts()?;
-        Ok::<_, Error>(Backend::open(&url, &s3).await?.with_key(spec.key.clone()))
+        let backend = Backend::open(&url, &s3).await?.with_key(spec.key.clone());
+        let unlocked = backend.pool.unlock_id(&attached.name.to_string(), attached.id).await;
+        unlocked.map_err(no_key)?;
+        Ok::<_, Error>(backend)
     };
     let backend = connect.await.map_err(Refused::ForNow)?;
     let volume = open(spec, run_dir, &backend, attached.id).await?;
@@ -198,7 +204,9 @@ async fn open(
         None => owner,
     };
     let opened = Volume::open(environment(), backend.stores.clone(), id, owner, options).await;
-    opened.map_err(|e| match wanted.map(|_| Recorded::read(&run_dir.mirror(id), id)) {
+    let key = backend.stores.setup.local_key(&keys::volume(id));
+    let read = || Recorded::read(&run_dir.mirror(id), id, key.as_deref());
+    opened.map_err(|e| match wanted.map(|_| read()) {
         // The mirror is right, so it is the journal: its disk may be mounted again.
         Some(Ok(_)) if e.kind() == ErrorKind::Failed => Refused::ForNow(match trouble {
             Some(trouble) => e.because(trouble),
@@ -208,10 +216,20 @@ async fn open(
     })
 }
 
-/// What the store says now it may not say later; all else is final.
+/// The key of an encrypted volume cannot be had: it may be given later.
+fn no_key(e: Error) -> Error {
+    match e.kind() {
+        ErrorKind::Store => e,
+        _ => Error::usage("its key cannot be had").because(e).hint(RECOVER_HINT),
+    }
+}
+
+/// What the store says now it may not say later, and the key of an encrypted volume may be given then; all else
+/// is final.
 fn judge(e: Error) -> Refused {
     match e.kind() {
         ErrorKind::Store => Refused::ForNow(e),
+        ErrorKind::Usage => Refused::ForNow(e.hint(RECOVER_HINT)),
         _ => Refused::ForGood(e),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A target that ends in order takes its state file with it; one that left it there died, whatever
 //! its exit code says. The supervisor keeps nothing that matters: if it is killed, its target lives
-//! on, and `objblk recover` does what it would have done.
+//! on, and `objblk recover` does what it would have done. A passphrase that somebody has typed it keeps in its memory
+//! for as long as it lives, for the target's successor; nothing of it is written.
 //!
 //! Several that die soon after they began, one after the other, die of the same cause. Then the
 //! device is removed, so that its users get errors instead of waiting for ever.
@@ -13,6 +14,8 @@ use super::spec::TargetSpec;
 use super::target::Ready;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
+use crate::seal::KeyGiven;
+use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, setsid};
 use std::process::Child;
@@ -37,6 +40,11 @@ const PAUSE: Duration = Duration::from_secs(2);
 pub async fn supervise(arguments: &[&str], unwatched: impl FnOnce()) -> Result<()> {
     setsid().map_err(|e| Error::failed("cannot become a background process").because(e))?;
     let spec: TargetSpec = read_spec()?;
+    if spec.key.as_ref().is_some_and(|key| key.answer().is_some())
+        && let Err(e) = set_dumpable(false)
+    {
+        tracing::warn!("a crash of this process may leave a passphrase in a core dump: {e}");
+    }
     // From here on a signal is for the target.
     let mut ears = Ears::open()?;
     let owned: Vec<String> = arguments.iter().map(|&a| a.to_owned()).collect();
@@ -58,7 +66,7 @@ pub async fn supervise(arguments: &[&str], unwatched: impl FnOnce()) -> Result<(
     let mut deaths = Deaths { early: 0, ready: Instant::now() };
     while let Some(left) = ended(child, &mut ears, id).await? {
         deaths.died();
-        match succeed(&left, &owned, &mut deaths, &mut ears).await? {
+        match succeed((&left, spec.key.as_ref()), &owned, &mut deaths, &mut ears).await? {
             Some((next, ready)) => {
                 tracing::warn!("process {} goes on for {}", ready.pid, left.state.pid);
                 (child, deaths.ready) = (next, Instant::now());
@@ -123,18 +131,21 @@ async fn ended(mut child: Child, ears: &mut Ears, id: VolumeId) -> Result<Option
     Ok(left)
 }
 
-/// Starts a successor for what `left` left, as often as it takes. `None` where there is none.
+/// Starts a successor for what `left` left, as often as it takes, with what opens its volume if that was
+/// `given`. `None` where there is none.
 async fn succeed(
-    left: &Target,
+    (left, given): (&Target, Option<&KeyGiven>),
     arguments: &[String],
     deaths: &mut Deaths,
     ears: &mut Ears,
 ) -> Result<Option<(Child, Ready)>> {
     let run_dir = RunDir::open()?;
-    let Some(spec) = left.state.successor.clone().filter(|_| left.is_recoverable()) else {
+    let Some(mut spec) = left.state.successor.clone().filter(|_| left.is_recoverable()) else {
         run_dir.remove_dead(left)?;
         return Ok(None);
     };
+    // What somebody has answered is in no file.
+    spec.key = given.cloned().or(spec.key);
     loop {
         if deaths.are_too_many() {
             let device = &left.state.volumes[0].device;
@@ -153,7 +164,7 @@ async fn succeed(
         if !run_dir.holder(first)?.as_ref().is_some_and(same) {
             return Ok(None);
         }
-        if !matches!(refused.kind(), ErrorKind::Store | ErrorKind::Busy) {
+        if !matches!(refused.kind(), ErrorKind::Store | ErrorKind::Busy | ErrorKind::Usage) {
             deaths.early += 1;
         }
         tokio::select! {

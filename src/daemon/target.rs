@@ -5,7 +5,7 @@ use super::door::{Door, Served};
 use super::journals;
 use super::orders::Order;
 use super::rundir::{Held, RunDir};
-use super::sealed::refuse_clear_copies;
+use super::sealed::refuse_to_write_clear;
 use super::server;
 use super::shared::Shared;
 use super::spec::{CacheSpec, DoorSpec, TargetSpec};
@@ -114,7 +114,7 @@ impl Target {
         if spec.disk_cache.is_some() {
             // Before there is a cache for nothing.
             for name in &spec.volumes {
-                refuse_clear_copies(spec, name, &identity(&backend, name, spec.at).await?.1)?;
+                refuse_to_write_clear(spec, name, &identity(&backend, name, spec.at).await?.1)?;
             }
         }
         let cache = spec.disk_cache.as_ref().map(open_cache).transpose()?;
@@ -129,20 +129,17 @@ impl Target {
         (ordering, orders): (UnboundedSender<Order>, UnboundedReceiver<Order>),
     ) -> Result<Target> {
         let first = spec.volumes.first().ok_or_else(|| Error::usage("no volume is named"))?;
-        let (mut wanted, mut sealed) = (Vec::new(), false);
+        let mut wanted = Vec::new();
         for name in &spec.volumes {
             let (id, volume) = identity(&backend, name, spec.at).await?;
-            refuse_clear_copies(spec, name, &volume)?;
-            sealed |= volume.is_encrypted();
+            refuse_to_write_clear(spec, name, &volume)?;
             wanted.push((id, name.clone()));
         }
         refuse_twins(&wanted)?;
         if let Some((id, spec)) = goes_on(&run_dir, spec, wanted[0].0)? {
             return Target::recover(&spec, id, run_dir, (ordering, orders)).await;
         }
-        // The mirror would hold what is encrypted in the clear.
-        let recovery =
-            Door::check(&spec.door, first).await? && !is_read_only(spec, first) && !sealed;
+        let recovery = Door::check(&spec.door, first).await? && !is_read_only(spec, first);
         let held = run_dir.take(&wanted)?;
         let token = rand::random();
         let served = match announce_device(&run_dir, spec, &backend, &wanted, token) {
@@ -238,7 +235,8 @@ fn goes_on(
         Some(successor) if state.frontend == FrontendKind::VhostUser => {
             let (pid, name) = (state.pid, &state.volumes[0].name);
             eprintln!("objblk: going on for process {pid}, which served {name} and is dead");
-            Ok(Some((id, TargetSpec { door: spec.door.clone(), ..successor })))
+            let key = spec.key.clone().or(successor.key);
+            Ok(Some((id, TargetSpec { door: spec.door.clone(), key, ..successor })))
         }
         _ => Ok(None),
     }

@@ -5,7 +5,8 @@
 //! held in memory: whoever uses the device would not notice, as it would notice a crash of the
 //! host. So every change is appended here before it is acknowledged, and the server's successor
 //! makes all of them again. In the run directory (a tmpfs) this survives the process and not the
-//! host; a flush means what it always means, the store has it.
+//! host; a flush means what it always means, the store has it. That of an encrypted volume is sealed, change by
+//! change: what is in a tmpfs may be swapped out, and a run directory may be elsewhere.
 //!
 //! ```text
 //! claims              the nonces of all epochs claimed for this device, one a line
@@ -28,15 +29,18 @@
 //! * the *oldest* epoch that is there is the one that counts: a successor mirrors what it takes
 //!   over in its own epoch and then removes the older one, in one step.
 
+pub mod sealed;
 mod segment;
 
 pub use crate::journal::entry::Change;
 pub use segment::{Ending, HEADER_LEN, Header, Segment};
 
+use crate::cipher::{LocalKey, Run};
 use crate::error::{Error, Result};
 use crate::format::VolumeId;
 use crate::journal::entry;
 use crate::units::{Epoch, Seq};
+use sealed::Sealer;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
@@ -63,6 +67,10 @@ fn parse_number(path: &Path) -> Option<u64> {
 
 fn failed(what: &str, path: &Path, e: io::Error) -> Error {
     Error::failed(format!("cannot {what} the mirror {}", path.display())).because(e)
+}
+
+fn damaged(path: &Path, why: String) -> Error {
+    Error::failed(format!("the mirror {} is damaged", path.display())).because(why)
 }
 
 /// Makes an empty mirror at `root`, in place of what is there.
@@ -103,6 +111,8 @@ pub fn note_claim(root: &Path, nonce: &str) -> Result<()> {
 pub struct Mirror {
     folder: PathBuf,
     header: Header,
+    /// What seals the changes of an encrypted volume.
+    sealer: Option<Sealer>,
     file: File,
     /// Bytes of changes in the open segment.
     open: u64,
@@ -117,23 +127,34 @@ pub struct Mirror {
 
 impl Mirror {
     /// Begins the mirror of `header`'s epoch below `root`, with the slot `header.seq`. `journaled`:
-    /// slots before that may be in the journal only.
+    /// slots before that may be in the journal only. `run`: seals that of an encrypted volume.
     ///
     /// # Errors
     /// Failed: it cannot be written.
-    pub fn begin(root: &Path, header: Header, journaled: bool) -> Result<Mirror> {
+    pub fn begin(root: &Path, header: Header, journaled: bool, run: Option<Run>) -> Result<Mirror> {
+        let sealer = run.map(|run| Sealer::new(run, header));
         let folder = epoch_folder(root, header.epoch);
         let begun = DirBuilder::new().mode(0o700).create(&folder);
         let noted = begun.and_then(|()| match journaled {
             true => File::create_new(folder.join(JOURNALED)).map(drop),
             false => Ok(()),
         });
-        let file = noted.and_then(|()| new_segment(&folder, header));
+        let first = sealer.as_ref().map_or_else(|| header.encode(), |s| s.header().to_vec());
+        let file = noted.and_then(|()| new_segment(&folder, header.seq, &first));
         let file = file.map_err(|e| {
             failed("begin", &folder, e).hint("make room there, or attach with --no-recovery")
         })?;
-        let complete = BTreeMap::new();
-        Ok(Mirror { folder, header, file, open: 0, complete, bytes: 0, journaled, trouble: None })
+        Ok(Mirror {
+            folder,
+            header,
+            sealer,
+            file,
+            open: 0,
+            complete: BTreeMap::new(),
+            bytes: 0,
+            journaled,
+            trouble: None,
+        })
     }
 
     /// Bytes of changes that are there.
@@ -160,9 +181,19 @@ impl Mirror {
         if let Some(trouble) = self.trouble.take() {
             return Err(trouble);
         }
-        let (head, payload) = change.encode();
-        write_both(&mut self.file, &head, payload)?;
-        let len = (head.len() + payload.len()) as u64;
+        let len = match &mut self.sealer {
+            Some(sealer) => {
+                let many = || io::Error::other("the segment has too many changes");
+                let sealed = sealer.seal(change).ok_or_else(many)?;
+                self.file.write_all(sealed)?;
+                sealed.len() as u64
+            }
+            None => {
+                let (head, payload) = change.encode();
+                write_both(&mut self.file, &head, payload)?;
+                (head.len() + payload.len()) as u64
+            }
+        };
         self.open += len;
         self.bytes += len;
         Ok(())
@@ -172,7 +203,9 @@ impl Mirror {
     pub fn rotate(&mut self) {
         let next = Header { seq: self.header.seq.next(), ..self.header };
         // The next one is there before this one says so.
-        let rotated = new_segment(&self.folder, next).and_then(|file| {
+        let sealer = self.sealer.as_ref();
+        let first = sealer.map_or_else(|| next.encode(), |sealer| sealer.header_of(next));
+        let rotated = new_segment(&self.folder, next.seq, &first).and_then(|file| {
             self.file.write_all(&entry::continued())?;
             self.file = file;
             Ok(())
@@ -181,6 +214,9 @@ impl Mirror {
             Ok(()) => {
                 self.complete.insert(self.header.seq, std::mem::take(&mut self.open));
                 self.header = next;
+                if let Some(sealer) = &mut self.sealer {
+                    sealer.go_on(next);
+                }
             }
             Err(e) => self.trouble = Some(e),
         }
@@ -225,12 +261,12 @@ fn segment_path(folder: &Path, seq: Seq) -> PathBuf {
 }
 
 /// A segment with its header, put in its place whole.
-fn new_segment(folder: &Path, header: Header) -> io::Result<File> {
-    let path = segment_path(folder, header.seq);
+fn new_segment(folder: &Path, seq: Seq, header: &[u8]) -> io::Result<File> {
+    let path = segment_path(folder, seq);
     let new = path.with_extension("new");
     let mut file =
         OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-    file.write_all(&header.encode())?;
+    file.write_all(header)?;
     fs::rename(&new, &path)?;
     Ok(file)
 }
@@ -326,11 +362,11 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    /// Reads the mirror of `volume` at `root`, whose writer is dead.
+    /// Reads the mirror of `volume` at `root`, whose writer is dead. `key`: that of an encrypted volume.
     ///
     /// # Errors
     /// Failed: there is none, or it does not hold all that its owner acknowledged.
-    pub fn read(root: &Path, volume: VolumeId) -> Result<Recorded> {
+    pub fn read(root: &Path, volume: VolumeId, key: Option<&LocalKey>) -> Result<Recorded> {
         let claims = fs::read_to_string(root.join(CLAIMS));
         let claims = claims.map_err(|e| failed("read", root, e))?;
         let claims = claims.lines().filter(|line| !line.is_empty()).map(Into::into).collect();
@@ -342,7 +378,8 @@ impl Recorded {
         for seq in numbers(&folder)? {
             let path = segment_path(&folder, Seq(seq));
             let bytes = fs::read(&path).map_err(|e| failed("read", &path, e))?;
-            segments.push((Seq(seq), bytes));
+            let opened = sealed::open(bytes, key).map_err(|e| damaged(&path, e.to_string()))?;
+            segments.push((Seq(seq), opened));
         }
         let journaled = is_journaled(root)?;
         let recorded = Recorded { epoch, segments, claims, journaled };
@@ -351,10 +388,7 @@ impl Recorded {
     }
 
     fn verify(&self, folder: &Path, volume: VolumeId) -> Result<()> {
-        let damaged = |seq: Seq, why: String| {
-            let path = segment_path(folder, seq);
-            Error::failed(format!("the mirror {} is damaged", path.display())).because(why)
-        };
+        let damaged = |seq: Seq, why: String| damaged(&segment_path(folder, seq), why);
         let mut left = self.segments.len();
         let mut place = self.first();
         for (seq, bytes) in &self.segments {

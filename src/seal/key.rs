@@ -1,5 +1,7 @@
 //! A volume's key, and what is sealed with it. See the module above for why that is sound.
 
+use crate::cipher::LocalKey;
+use crate::format::VolumeId;
 use crate::format::codec::{FormatError, FormatResult, Problem};
 use crate::format::sealed::{
     HEADER_LEN, OVERHEAD, SALT_LEN, SEGMENT, Segment, TAG_LEN, check_header, header, sealed_len,
@@ -10,6 +12,7 @@ use crate::store::Key;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
 use bytes::Bytes;
+use rand::rngs::StdRng;
 use std::fmt;
 use zeroize::Zeroizing;
 
@@ -61,6 +64,11 @@ impl VolumeKey {
     /// Another handle of the same key.
     pub fn copy(&self) -> VolumeKey {
         VolumeKey::new(*self.bytes)
+    }
+
+    /// For the local files of the volume `id`, with salts from `random`.
+    pub(super) fn local(&self, id: VolumeId, random: StdRng) -> LocalKey {
+        LocalKey::new(id.bytes(), self.derives.clone(), random)
     }
 
     pub(super) fn bytes(&self) -> &[u8; KEY_LEN] {

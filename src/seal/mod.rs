@@ -39,6 +39,9 @@
 //! notices missing objects that something names; a bucket that is as a whole put back to what it was is the
 //! volume as it was.
 //!
+//! What a volume keeps on the disks of its host is sealed by [`crate::cipher`], with keys that are derived from the
+//! volume's as well, for other purposes.
+//!
 //! # Keys
 //!
 //! A volume's key is 32 random bytes, made with the volume and never changed. Its slots hold it wrapped: with

@@ -3,6 +3,7 @@
 use super::VolumeKey;
 use super::key::Salt;
 use super::ring::Keyring;
+use crate::cipher::LocalKey;
 use crate::format::FormatError;
 use crate::format::keys;
 use crate::format::sealed::{self, Span, is_sealed, plain_len};
@@ -12,8 +13,8 @@ use crate::store::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use rand::Rng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -142,6 +143,13 @@ impl Store for SealStore {
     fn unseals(&self, key: &Key) -> bool {
         keys::parse_volume(key).is_some_and(|id| self.ring.of(id).is_some())
     }
+
+    fn local_key(&self, key: &Key) -> Option<Arc<LocalKey>> {
+        let id = keys::parse_volume(key)?;
+        let volume_key = self.ring.of(id)?;
+        let mut salts = self.salts.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Arc::new(volume_key.local(id, StdRng::from_rng(&mut *salts))))
+    }
 }
 
 #[cfg(test)]
@@ -151,7 +159,6 @@ mod tests {
     use crate::store::memory::MemoryStore;
     use futures::FutureExt;
     use proptest::prelude::*;
-    use rand::SeedableRng;
 
     fn rig() -> (MemoryStore, SealStore, Key) {
         let (memory, id) = (MemoryStore::new(), VolumeId::from_bytes([7; 16]));

@@ -33,6 +33,7 @@ pub mod s3;
 pub mod unfenced;
 pub mod url;
 
+use crate::cipher::LocalKey;
 use crate::error::{Error, ErrorKind};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -316,6 +317,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// it sees anything sealed.
     fn unseals(&self, _key: &Key) -> bool {
         false
+    }
+
+    /// What seals the local files of the volume that the object `key` is of, where it [unseals](Store::unseals) that.
+    fn local_key(&self, _key: &Key) -> Option<Arc<LocalKey>> {
+        None
     }
 }
 

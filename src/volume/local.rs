@@ -13,17 +13,20 @@ use super::backlog::Held;
 use super::shared::Shared;
 use super::state::State;
 use super::takeover::TakenOver;
+use crate::cipher::LocalKey;
 use crate::device::DeviceError;
 use crate::error::{Error, Result};
+use crate::format::VolumeId;
 use crate::format::chunk::FRAME_SIZE;
 use crate::format::codec::FormatResult;
-use crate::format::keys::ChunkId;
+use crate::format::keys::{self, ChunkId};
 use crate::format::record::Record;
 use crate::journal::disk::{Blocks, Disk};
 use crate::journal::entry::Change;
 use crate::journal::ring::{BatchNumber, PIECE_MAX, Place, SlotIndex, Write, read_slot};
 use crate::log::{OpenChunk, SealedChunk};
 use crate::mutant::{self, Mutant};
+use crate::store::Store;
 use crate::units::{SECTOR_SIZE, Sector, SectorCount, SectorRange, Seq};
 use bytes::Bytes;
 use std::ops::Range;
@@ -163,7 +166,8 @@ impl Shared {
         let Some(journal) = &self.options.journal else {
             return Err(Error::failed("there is no journal"));
         };
-        let chunk = rebuild(&*journal.disk, wanted, self.description.chunk_size).await;
+        let from = (&*journal.disk, self.local_key.as_deref());
+        let chunk = rebuild(from, wanted, self.description.chunk_size).await;
         chunk.map(Arc::new)
     }
 
@@ -234,13 +238,22 @@ pub(super) struct Wanted {
     pub committed: Seq,
 }
 
-/// Makes the chunk of a slot again.
-pub(super) async fn rebuild(disk: &dyn Disk, wanted: Wanted, capacity: u64) -> Result<SealedChunk> {
+/// What seals the local files of a volume, if that is encrypted: then its key is known, or it could not be opened.
+pub(super) fn local_key(store: &dyn Store, id: VolumeId) -> Option<Arc<LocalKey>> {
+    store.local_key(&keys::volume(id))
+}
+
+/// Makes the chunk of a slot again. The key is that of an encrypted volume.
+pub(super) async fn rebuild(
+    (disk, key): (&dyn Disk, Option<&LocalKey>),
+    wanted: Wanted,
+    capacity: u64,
+) -> Result<SealedChunk> {
     let lost = |why: Box<dyn std::error::Error + Send + Sync>| {
         let text = format!("slot {} cannot be read from the journal {}", wanted.seq, disk.name());
         Error::corrupt(text).because(why)
     };
-    let slots = read_slot(disk, wanted.place).await.map_err(|e| lost(e.into()))?;
+    let slots = read_slot(disk, wanted.place, key).await.map_err(|e| lost(e.into()))?;
     let open = match wanted.seq == wanted.first {
         true => OpenChunk::first_of_term(wanted.seq, capacity),
         false => OpenChunk::new(wanted.seq, capacity),

@@ -15,6 +15,7 @@ use super::checkpoint::Checkpointer;
 use super::collect;
 use super::hydrate;
 use super::items::Items;
+use super::local::local_key;
 use super::look::{
     Beginning, LOOKUPS, Ownership, check_beginning, check_features, is_newest, newest_checkpoint,
     only_newest_checkpoint, ownership, read_description, read_owner,
@@ -419,7 +420,8 @@ pub(super) fn start(
     if let (Some(root), Some(epoch)) = (&options.mirror, claimed) {
         // Behind the slots that a journal had.
         let header = Header { volume: description.id, epoch, seq: state.open.seq() };
-        state.mirror = match Mirror::begin(root, header, state.journal.is_some()) {
+        let run = local_key(&*stores.setup, description.id).map(|key| key.begin_mirror());
+        state.mirror = match Mirror::begin(root, header, state.journal.is_some(), run) {
             Err(e) if options.mode == Mode::Recover => {
                 tracing::error!("this device could not be recovered once more: {e}");
                 None

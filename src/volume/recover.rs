@@ -18,6 +18,7 @@
 //! successors must not choose differently.
 
 use super::hydrate::range_of;
+use super::local::local_key;
 use super::look::Ownership;
 use super::open;
 use super::options::{Mode, VolumeOptions};
@@ -105,7 +106,7 @@ async fn prepare_mirror(
     match (options.mode, &options.mirror) {
         (Mode::Recover, None) => Err(Error::usage("there is no mirror to recover from")),
         (Mode::Recover, Some(root)) => {
-            let recorded = Recorded::read(root, id)?;
+            let recorded = Recorded::read(root, id, local_key(store, id).as_deref())?;
             if !mutant::on(Mutant::RivalIgnored) {
                 let is_own = |nonce: &str| recorded.is_own_claim(nonce);
                 ownership.epoch = check_succession(store, id, recorded.epoch(), is_own).await?;

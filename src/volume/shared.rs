@@ -13,6 +13,7 @@ use super::snapshots::Snapshots;
 use super::state::{Limits, Phase, State};
 use super::tier::Tier;
 use crate::cache::{FrameCache, FrameId};
+use crate::cipher::LocalKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::flight::Flights;
 use crate::format::VolumeId;
@@ -54,6 +55,8 @@ pub(super) struct Shared {
     pub frames: FrameCache,
     /// The cache behind `frames`.
     pub disk: Option<Tier>,
+    /// What seals the local files of an encrypted volume.
+    pub local_key: Option<Arc<LocalKey>>,
     pub frame_flights: Flights<FrameId, FetchResult<Bytes>>,
     pub fetcher: Fetcher,
     pub items: Arc<Items>,
@@ -94,6 +97,7 @@ impl Shared {
     pub fn new(parts: Parts) -> Shared {
         let chunk_size = parts.description.chunk_size;
         let collection = Collection::new(parts.options.collection, chunk_size);
+        let local_key = local::local_key(&*parts.stores.setup, parts.description.id);
         Shared {
             id: parts.description.id,
             epoch: parts.epoch,
@@ -101,7 +105,8 @@ impl Shared {
             description: parts.description,
             fetcher: Fetcher::default(),
             frames: FrameCache::new(parts.options.cache_bytes),
-            disk: parts.options.disk_cache.clone().map(Tier::new),
+            disk: parts.options.disk_cache.clone().map(|cache| Tier::new(cache, local_key.clone())),
+            local_key,
             frame_flights: Flights::default(),
             items: parts.items,
             env: parts.env,

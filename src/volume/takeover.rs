@@ -15,10 +15,11 @@
 //! have done; the new term begins when that is durable. So a journal in a later term than the
 //! mirror's has all of the mirror, and a power cut meanwhile leaves a prefix of what was done.
 
-use super::local::{Wanted, rebuild, write_batch};
+use super::local::{Wanted, local_key, rebuild, write_batch};
 use super::look::Ownership;
 use super::options::{JournalOptions, Mode, VolumeOptions};
 use super::recover::check_succession;
+use crate::cipher::LocalKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::journal::disk::Disk;
@@ -28,11 +29,13 @@ use crate::log::{SealedChunk, Terms};
 use crate::mutant::{self, Mutant};
 use crate::store::Store;
 use crate::units::{Epoch, Seq};
+use std::sync::Arc;
 
 /// A journal as it was left.
 #[derive(Debug)]
 pub(super) struct Left {
     found: Option<Found>,
+    key: Option<Arc<LocalKey>>,
     /// It goes on from a dead owner's.
     is_succession: bool,
 }
@@ -41,6 +44,7 @@ pub(super) struct Left {
 #[derive(Debug)]
 pub(super) struct Prepared {
     found: Found,
+    key: Option<Arc<LocalKey>>,
     /// It goes on from a dead owner's.
     pub is_succession: bool,
 }
@@ -68,7 +72,8 @@ pub(super) async fn look(
         return Ok(None);
     };
     let disk = &*journal.disk;
-    let mut found = Found::read(disk).await?;
+    let key = local_key(store, id);
+    let mut found = Found::read(disk, key.as_ref()).await?;
     let mut is_succession = false;
     if let Some(left) = &found {
         if left.volume() != id {
@@ -76,6 +81,7 @@ pub(super) async fn look(
             let text = format!("the journal {name} is that of another volume ({other})");
             return Err(Error::failed(text).hint("use another directory for journals"));
         }
+        left.check_sealed(disk, key.is_some())?;
         match left.term() {
             Some(term) => match succession(store, id, left, term).await {
                 Ok(newest) => (ownership.epoch, is_succession) = (newest, true),
@@ -90,7 +96,7 @@ pub(super) async fn look(
             None => found = None,
         }
     }
-    Ok(Some(Left { found, is_succession }))
+    Ok(Some(Left { found, key, is_succession }))
 }
 
 impl Left {
@@ -105,8 +111,8 @@ impl Left {
     /// Failed: it cannot be written.
     pub async fn claim(self, disk: &dyn Disk, id: VolumeId, nonce: &str) -> Result<Prepared> {
         let nonce = if mutant::on(Mutant::ClaimNotNoted) { "nobody" } else { nonce };
-        let found = note_claim(disk, id, self.found, nonce).await?;
-        Ok(Prepared { found, is_succession: self.is_succession })
+        let found = note_claim(disk, (id, self.key.as_ref()), self.found, nonce).await?;
+        Ok(Prepared { found, key: self.key, is_succession: self.is_succession })
     }
 }
 
@@ -221,7 +227,7 @@ impl Prepared {
         for index in base.0..next.0 {
             let seq = Seq(first.0 + index - base.0);
             let wanted = Wanted { seq, first, place: stage.places(seq), committed: first };
-            let chunk = rebuild(disk, wanted, chunk_size).await?;
+            let chunk = rebuild((disk, self.key.as_deref()), wanted, chunk_size).await?;
             apply(&chunk)?;
             slots.push((seq, chunk.weight()));
         }

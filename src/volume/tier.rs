@@ -7,6 +7,7 @@
 use super::options::DiskCacheStatus;
 use crate::cache::FrameId;
 use crate::cache::disk::{Claim, DiskCache, FrameKey};
+use crate::cipher::LocalKey;
 use crate::flight::{Flights, Turn};
 use crate::format::VolumeId;
 use crate::format::keys::{self, ChunkId};
@@ -29,6 +30,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Tier {
     cache: Arc<DiskCache>,
+    /// By which frames of an encrypted volume are sealed there.
+    key: Option<Arc<LocalKey>>,
     /// Of the epochs that were asked for; `None`: the store has none that can be read.
     claims: Mutex<BTreeMap<(VolumeId, Epoch), Option<Claim>>>,
     /// Those that are being asked for, once for all who need them.
@@ -38,9 +41,10 @@ pub(super) struct Tier {
 }
 
 impl Tier {
-    pub fn new(cache: Arc<DiskCache>) -> Tier {
+    /// `key`: that of an encrypted volume.
+    pub fn new(cache: Arc<DiskCache>, key: Option<Arc<LocalKey>>) -> Tier {
         let (hits, misses) = (AtomicU64::new(0), AtomicU64::new(0));
-        Tier { cache, claims: Mutex::default(), asked: Flights::default(), hits, misses }
+        Tier { cache, key, claims: Mutex::default(), asked: Flights::default(), hits, misses }
     }
 
     /// The epoch was claimed by `owner`.
@@ -102,7 +106,7 @@ impl Tier {
             Some(claim) => {
                 let key = |frame| FrameKey { frame, claim };
                 let keys: Vec<FrameKey> = frames.into_iter().map(key).collect();
-                self.cache.get(&keys).await
+                self.cache.get(&keys, self.key.as_ref()).await
             }
             None => none,
         };
@@ -115,7 +119,7 @@ impl Tier {
     /// Takes a frame that the store has.
     pub fn offer(&self, frame: FrameId, payload: &[u8]) {
         if let Some(Some(claim)) = self.known((frame.chunk.volume, frame.chunk.epoch)) {
-            self.cache.offer(FrameKey { frame, claim }, payload);
+            self.cache.offer(FrameKey { frame, claim }, payload, self.key.as_ref());
         }
     }
 

@@ -48,9 +48,13 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 /// Nothing of what is in the volume, of its snapshots' names or of its key is in these folders.
 fn tells_nothing(home: &Home, key: &str) {
+    nothing_in(&["store", "run"].map(|folder| home.path(folder)), key);
+}
+
+fn nothing_in(folders: &[PathBuf], key: &str) {
     let key = fs::read(key).unwrap();
-    for folder in ["store", "run"] {
-        for (path, body) in files(&home.path(folder)) {
+    for folder in folders {
+        for (path, body) in files(folder) {
             for plain in [SECRET, b"payday", &key[..16]] {
                 let found = body.windows(plain.len()).any(|bytes| bytes == plain);
                 assert!(!found, "{} holds {plain:?}", path.display());
@@ -110,6 +114,51 @@ fn every_verb_works_with_the_key_and_nothing_is_on_disk() {
     with(&["trash", "restore", "copy"]).ok();
 }
 
+/// What only the journal of a killed owner has, and what is in a cache: sealed, and had again by the key alone.
+#[test]
+fn journal_and_cache_of_an_encrypted_volume_are_sealed() {
+    let (home, key, wrong) = home();
+    let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (journals, cache) = (disk.path().join("journals"), disk.path().join("cache"));
+    let (journal, cached) = (journals.to_str().unwrap(), cache.to_str().unwrap());
+    let from = image(&home);
+    home.run(&["import", &from, "data", "--encrypt", "--key-file", &key]).ok();
+    let local = ["--durability", "local", "--journal", journal, "--journal-size", "16M"];
+    let beside = ["--cache-dir", cached, "--cache-size", "64M"];
+    let all = [&["data"], &local[..], &beside].concat();
+    let served = [&all[..], &["--key-file", &key]].concat();
+    let folders = [journals.clone(), cache.clone(), home.path("store"), home.path("run")];
+    let server = home.serve(&served);
+    let piece = home.path("piece");
+    fs::write(&piece, &fs::read(&from).unwrap()[..64 << 10]).unwrap();
+    let write = format!("write -s {} 3M 64k", piece.display());
+    assert!(qemu_io(&server.uri, &["read 0 3M", &write, "flush"]));
+    server.kill();
+    nothing_in(&folders, &key);
+    let sizes =
+        [&journals, &cache].map(|folder| files(folder).values().map(Vec::len).sum::<usize>());
+    assert!(sizes.iter().all(|size| *size > 8 << 20), "{sizes:?}");
+    let list = home.run(&["journal", "list", "--journal", journal, "--json"]).json();
+    assert_eq!((&list[0]["encrypted"], &list[0]["trouble"]), (&true.into(), &().into()), "{list}");
+    let before = files(&journals);
+    let keyed = |key| [&["serve", "nbd"], &all[..], &["--key-file", key]].concat();
+    home.run(&keyed(&wrong)).refuses(FAILED, "opens no slot");
+    home.run(&[&["serve", "nbd"], &all[..]].concat()).fails(USAGE, "--key-file");
+    let journal_free: Vec<&str> = [&["serve", "nbd", "data"], &["--key-file", &*key][..]].concat();
+    home.run(&journal_free).fails(BUSY, "which may hold writes that the store lacks");
+    assert!(files(&journals) == before, "nobody without the key touches it");
+    let server = home.serve(&served);
+    let export = home.path("export");
+    assert!(qemu_io(&server.uri, &["read 0 3M"]));
+    home.run(&["detach", "data"]).ok();
+    assert_eq!(server.ended().0, 0);
+    nothing_in(&folders, &key);
+    home.run(&["export", "data", export.to_str().unwrap(), "--key-file", &key]).ok();
+    let mut expected = fs::read(&from).unwrap();
+    expected[3 << 20..][..64 << 10].copy_from_slice(&fs::read(&piece).unwrap());
+    assert!(fs::read(&export).unwrap() == expected);
+}
+
 #[test]
 fn a_wrong_key_or_none_is_refused_and_touches_nothing() {
     let (home, key, wrong) = home();
@@ -141,13 +190,6 @@ fn a_wrong_key_or_none_is_refused_and_touches_nothing() {
     // Of a pool that has it, all else is examined.
     let all = home.run(&["check"]);
     assert!(all.code == BUSY && all.err.contains("data was not examined"), "{all:?}");
-    // What would keep it in the clear.
-    let local = ["--durability", "local", "--journal", "/tmp", "--key-file", &key];
-    home.run(&[&["serve", "nbd", "data"], &local[..]].concat()).refuses(USAGE, "in the clear");
-    let cache = home.path("cache");
-    let cache = ["--cache-dir", cache.to_str().unwrap(), "--cache-size", "64M", "--key-file", &key];
-    home.run(&[&["serve", "nbd", "data"], &cache[..]].concat()).refuses(USAGE, "in the clear");
-    assert!(files(&home.store()) == before);
     // Whoever reads the objects by the format alone.
     let store = home.store();
     let read = run(command(&["sha256", store.to_str().unwrap(), "data"]));

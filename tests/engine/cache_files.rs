@@ -63,13 +63,13 @@ fn payload(number: u64) -> Bytes {
 }
 
 async fn put(cache: &DiskCache, number: u64) {
-    cache.offer(key(number), &payload(number));
+    cache.offer(key(number), &payload(number), None);
     cache.settle().await;
 }
 
 /// Whether the payload is there; if so, it is the right one.
 async fn has(cache: &DiskCache, number: u64) -> bool {
-    let found = cache.get(&[key(number)]).await.remove(0);
+    let found = cache.get(&[key(number)], None).await.remove(0);
     found.is_some_and(|found| {
         assert!(found == payload(number), "the cache gives other bytes for {number}");
         true
@@ -98,7 +98,7 @@ async fn frames_are_found_by_every_handle_and_after_opening_again() {
     let other = open(&place, TWO);
     assert_eq!(count(&other, 0..40).await, 40);
     let keys: Vec<FrameKey> = (38..42).map(key).collect();
-    let found = cache.get(&keys).await;
+    let found = cache.get(&keys, None).await;
     let there: Vec<bool> = found.iter().map(Option::is_some).collect();
     assert_eq!(there, [true, true, false, false]);
     close(cache).await;
@@ -110,7 +110,7 @@ async fn frames_are_found_by_every_handle_and_after_opening_again() {
         FrameKey { claim: Claim::of_nonce("nobody"), ..key(1) },
         FrameKey { frame: FrameId { index: 77, ..key(1).frame }, ..key(1) },
     ];
-    assert_eq!(cache.get(&others).await, [None, None]);
+    assert_eq!(cache.get(&others, None).await, [None, None]);
 }
 
 #[tokio::test]
@@ -244,7 +244,7 @@ async fn handles_that_race_for_slots_never_give_other_bytes() {
                 let number = rng.random_range(0..150);
                 match has(&cache, number).await {
                     true => drop(hits.fetch_add(1, Relaxed)),
-                    false => cache.offer(key(number), &payload(number)),
+                    false => cache.offer(key(number), &payload(number), None),
                 }
                 if round % 50 == 0 {
                     cache.settle().await;

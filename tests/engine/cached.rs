@@ -2,6 +2,7 @@
 
 use crate::rig::{Rig, pattern, read, write};
 use objblk::cache::disk::DiskCache;
+use objblk::format::frame::Compression;
 use objblk::store::fault::{Fault, Moment, Rule};
 use objblk::store::memory::MemoryStore;
 use objblk::store::{GetRange, Op, Store, StoreErrorKind, list_all};
@@ -110,7 +111,21 @@ async fn what_was_read_is_read_without_the_store() {
 /// other bytes in them.
 #[tokio::test]
 async fn copies_of_a_pool_do_not_see_each_others_frames() {
-    let (mut rig, folder) = (Rig::new(3, SIZE).await, disk());
+    for encrypted in [false, true] {
+        copies_of_a_pool(encrypted).await;
+    }
+}
+
+async fn rig(seed: u64, encrypted: bool) -> Rig {
+    match encrypted {
+        true => Rig::encrypted(seed, SIZE, Compression::None).await,
+        false => Rig::new(seed, SIZE).await,
+    }
+}
+
+async fn copies_of_a_pool(encrypted: bool) {
+    let (mut rig, mut other) = (rig(3, encrypted).await, rig(3, encrypted).await);
+    let folder = disk();
     let volume = rig.open().await;
     fill(&volume, 1).await;
     volume.close().await.unwrap();
@@ -119,7 +134,6 @@ async fn copies_of_a_pool_do_not_see_each_others_frames() {
         let body = rig.memory.get(&object.key, GetRange::All).await.unwrap();
         copy.put_if_absent(&object.key, body).await.unwrap();
     }
-    let mut other = Rig::new(3, SIZE).await;
     for object in list_all(&copy, "").await.unwrap() {
         let body = copy.get(&object.key, GetRange::All).await.unwrap();
         other.memory.put(&object.key, body).await.unwrap();
@@ -149,7 +163,13 @@ async fn copies_of_a_pool_do_not_see_each_others_frames() {
 /// Damage in the cache is no damage: the store has it.
 #[tokio::test]
 async fn a_damaged_cache_reads_right_and_heals() {
-    let (mut rig, folder) = (Rig::new(4, SIZE).await, disk());
+    for encrypted in [false, true] {
+        damaged(rig(4, encrypted).await).await;
+    }
+}
+
+async fn damaged(mut rig: Rig) {
+    let folder = disk();
     with_cache(&mut rig, folder.path());
     let volume = rig.open().await;
     fill(&volume, 1).await;

@@ -26,7 +26,7 @@ fn term(epoch: u64) -> Term {
 
 async fn begin(disk: &MemoryDisk) -> Stage {
     let volume = VolumeId::from_bytes([7; 16]);
-    note_claim(disk, volume, None, NONCE).await.unwrap().resume(term(1))
+    note_claim(disk, (volume, None), None, NONCE).await.unwrap().resume(term(1))
 }
 
 /// Never zero, so that a block that is missing differs.
@@ -68,7 +68,7 @@ async fn filled(disk: &MemoryDisk, slots: u64, sectors: usize) -> Vec<Place> {
 
 /// The changes of a slot, as position and data.
 async fn slot(disk: &MemoryDisk, stage: &Stage, seq: Seq) -> Vec<(u64, Vec<u8>)> {
-    let slots = read_slot(disk, stage.places(seq)).await.unwrap();
+    let slots = read_slot(disk, stage.places(seq), None).await.unwrap();
     let change = |change: &Change<'_>| match *change {
         Change::Data { start, data, .. } => (start.0, data.to_vec()),
         ref other => panic!("{other:?} was not written"),
@@ -77,7 +77,7 @@ async fn slot(disk: &MemoryDisk, stage: &Stage, seq: Seq) -> Vec<(u64, Vec<u8>)>
 }
 
 async fn assert_holds(disk: &MemoryDisk, slots: u64, sectors: usize, what: &str) -> Stage {
-    let found = Found::read(disk).await.unwrap_or_else(|e| panic!("{what}: {e}")).unwrap();
+    let found = Found::read(disk, None).await.unwrap_or_else(|e| panic!("{what}: {e}")).unwrap();
     assert_eq!((found.next_batch().0, found.next_slot().0), (slots, slots), "{what}");
     let stage = found.resume(term(2));
     for number in 0..slots {
@@ -153,7 +153,7 @@ async fn a_damaged_segment_header_is_reported() {
 async fn assert_damaged(bytes: &[u8], at: usize) {
     let mut bytes = bytes.to_vec();
     bytes[at] ^= 0x10;
-    let found = Found::read(&MemoryDisk::with(bytes)).await;
+    let found = Found::read(&MemoryDisk::with(bytes), None).await;
     match found {
         Err(e) => assert_eq!(e.kind(), ErrorKind::Corrupt, "byte {at}: {e}"),
         Ok(found) => {
@@ -243,7 +243,7 @@ impl Model {
     /// What is on the disk is what was acknowledged and not committed.
     async fn check(&mut self) {
         self.write().await;
-        let found = Found::read(&self.disk).await.unwrap().unwrap();
+        let found = Found::read(&self.disk, None).await.unwrap().unwrap();
         let base = term(1).index(self.committed);
         assert!(found.first_lacking(self.committed).is_some_and(|first| first == base));
         let next = Term { epoch: Epoch(2), first: FIRST, base };

@@ -2,7 +2,7 @@
 
 use crate::samples;
 use objblk::cache::disk::entry::{Entry, Geometry};
-use objblk::format::FormatResult;
+use objblk::format::{FormatResult, VolumeId};
 
 fn parse(name: &str, bytes: &[u8]) -> FormatResult<()> {
     match name {
@@ -18,6 +18,31 @@ fn golden_cache_reads_back() {
     let entry = Entry::parse(&samples::golden("cache-entry-v1.hex")).unwrap();
     assert_eq!(entry, Some(samples::cache_entry()));
     assert_eq!(Entry::parse(&[0; 64]), Ok(None));
+}
+
+/// That of an encrypted volume does not tell which; its payload opens by the key, for what it is, in its slot.
+#[test]
+fn golden_sealed_cache_opens() {
+    let entry = Entry::parse(&samples::golden("cache-entry-sealed-v1.hex")).unwrap().unwrap();
+    let (made, sealed) = samples::sealed_cache_entry();
+    assert_eq!(entry, made);
+    assert_ne!(sealed, samples::sector());
+    let (key, by) = (samples::cache_entry().key, samples::local_key());
+    assert!(entry.is_of(&key, true) && !entry.is_of(&key, false));
+    assert!(samples::cache_entry().is_of(&key, false) && !samples::cache_entry().is_of(&key, true));
+    let mut other = key;
+    other.frame.chunk.volume = VolumeId::from_bytes([9; 16]);
+    for (key, slot, by, opens) in [
+        (key, samples::CACHE_SLOT, Some(&by), true),
+        (key, samples::CACHE_SLOT + 1, Some(&by), false),
+        (other, samples::CACHE_SLOT, Some(&by), false),
+        (key, samples::CACHE_SLOT, None, false),
+    ] {
+        let mut payload = sealed.clone();
+        assert_eq!(entry.open((&key, slot), &mut payload, by), opens, "{key:?} {slot}");
+        assert!(!opens || payload == samples::sector());
+    }
+    assert!(!samples::cache_entry().open((&key, 1), &mut samples::sector(), Some(&by)));
 }
 
 #[test]

@@ -41,7 +41,9 @@ fn this_version_writes_the_golden_bytes() {
     // Written once for a new object or version: OBJBLK_WRITE_GOLDEN=1 creates missing files.
     let create = std::env::var_os("OBJBLK_WRITE_GOLDEN").is_some();
     let all = [samples::binary(), samples::journal(), samples::cache(), samples::stream()];
-    for (name, bytes) in all.concat().into_iter().chain([samples::sealed()]) {
+    for (name, bytes) in
+        all.concat().into_iter().chain([samples::sealed(), samples::sealed_mirror()])
+    {
         let bytes = shown(name, &bytes);
         if create && !path(name).exists() {
             std::fs::write(path(name), hex(&bytes)).unwrap();

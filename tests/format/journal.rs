@@ -7,16 +7,16 @@ use objblk::format::FormatResult;
 use objblk::format::codec::Reader;
 use objblk::format::volume::VOLUME_SIZE_MAX;
 use objblk::journal::entry::{self, Change, Entry, HEAD_LEN};
-use objblk::journal::mirror::{Ending, Segment};
-use objblk::journal::ring::{BatchHeader, SegmentHeader, Superblock};
+use objblk::journal::mirror::{self, Ending, Segment};
+use objblk::journal::ring::{BatchHeader, SegmentHeader, SlotIndex, Superblock};
 use objblk::units::{SECTOR_SIZE, SectorCount};
 use proptest::prelude::*;
 
 fn parse(name: &str, bytes: &[u8]) -> FormatResult<()> {
     match name {
-        "journal-superblock-v1.hex" => Superblock::parse(bytes).map(drop),
-        "journal-segment-v1.hex" => SegmentHeader::parse(bytes).map(drop),
-        "journal-batch-v1.hex" => BatchHeader::parse(bytes).map(drop),
+        name if name.starts_with("journal-superblock") => Superblock::parse(bytes).map(drop),
+        name if name.starts_with("journal-segment") => SegmentHeader::parse(bytes).map(drop),
+        name if name.starts_with("journal-batch") => BatchHeader::parse(bytes).map(drop),
         "mirror-segment-v2.hex" => Segment::parse(bytes).map(drop),
         _ => panic!("{name} is no sample of the journal"),
     }
@@ -54,6 +54,49 @@ fn golden_ring_reads_back() {
     assert_eq!(entries(bytes), expected);
 }
 
+/// The same of an encrypted volume opens by its key, at its offset, and by no other, nowhere else.
+#[test]
+fn golden_sealed_ring_opens() {
+    let superblock = Superblock::parse(&samples::golden("journal-superblock-sealed-v1.hex"));
+    assert_eq!(superblock, Ok(samples::sealed_superblock()));
+    let (key, at) = (samples::local_key(), samples::OFFSET);
+    let segment = SegmentHeader::parse(&samples::golden("journal-segment-v2.hex")).unwrap();
+    assert_eq!(SegmentHeader { seal: None, ..segment }, samples::segment_header());
+    assert_eq!(segment.verify(Some(&key), at), Ok(()));
+    let batch = samples::golden("journal-batch-v2.hex");
+    let (header, sealed) = BatchHeader::parse(&batch).unwrap();
+    assert_eq!(BatchHeader { seal: None, ..header }, samples::batch_header());
+    let mut opened = sealed.to_vec();
+    assert_eq!(header.open(Some(&key), at, &mut opened), Ok(()));
+    let data = samples::sector();
+    let mut expected: Vec<_> = samples::changes(&data).into_iter().map(Entry::Change).collect();
+    expected.push(Entry::SlotEnd);
+    assert_eq!(entries(&opened), expected);
+    for (key, at, says) in
+        [(Some(&key), at + 4096, "was changed"), (None, at, "key of its volume was not given")]
+    {
+        let refused = segment.verify(key, at).unwrap_err().to_string();
+        assert!(refused.contains(says), "{refused}");
+        let refused = header.open(key, at, &mut sealed.to_vec()).unwrap_err().to_string();
+        assert!(refused.contains(says), "{refused}");
+    }
+    let clear = samples::batch_header().open(Some(&key), at, &mut []).unwrap_err().to_string();
+    assert!(clear.contains("it is not sealed"), "{clear}");
+}
+
+/// The slot of the last entry says how many slots a batch has: never more than it has room for.
+#[test]
+fn a_sealed_batch_has_no_more_slots_than_entries() {
+    let batch = samples::golden("journal-batch-v2.hex");
+    let (header, _) = BatchHeader::parse(&batch).unwrap();
+    let (seal, last) = header.seal.unwrap();
+    for (slot, is_right) in [(last.0 - 1, false), (last.0 + 3, true), (u64::MAX, false)] {
+        let mut other = batch.clone();
+        BatchHeader { seal: Some((seal, SlotIndex(slot))), ..header }.put(&mut other);
+        assert_eq!(BatchHeader::parse(&other).is_ok(), is_right, "{slot}");
+    }
+}
+
 #[test]
 fn golden_mirror_reads_back() {
     let bytes = samples::golden("mirror-segment-v2.hex");
@@ -64,9 +107,22 @@ fn golden_mirror_reads_back() {
 }
 
 #[test]
+fn golden_sealed_mirror_opens() {
+    let sealed = samples::golden("mirror-segment-v3.hex");
+    let bytes = mirror::sealed::open(sealed.clone(), Some(&samples::local_key())).unwrap();
+    assert_eq!(hex(&bytes), hex(&samples::golden("mirror-segment-v2.hex")));
+    let refused = Segment::parse(&sealed).unwrap_err().to_string();
+    assert!(refused.contains("needs a newer objblk"), "{refused}");
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
 fn a_newer_version_of_the_journal_is_refused_as_such() {
     for (name, mut bytes) in samples::journal() {
-        bytes[8] += 1;
+        bytes[8] = 9;
         let text = parse(name, &bytes).unwrap_err().to_string();
         let says = format!("needs a newer objblk: `version` at byte 8 is {}", bytes[8]);
         assert!(text.contains(&says), "{name}: {text}");
@@ -176,7 +232,7 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_behind_a_beginning_of_the_journal(
-        which in 0..4usize,
+        which in 0..7usize,
         kept in any::<prop::sample::Index>(),
         bytes in prop::collection::vec(any::<u8>(), 1..400),
     ) {

@@ -65,9 +65,13 @@ fn objects() -> Vec<Seed> {
         ("journal", "segment", golden("journal-segment-v1.hex")),
         ("journal", "entries", batch[96..].to_vec()),
         ("journal", "batch", batch),
+        ("journal", "sealed-segment", golden("journal-segment-v2.hex")),
+        ("journal", "sealed-batch", golden("journal-batch-v2.hex")),
         ("journal", "mirror", golden("mirror-segment-v2.hex")),
+        ("journal", "sealed-mirror", golden("mirror-segment-v3.hex")),
         ("cache", "head", golden("cache-head-v1.hex")),
         ("cache", "entry", golden("cache-entry-v1.hex")),
+        ("cache", "sealed-entry", golden("cache-entry-sealed-v1.hex")),
         ("stream", "golden", golden("stream-v1.hex")),
         ("sealed", "golden", golden("sealed-v1.hex")),
     ]);

@@ -224,6 +224,9 @@ impl Director {
         let of = |process: &&Arc<Process>| device.heritage.is_of(process.pid);
         let last = self.processes.iter().rev().find(of).expect("somebody served it");
         let host = last.host.clone();
+        if let Some(vault) = &self.world.vault {
+            self.world.check(vault.mirrors(&device.mirror));
+        }
         // As the daemon does: a journal that had failed is left alone.
         let journaled = mirror::is_journaled(&device.mirror).expect("the mirror is readable");
         let journal = host.free_medium();

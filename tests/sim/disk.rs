@@ -312,6 +312,9 @@ impl Disk for SimDisk {
             self.world.violated("the journal is written although a write to it has failed");
             return Err(eio());
         }
+        if let Some(vault) = &self.world.vault {
+            self.world.check(vault.journals(offset, blocks.bytes()));
+        }
         let fate = self.draw(What::local_write(blocks.bytes()), offset, blocks.bytes().len()).await;
         self.begin(&fate).await;
         let (pid, bytes) = (self.process.pid, blocks.bytes().to_vec());

@@ -9,8 +9,8 @@ use crate::host::Host;
 use crate::process::Process;
 use crate::run;
 use crate::world::World;
+use objblk::cipher::LocalKey;
 use objblk::error::ErrorKind;
-use objblk::format::VolumeId;
 use objblk::journal::disk::Disk;
 use objblk::journal::entry::Change;
 use objblk::journal::ring::{
@@ -55,20 +55,22 @@ struct Writer {
     world: Arc<World>,
     disk: SimDisk,
     epoch: Epoch,
+    /// Where the volume is encrypted.
+    key: Option<Arc<LocalKey>>,
 }
 
 impl Writer {
     /// Reads the ring and compares. `None`: the disk failed.
     async fn open(&self, history: &mut History) -> Outcome<Option<Stage>> {
-        let (disk, volume) = (&self.disk as &dyn Disk, VolumeId::from_random([1; 16]));
+        let (disk, key) = (&self.disk as &dyn Disk, self.key.as_ref());
         let is_trouble = |kind| kind == ErrorKind::Failed && self.disk.had_trouble();
-        let found = match Found::read(disk).await {
+        let found = match Found::read(disk, key).await {
             Err(e) if is_trouble(e.kind()) => return Ok(None),
             found => found.map_err(|e| e.to_string())?,
         };
         let found = found.filter(|found| !self.gives_up(history, found));
         let nonce = format!("{:x}", self.epoch.0);
-        let found = match note_claim(disk, volume, found, &nonce).await {
+        let found = match note_claim(disk, (self.world.id, key), found, &nonce).await {
             Err(e) if is_trouble(e.kind()) => return Ok(None),
             found => found.map_err(|e| e.to_string())?,
         };
@@ -111,7 +113,8 @@ impl Writer {
         let mut there = BTreeMap::new();
         for index in term.base.0..next.0 {
             let index = SlotIndex(index);
-            let slots = match read_slot(&self.disk, stage.places(term.seq(index))).await {
+            let places = stage.places(term.seq(index));
+            let slots = match read_slot(&self.disk, places, self.key.as_deref()).await {
                 Err(_) if self.disk.had_trouble() => return Ok(false),
                 slots => slots.map_err(|e| e.to_string())?,
             };
@@ -234,7 +237,8 @@ async fn live(world: Arc<World>) -> Outcome<u64> {
     for pid in 1..=LIVES {
         let process = Process::new(pid, host.clone(), Some(host.medium()), None);
         let disk = SimDisk::new(world.clone(), process.clone(), host.medium());
-        let writer = Writer { world: world.clone(), disk, epoch: Epoch(pid.into()) };
+        let key = world.vault.as_ref().map(|vault| vault.local_key(u64::from(pid)));
+        let writer = Writer { world: world.clone(), disk, epoch: Epoch(pid.into()), key };
         let life = async {
             match writer.open(&mut history).await? {
                 Some(mut stage) => writer.work(&mut history, &mut stage).await,
@@ -280,7 +284,13 @@ fn rings_keep_what_is_durable() {
 
 #[test]
 fn rings_with_mistakes_are_noticed() {
-    for made in [Mutant::BatchCrcIgnored, Mutant::SegmentReusedEarly] {
+    for made in [
+        Mutant::BatchCrcIgnored,
+        Mutant::SegmentReusedEarly,
+        Mutant::RunSaltReused,
+        Mutant::BatchNonceStands,
+        Mutant::BatchHeaderNotBound,
+    ] {
         let caught = (0..RINGS).find(|seed| mutant::with(Some(made), || ring(*seed)).is_err());
         println!("{made:?} {caught:?}");
         assert!(caught.is_some(), "{made:?} is not noticed");

@@ -527,6 +527,7 @@ impl World {
     pub fn clone_of(&self, id: SnapshotId) -> Option<usize> {
         let image = self.state().shelf.image(id)?.clone();
         let made = clone::make(&self.memory, self.id, id, image)?;
+        self.vault.iter().for_each(|vault| vault.adopt(made.id));
         self.trace(|| format!("makes clone {} of snapshot {id}", made.id));
         let mut state = self.state();
         state.counts.clones += 1;

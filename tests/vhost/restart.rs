@@ -23,8 +23,63 @@ fn block(number: u64, version: u64) -> Vec<u8> {
 /// block again only when its last write was answered, so it knows what every block holds.
 #[test]
 fn kills_under_load_are_not_noticed() {
-    let home = home();
-    let mut serving = home.serve(&["disk"]);
+    kills_under_load(&home(), &["disk"]);
+}
+
+/// The same of an encrypted volume: whoever goes on has the key, and what was acknowledged is nowhere in the clear.
+#[test]
+fn kills_of_an_encrypted_disk_under_load_are_not_noticed() {
+    let home = Home::new();
+    let key = home.path("key");
+    std::fs::write(&key, std::array::from_fn::<u8, 32, _>(|_| rand::random())).unwrap();
+    let key = key.to_str().unwrap();
+    home.ok(&["create", "disk", "--size", "64M", "--encrypt", "--key-file", key]);
+    kills_under_load(&home, &["disk", "--key-file", key]);
+}
+
+/// Without its key the disk waits: nothing is given up, and whoever has it goes on.
+#[test]
+fn an_encrypted_disk_waits_for_its_key() {
+    let home = Home::new();
+    let keys = ["right", "wrong"].map(|name| {
+        std::fs::write(home.path(name), format!("{name:?}").repeat(9)).unwrap();
+        home.path(name).to_str().unwrap().to_owned()
+    });
+    let [right, wrong] = &keys;
+    home.ok(&["create", "disk", "--size", "64M", "--encrypt", "--key-file", right]);
+    let serving = home.serve(&["disk", "--key-file", right]);
+    let mut master = Master::begin(&home.socket(), Wishes::default());
+    master.write(0, &block(7, 1));
+    serving.kill();
+    // Of what was acknowledged and never flushed nothing is in the run directory.
+    let pattern = &block(7, 1)[..16];
+    let mut folders = vec![home.path("run")];
+    let mut bytes = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => {
+                    let Ok(body) = std::fs::read(&path) else { continue };
+                    bytes += body.len();
+                    assert!(!body.windows(16).any(|found| found == pattern), "{}", path.display());
+                }
+            }
+        }
+    }
+    assert!(bytes > BLOCK, "{bytes} bytes are there");
+    let said = home.try_serve(&["disk", "--key-file", wrong]).err().unwrap();
+    assert!(said.contains("opens no slot"), "{said}");
+    let said = home.try_serve(&["disk"]).err().unwrap();
+    assert!(said.contains("its key was not given"), "{said}");
+    let _serving = home.serve(&["disk", "--key-file", right]);
+    let mut master = master.come_back(&home.socket()).map_err(|(e, _)| e).unwrap();
+    assert!(master.read(0, BLOCK) == block(7, 1));
+}
+
+fn kills_under_load(home: &Home, volume: &[&str]) {
+    let mut serving = home.serve(volume);
     let mut master = Master::begin(&home.socket(), Wishes { queues: 2, ..Wishes::default() });
     let mut disk: BTreeMap<u64, u64> = BTreeMap::new();
     let mut in_flight: BTreeMap<(usize, u16), (u32, u64, u64)> = BTreeMap::new();
@@ -37,7 +92,7 @@ fn kills_under_load_are_not_noticed() {
         }
         fill(&mut master, &disk, &mut in_flight, &mut version);
         serving.kill();
-        serving = home.serve(&["disk"]);
+        serving = home.serve(volume);
         assert!(serving.said().contains("going on for process"), "{}", serving.said());
         master = master.come_back(&home.socket()).map_err(|(e, _)| e).unwrap();
         resubmitted += home.status()["requests"]["resubmitted"].as_u64().unwrap();
@@ -52,7 +107,7 @@ fn kills_under_load_are_not_noticed() {
     serving.signal("TERM");
     assert_eq!(serving.ended().0, Some(0));
     // All of it reached the store.
-    let serving = home.serve(&["disk"]);
+    let serving = home.serve(volume);
     let mut master = Master::begin(&home.socket(), Wishes::default());
     for (number, version) in &disk {
         assert!(master.read(number * 8, BLOCK) == block(*number, *version), "block {number}");

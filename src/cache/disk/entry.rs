@@ -13,13 +13,18 @@
 //! 24  4 entries of a set              44  4 bytes of payload
 //! 28 32 zero                          48  4 crc32c of the payload
 //! 60  4 crc32c of all before          52  1 uses
-//!                                     53  7 zero
+//!                                     53  1 kind: 0 plain, 1 sealed
+//!                                     54  6 zero
 //!                                     60  4 crc32c of all before
 //! ```
 //!
 //! An entry of zeros is none. A frame may be in the set that its key hashes to only.
+//!
+//! The payload of an encrypted volume is sealed ([`crate::cipher`]): its entry has the tag in place of the volume, and
+//! the checksum is that of the sealed bytes.
 
 use crate::cache::FrameId;
+use crate::cipher::{LocalKey, Tag};
 use crate::format::VolumeId;
 use crate::format::chunk::FRAME_SIZE;
 use crate::format::codec::{FormatResult, Reader, Writer, check_trailing_crc};
@@ -82,6 +87,21 @@ impl FrameKey {
         let hash = words.into_iter().fold(0, |hash, word| mix(hash ^ word));
         // Below `sets`, as evenly as the hash is.
         ((u128::from(hash) * u128::from(sets)) >> 64) as u64
+    }
+
+    /// As the entry of a sealed payload tells it: of whatever volume.
+    fn veiled(&self) -> FrameKey {
+        let chunk = ChunkId { volume: VolumeId::from_bytes([0; 16]), ..self.frame.chunk };
+        FrameKey { frame: FrameId { chunk, ..self.frame }, ..*self }
+    }
+
+    /// What a payload is sealed for: this key, and the slot by its number.
+    fn place(&self, slot: u64) -> Vec<u8> {
+        let ChunkId { volume, epoch, seq } = self.frame.chunk;
+        let mut w = Writer::with_capacity(ENTRY_LEN);
+        w.put(&volume.bytes()).u64(epoch.0).u64(seq.0).u64(self.claim.0);
+        w.u32(self.frame.index).u64(slot);
+        w.finish()
     }
 }
 
@@ -158,8 +178,10 @@ impl Geometry {
 /// What a slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Whose payload.
+    /// Whose payload; of a sealed one the volume is not told, and zero.
     pub key: FrameKey,
+    /// Where it is sealed.
+    pub tag: Option<Tag>,
     /// Its bytes: 1 to [`FRAME_SIZE`].
     pub len: u32,
     /// Its crc32c.
@@ -171,7 +193,33 @@ pub struct Entry {
 impl Entry {
     /// The entry of a payload that nobody has looked for yet.
     pub fn new(key: FrameKey, payload: &[u8]) -> Entry {
-        Entry { key, len: payload.len() as u32, crc: crc32c::crc32c(payload), uses: 0 }
+        let (len, crc) = (payload.len() as u32, crc32c::crc32c(payload));
+        Entry { key, tag: None, len, crc, uses: 0 }
+    }
+
+    /// As [`Entry::new`], of a payload that is sealed now, for this slot.
+    pub fn seal(key: FrameKey, payload: &mut [u8], (by, slot): (&LocalKey, u64)) -> Entry {
+        let tag = Some(by.seal_frame(&key.place(slot), payload));
+        Entry { tag, ..Entry::new(key.veiled(), payload) }
+    }
+
+    /// Whether it is the entry of the payload of `key`, sealed or not.
+    pub fn is_of(&self, key: &FrameKey, sealed: bool) -> bool {
+        self.tag.is_some() == sealed && self.key == if sealed { key.veiled() } else { *key }
+    }
+
+    /// Opens the payload of `key` that was found in this slot. False: it was not put there by who has the key.
+    pub fn open(
+        &self,
+        (key, slot): (&FrameKey, u64),
+        payload: &mut [u8],
+        by: Option<&LocalKey>,
+    ) -> bool {
+        match (&self.tag, by) {
+            (None, None) => true,
+            (Some(tag), Some(by)) => by.open_frame(&key.place(slot), payload, tag),
+            _ => false,
+        }
     }
 
     /// Whether both are of one payload, however often it was used.
@@ -183,8 +231,10 @@ impl Entry {
     pub fn encode(&self) -> [u8; ENTRY_LEN] {
         let ChunkId { volume, epoch, seq } = self.key.frame.chunk;
         let mut w = Writer::with_capacity(ENTRY_LEN);
-        w.put(&volume.bytes()).u64(epoch.0).u64(seq.0).u64(self.key.claim.0);
-        w.u32(self.key.frame.index).u32(self.len).u32(self.crc).u8(self.uses).zeros(7).crc();
+        w.put(&self.tag.unwrap_or_else(|| volume.bytes()));
+        w.u64(epoch.0).u64(seq.0).u64(self.key.claim.0);
+        w.u32(self.key.frame.index).u32(self.len).u32(self.crc).u8(self.uses);
+        w.u8(u8::from(self.tag.is_some())).zeros(6).crc();
         let mut bytes = [0; ENTRY_LEN];
         bytes.copy_from_slice(&w.finish());
         bytes
@@ -201,21 +251,28 @@ impl Entry {
             return Ok(None);
         }
         let mut r = Reader::new(object, check_trailing_crc(object, bytes)?);
-        let volume = VolumeId::from_bytes(r.bytes16("volume")?);
+        let whose = r.bytes16("volume")?;
         let (epoch, seq) = (Epoch(r.u64("epoch")?), Seq(r.u64("slot")?));
         let claim = Claim(r.u64("claim")?);
-        let frame = FrameId { chunk: ChunkId { volume, epoch, seq }, index: r.u32("frame")? };
+        let index = r.u32("frame")?;
         let len = r.u32("length")?;
         let crc = r.u32("payload crc")?;
         let uses = r.u8("uses")?;
-        r.reserved("reserved", 7)?;
+        let (volume, tag) = match r.u8("kind")? {
+            0 => (whose, None),
+            1 => ([0; 16], Some(whose)),
+            other => return Err(r.bad("kind", other)),
+        };
+        r.reserved("reserved", 6)?;
         if !(1..=FRAME_SIZE as u32).contains(&len) {
             return Err(r.bad("length", len));
         }
         if uses > USES_MAX {
             return Err(r.bad("uses", uses));
         }
-        Ok(Some(Entry { key: FrameKey { frame, claim }, len, crc, uses }))
+        let chunk = ChunkId { volume: VolumeId::from_bytes(volume), epoch, seq };
+        let key = FrameKey { frame: FrameId { chunk, index }, claim };
+        Ok(Some(Entry { key, tag, len, crc, uses }))
     }
 }
 

@@ -37,19 +37,20 @@ impl Index {
 
     /// As [`Index::find`], but without waiting, and not counted: `None` where the kernel would have to
     /// ask the disk.
-    pub(super) fn look(&self, key: &FrameKey) -> Option<Option<(Slot, Entry)>> {
+    pub(super) fn look(&self, key: &FrameKey, sealed: bool) -> Option<Option<(Slot, Entry)>> {
         let set = key.set(self.geometry.sets);
         let mut bytes = [0; SET_LEN];
         let is_there = read_from_memory(&self.file, &mut bytes, place(slot(set, 0)));
-        is_there.then(|| position(&parse(&bytes), set, key))
+        is_there.then(|| position(&parse(&bytes), set, (key, sealed)))
     }
 
     /// Where the payload of `key` should be, which is counted as a use.
-    pub(super) fn find(&self, key: &FrameKey) -> io::Result<Option<(Slot, Entry)>> {
+    pub(super) fn find(&self, key: &FrameKey, sealed: bool) -> io::Result<Option<(Slot, Entry)>> {
         let _turn = self.turn();
         let set = key.set(self.geometry.sets);
         let entries = self.read_set(set)?;
-        let Some((slot, entry)) = position(&entries, set, key) else { return Ok(None) };
+        let found = position(&entries, set, (key, sealed));
+        let Some((slot, entry)) = found else { return Ok(None) };
         if entry.uses < USES_MAX {
             self.write(slot, &Entry { uses: entry.uses + 1, ..entry }.encode())?;
         }
@@ -58,11 +59,11 @@ impl Index {
 
     /// Takes a slot for the payload of `key` from whatever was there; `None` where that payload is
     /// there already.
-    pub(super) fn claim(&self, key: &FrameKey) -> io::Result<Option<Slot>> {
+    pub(super) fn claim(&self, key: &FrameKey, sealed: bool) -> io::Result<Option<Slot>> {
         let mut hand = self.turn();
         let set = key.set(self.geometry.sets);
         let entries = self.read_set(set)?;
-        if entries.iter().flatten().any(|entry| entry.key == *key) {
+        if entries.iter().flatten().any(|entry| entry.is_of(key, sealed)) {
             return Ok(None);
         }
         *hand = (*hand + 1) % WAYS;
@@ -117,9 +118,13 @@ fn parse(set: &[u8; SET_LEN]) -> [Option<Entry>; WAYS] {
     entries
 }
 
-fn position(entries: &[Option<Entry>], set: u64, key: &FrameKey) -> Option<(Slot, Entry)> {
+fn position(
+    entries: &[Option<Entry>],
+    set: u64,
+    (key, sealed): (&FrameKey, bool),
+) -> Option<(Slot, Entry)> {
     let its = |(way, entry): (usize, &Option<Entry>)| {
-        entry.filter(|entry| entry.key == *key).map(|entry| (slot(set, way), entry))
+        entry.filter(|entry| entry.is_of(key, sealed)).map(|entry| (slot(set, way), entry))
     };
     entries.iter().enumerate().find_map(its)
 }

@@ -13,7 +13,8 @@
 //!   and says so.
 //!
 //! Invariants: an entry is cleared before its slot is written and written after it; a payload is
-//! given out only if it has the checksum of its entry. Nothing is ever synced.
+//! given out only if it has the checksum of its entry. Nothing is ever synced. What is offered with a key is
+//! sealed before it is written, and is a miss for who has not that key, and in any other slot.
 
 pub mod entry;
 mod files;
@@ -21,6 +22,7 @@ mod index;
 
 pub use entry::{Claim, FrameKey};
 
+use crate::cipher::LocalKey;
 use crate::direct::{Blocks, DirectFile, Use};
 use crate::error::{Error, Result};
 use crate::format::chunk::FRAME_SIZE;
@@ -120,6 +122,8 @@ struct Waiting {
     key: FrameKey,
     blocks: Blocks,
     len: usize,
+    /// Seals it.
+    by: Option<Arc<LocalKey>>,
 }
 
 impl DiskCache {
@@ -186,15 +190,15 @@ impl DiskCache {
         self.inner.off.get().map(String::as_str)
     }
 
-    /// The payloads of `keys`, as far as they are there.
-    pub async fn get(&self, keys: &[FrameKey]) -> Vec<Option<Bytes>> {
+    /// The payloads of `keys`, as far as they are there, and are sealed `by` that, if by anything.
+    pub async fn get(&self, keys: &[FrameKey], by: Option<&Arc<LocalKey>>) -> Vec<Option<Bytes>> {
         let none = vec![None; keys.len()];
         let Ok(count) = u32::try_from(keys.len()) else { return none };
         let Ok(_reading) = self.inner.reads.try_acquire_many(count) else { return none };
         if self.failure().is_some() {
             return none;
         }
-        match timeout(PATIENCE, self.inner.look(keys)).await {
+        match timeout(PATIENCE, self.inner.look(keys, by)).await {
             Ok(Ok(found)) => {
                 self.inner.late.store(0, Ordering::Relaxed);
                 found
@@ -212,9 +216,9 @@ impl DiskCache {
         }
     }
 
-    /// Takes a copy of a payload to keep, unless too many wait to be written. It must be that of an
-    /// object that the store has and will never have otherwise.
-    pub fn offer(&self, key: FrameKey, payload: &[u8]) {
+    /// Takes a copy of a payload to keep, sealed `by` that if by anything, unless too many wait to be written. It
+    /// must be that of an object that the store has and will never have otherwise.
+    pub fn offer(&self, key: FrameKey, payload: &[u8], by: Option<&Arc<LocalKey>>) {
         let has_room = |queue: &Queue| queue.waiting.len() < QUEUE_MAX;
         let fits = (1..=FRAME_SIZE).contains(&payload.len());
         if !fits || self.failure().is_some() || !has_room(&self.inner.queue()) {
@@ -224,7 +228,7 @@ impl DiskCache {
         blocks.bytes_mut()[..len].copy_from_slice(payload);
         let mut queue = self.inner.queue();
         if has_room(&queue) {
-            queue.waiting.push_back(Waiting { key, blocks, len });
+            queue.waiting.push_back(Waiting { key, blocks, len, by: by.cloned() });
             drop(queue);
             self.inner.due.notify_one();
         }
@@ -276,21 +280,25 @@ impl Inner {
         done.map_err(io::Error::other)?
     }
 
-    async fn look(self: &Arc<Inner>, keys: &[FrameKey]) -> io::Result<Vec<Option<Bytes>>> {
-        let wanted = keys.to_vec();
-        let find = move |index: &Index| wanted.iter().map(|key| index.find(key)).collect();
+    async fn look(
+        self: &Arc<Inner>,
+        keys: &[FrameKey],
+        by: Option<&Arc<LocalKey>>,
+    ) -> io::Result<Vec<Option<Bytes>>> {
+        let (wanted, sealed) = (keys.to_vec(), by.is_some());
+        let find = move |index: &Index| wanted.iter().map(|key| index.find(key, sealed)).collect();
         // As a rule the kernel has the index in memory.
-        let there: Option<Vec<_>> = keys.iter().map(|key| self.index.look(key)).collect();
+        let there: Option<Vec<_>> = keys.iter().map(|key| self.index.look(key, sealed)).collect();
         let found: Vec<Option<(Slot, Entry)>> = match there {
             Some(found) => {
-                self.count_uses(&found);
+                self.count_uses(keys, &found);
                 found
             }
             None => self.at_index(find).await?,
         };
-        let reads = found.into_iter().map(|found| async move {
+        let reads = found.into_iter().zip(keys).map(|(found, key)| async move {
             match found {
-                Some((slot, entry)) => self.read(slot, entry).await,
+                Some((slot, entry)) => self.read(slot, entry, (key, by)).await,
                 None => Ok(None),
             }
         });
@@ -298,26 +306,35 @@ impl Inner {
     }
 
     /// Notes what was found; nobody waits for that, and where it takes long it is left out.
-    fn count_uses(self: &Arc<Inner>, found: &[Option<(Slot, Entry)>]) {
-        let few = |entry: &Entry| entry.uses < USES_MAX;
-        let used = found.iter().flatten().map(|(_, entry)| *entry).filter(few);
-        let keys: Vec<FrameKey> = used.map(|entry| entry.key).collect();
+    fn count_uses(self: &Arc<Inner>, keys: &[FrameKey], found: &[Option<(Slot, Entry)>]) {
+        let used = |(key, found): (&FrameKey, &Option<(Slot, Entry)>)| match found {
+            Some((_, entry)) if entry.uses < USES_MAX => Some((*key, entry.tag.is_some())),
+            _ => None,
+        };
+        let keys: Vec<(FrameKey, bool)> = keys.iter().zip(found).filter_map(used).collect();
         let Ok(permit) = self.counts.clone().try_acquire_owned() else { return };
         if !keys.is_empty() {
             let inner = self.clone();
             self.runtime.spawn_blocking(move || {
                 let _permit = permit;
                 // A disk that fails is noticed by whoever waits for it.
-                keys.iter().for_each(|key| drop(inner.index.find(key)));
+                keys.iter().for_each(|(key, sealed)| drop(inner.index.find(key, *sealed)));
             });
         }
     }
 
     /// The payload in a slot, if it is the one that is meant to be there.
-    async fn read(self: &Arc<Inner>, slot: Slot, entry: Entry) -> io::Result<Option<Bytes>> {
+    async fn read(
+        self: &Arc<Inner>,
+        slot: Slot,
+        entry: Entry,
+        (key, by): (&FrameKey, Option<&Arc<LocalKey>>),
+    ) -> io::Result<Option<Bytes>> {
         let len = entry.len as usize;
-        let blocks = self.slots.read(place(slot), len.next_multiple_of(4096)).await?;
-        if crc32c::crc32c(&blocks.bytes()[..len]) == entry.crc {
+        let mut blocks = self.slots.read(place(slot), len.next_multiple_of(4096)).await?;
+        let payload = &mut blocks.bytes_mut()[..len];
+        let by = by.map(|by| &**by);
+        if crc32c::crc32c(payload) == entry.crc && entry.open((key, slot.0), payload, by) {
             return Ok(Some(Bytes::from_owner(blocks).slice(..len)));
         }
         self.at_index(move |index| index.forget(slot, &entry)).await?;
@@ -342,10 +359,14 @@ impl Inner {
     async fn keep(self: &Arc<Inner>, batch: Vec<Waiting>) -> io::Result<()> {
         let claim = move |index: &Index| {
             let mut claimed = Vec::new();
-            for Waiting { key, blocks, len } in batch {
-                if let Some(slot) = index.claim(&key)? {
-                    claimed.push((slot, Entry::new(key, &blocks.bytes()[..len]), blocks));
-                }
+            for Waiting { key, mut blocks, len, by } in batch {
+                let Some(slot) = index.claim(&key, by.is_some())? else { continue };
+                let payload = &mut blocks.bytes_mut()[..len];
+                let entry = match by {
+                    Some(by) => Entry::seal(key, payload, (&by, slot.0)),
+                    None => Entry::new(key, payload),
+                };
+                claimed.push((slot, entry, blocks));
             }
             Ok(claimed)
         };

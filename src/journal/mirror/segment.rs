@@ -7,7 +7,7 @@
 //! 16 16 volume id             60  4 crc32c of all before;  64 entries
 //! ```
 //!
-//! Entries as in [`crate::journal::entry`] follow.
+//! Entries as in [`crate::journal::entry`] follow. What is sealed is of version 3: [`super::sealed`] makes this of it.
 //!
 //! Bytes that end inside an entry are a write that was cut off ([`Ending::Torn`]). Everything else
 //! that is not as a writer writes it is damage.
@@ -17,9 +17,9 @@ use crate::format::codec::{FormatResult, Reader, Writer, check_trailing_crc};
 use crate::journal::entry::{self, Change, Entry};
 use crate::units::{Epoch, Seq};
 
-const MAGIC: &[u8; 8] = b"OBJBLKMS";
+pub(super) const MAGIC: &[u8; 8] = b"OBJBLKMS";
 const VERSION: u16 = 2;
-const OBJECT: &str = "mirror segment";
+pub(super) const OBJECT: &str = "mirror segment";
 
 /// Bytes of a segment's header.
 pub const HEADER_LEN: usize = 64;
@@ -65,7 +65,7 @@ impl Header {
         w.finish()
     }
 
-    fn parse(bytes: &[u8]) -> FormatResult<Header> {
+    pub(super) fn parse(bytes: &[u8]) -> FormatResult<Header> {
         let mut r = Reader::new(OBJECT, bytes);
         r.magic(MAGIC)?;
         r.version(VERSION)?;

@@ -28,15 +28,22 @@
 //! the place holds an old segment, whole; it is not needed any more, since a segment is used again
 //! when all its slots are committed. [`Stage::has_room`] keeps what was acknowledged from ever
 //! finding no place.
+//!
+//! **Encrypted volumes.** Their rings are sealed, batch by batch ([`crate::cipher`]): who has not the key sees how much
+//! is there and whether it is whole, and can neither read nor change it unnoticed. That is done by whoever writes
+//! the batch, not by whoever stages a change.
 
 mod format;
 mod read;
+mod slots;
 mod stage;
 
 pub use format::{
-    BATCH_HEADER_LEN, BatchHeader, RingId, SUPERBLOCK_LEN, SegmentHeader, Superblock,
+    BATCH_HEADER_LEN, BatchHeader, RingId, SEALED_BATCH_LEN, SUPERBLOCK_LEN, Seal, SegmentHeader,
+    Superblock,
 };
-pub use read::{Found, Slots, note_claim, read_slot};
+pub use read::{Found, note_claim};
+pub use slots::{Slots, read_slot};
 pub use stage::{PIECE_MAX, Place, Stage, Write};
 
 use crate::journal::disk::BLOCK;

@@ -1,24 +1,25 @@
 //! What is in a ring whose writer is gone.
 
-use super::format::{BATCH_HEADER_LEN, BatchHeader, RingId, SegmentHeader, Superblock};
+use super::format::{BatchHeader, RingId, SegmentHeader, Superblock};
+use super::slots::{last_slot, read_slot};
 use super::stage::{Present, Used};
 use super::{
     BatchNumber, DATA, Geometry, Place, SUPERBLOCK_LEN, SegmentNumber, SlotIndex, Stage, Term,
 };
+use crate::cipher::{LocalKey, Run};
 use crate::error::{Error, Result};
 use crate::format::VolumeId;
-use crate::format::codec::{FormatResult, Reader};
 use crate::journal::disk::{BLOCK, Blocks, Disk};
-use crate::journal::entry::{self, Change, Entry};
 use crate::units::Seq;
-
-/// What entries are a part of, in errors.
-const OBJECT: &str = "journal batch";
+use std::ops::Range;
+use std::sync::Arc;
 
 /// A ring as its last writer left it.
 #[derive(Debug)]
 pub struct Found {
     superblock: Superblock,
+    /// By which it is opened and sealed, where it is sealed and somebody has it.
+    key: Option<Arc<LocalKey>>,
     geometry: Geometry,
     /// The last batch.
     last: Option<BatchHeader>,
@@ -41,6 +42,16 @@ fn damaged(disk: &dyn Disk, why: impl Into<Box<dyn std::error::Error + Send + Sy
     error.hint(
         "it is kept; without it, attach with --takeover: writes that only it has are lost then",
     )
+}
+
+/// What is looked for on a disk, and by which key it is verified.
+#[derive(Clone, Copy)]
+struct Ring<'a> {
+    disk: &'a dyn Disk,
+    id: RingId,
+    geometry: Geometry,
+    sealed: bool,
+    key: Option<&'a LocalKey>,
 }
 
 fn unreadable(disk: &dyn Disk, why: std::io::Error) -> Error {
@@ -88,16 +99,20 @@ async fn write_superblock(disk: &dyn Disk, superblock: &Superblock) -> Result<()
 }
 
 /// Notes that an epoch is going to be claimed with `nonce` for this ring; makes a new ring where
-/// `found` has none, or where it is `None`.
+/// `found` has none, or where it is `None`. `key`: that of an encrypted volume.
 ///
 /// # Errors
-/// Usage: the disk is too small. Failed: it cannot be written.
+/// Usage: the disk is too small. Failed: it cannot be written, or is sealed and there is no key, or is not
+/// and there is one.
 pub async fn note_claim(
     disk: &dyn Disk,
-    volume: VolumeId,
+    (volume, key): (VolumeId, Option<&Arc<LocalKey>>),
     found: Option<Found>,
     nonce: &str,
 ) -> Result<Found> {
+    if let Some(found) = &found {
+        found.check_sealed(disk, key.is_some())?;
+    }
     let mut found = match found {
         Some(found) if found.last.is_some() => found,
         other => {
@@ -111,9 +126,11 @@ pub async fn note_claim(
                 Some(found) => Some(found.superblock),
                 None => read_superblock(disk).await?,
             };
-            Found::blank(volume, geometry, nonce, before.map_or(0, |before| before.generation))
+            let generation = before.map_or(0, |before| before.generation);
+            Found::blank((volume, key.cloned()), geometry, nonce, generation)
         }
     };
+    found.key = key.cloned();
     found.superblock.generation += 1;
     found.superblock.claims.push(nonce.into());
     write_superblock(disk, &found.superblock).await?;
@@ -121,40 +138,49 @@ pub async fn note_claim(
 }
 
 impl Found {
-    fn blank(volume: VolumeId, geometry: Geometry, nonce: &str, generation: u64) -> Found {
+    fn blank(
+        (volume, key): (VolumeId, Option<Arc<LocalKey>>),
+        geometry: Geometry,
+        nonce: &str,
+        generation: u64,
+    ) -> Found {
         let Geometry { segment, segments } = geometry;
         let ring = RingId::of_claim(nonce);
-        let claims = Vec::new();
-        let superblock = Superblock { volume, ring, generation, segment, segments, claims };
+        let (claims, sealed) = (Vec::new(), key.is_some());
+        let superblock = Superblock { volume, ring, generation, segment, segments, sealed, claims };
         let (last, committed) = (None, SlotIndex(0));
-        Found { superblock, geometry, last, committed, present: Present::default() }
+        Found { superblock, key, geometry, last, committed, present: Present::default() }
     }
 
-    /// Reads a ring. `None` where there is none on the disk.
+    /// Reads a ring. `None` where there is none on the disk. What is sealed is verified by `key`, where that is
+    /// its volume's; without, it can be seen what is there, and no changes can be had.
     ///
     /// # Errors
     /// Corrupt: it is damaged, other than at its tail. Failed: it cannot be read.
-    pub async fn read(disk: &dyn Disk) -> Result<Option<Found>> {
+    pub async fn read(disk: &dyn Disk, key: Option<&Arc<LocalKey>>) -> Result<Option<Found>> {
         let Some(superblock) = read_superblock(disk).await? else { return Ok(None) };
         let geometry = Geometry { segment: superblock.segment, segments: superblock.segments };
         let Some(geometry) = geometry.checked(disk.size()) else {
             return Err(damaged(disk, format!("{geometry:?} on {} bytes", disk.size())));
         };
-        let ring = superblock.ring;
-        let headers = read_headers(disk, ring, geometry).await?;
-        let mut found =
-            Found { superblock, ..Found::blank(VolumeId::from_bytes([0; 16]), geometry, "", 0) };
+        let is_its = |key: &&Arc<LocalKey>| superblock.volume.bytes() == key.volume();
+        let key = key.filter(|_| superblock.sealed).filter(is_its).cloned();
+        let (id, sealed) = (superblock.ring, superblock.sealed);
+        let blank = Found::blank((superblock.volume, key.clone()), geometry, "", 0);
+        let mut found = Found { superblock, ..blank };
+        let ring = Ring { disk, id, geometry, sealed, key: key.as_deref() };
+        let headers = read_headers(ring).await?;
         let Some(newest) = headers.last() else {
-            check_not_begun(disk, geometry, ring, (SegmentNumber(0), BatchNumber(0))).await?;
+            check_not_begun(ring, (SegmentNumber(0), BatchNumber(0))).await?;
             return Ok(Some(found));
         };
-        let mut segment = read_segment(disk, geometry, newest).await?;
+        let mut segment = read_segment(ring, newest).await?;
         let following = SegmentNumber(newest.number.0 + 1);
-        check_not_begun(disk, geometry, ring, (following, segment.next)).await?;
+        check_not_begun(ring, (following, segment.next)).await?;
         if segment.last.is_none()
             && let [.., before, _] = &headers[..]
         {
-            segment = read_segment(disk, geometry, before).await?;
+            segment = read_segment(ring, before).await?;
         }
         let told = segment.last.map_or(SlotIndex(0), |batch| batch.committed);
         found.committed = told.max(newest.committed);
@@ -165,18 +191,18 @@ impl Found {
         if headers[tail].number.0 > 0 && headers[tail].slot > found.committed {
             return Err(damaged(disk, "a segment is missing"));
         }
-        found.take_in(disk, &headers[tail..]).await?;
+        found.take_in(ring, &headers[tail..]).await?;
         Ok(Some(found))
     }
 
-    async fn take_in(&mut self, disk: &dyn Disk, headers: &[SegmentHeader]) -> Result<()> {
+    async fn take_in(&mut self, ring: Ring<'_>, headers: &[SegmentHeader]) -> Result<()> {
         for (at, header) in headers.iter().enumerate() {
-            let segment = read_segment(disk, self.geometry, header).await?;
+            let segment = read_segment(ring, header).await?;
             if let Some(following) = headers.get(at + 1)
                 && segment.next != following.batch
             {
                 let (has, needs) = (segment.next.0, following.batch.0);
-                return Err(damaged(disk, format!("batch {has} of {needs} is lost")));
+                return Err(damaged(ring.disk, format!("batch {has} of {needs} is lost")));
             }
             let last = segment.batches.iter().map(|(_, _, last)| *last).max();
             let last = last.unwrap_or(header.slot).max(header.slot);
@@ -195,6 +221,37 @@ impl Found {
     /// The volume.
     pub fn volume(&self) -> VolumeId {
         self.superblock.volume
+    }
+
+    /// Whether it is sealed.
+    pub fn is_sealed(&self) -> bool {
+        self.superblock.sealed
+    }
+
+    /// Checks that it is sealed if, and only if, its volume is encrypted.
+    ///
+    /// # Errors
+    /// Failed: it is not so.
+    pub fn check_sealed(&self, disk: &dyn Disk, encrypted: bool) -> Result<()> {
+        let (name, volume) = (disk.name(), self.superblock.volume);
+        let text = match (self.superblock.sealed, encrypted) {
+            (true, true) | (false, false) => return Ok(()),
+            (true, false) => format!(
+                "the journal {name} is sealed by the key of volume {volume}, which was not given"
+            ),
+            (false, true) => format!(
+                "the journal {name} is not sealed, and its volume {volume} is encrypted: it was \
+                 written by somebody without the key"
+            ),
+        };
+        Err(Error::failed(text).hint(
+            "it is kept: attach with the key of the volume it was written for, or give up what it \
+             holds with `objblk journal discard`",
+        ))
+    }
+
+    fn run(&self) -> Option<Run> {
+        self.key.as_ref().map(|key| key.begin_run(self.superblock.ring.bytes()))
     }
 
     /// The term of its last writer, if anything was written.
@@ -246,7 +303,7 @@ impl Found {
         if *slot < began {
             return Ok((began, 0));
         }
-        let slots = read_slot(disk, (*slot, places.clone())).await;
+        let slots = read_slot(disk, (*slot, places.clone()), self.key.as_deref()).await;
         let slots = slots.map_err(|e| unreadable(disk, e))?;
         let there = slots.changes().map_err(|e| damaged(disk, e))?.len();
         let has_ended = slots.has_ended().map_err(|e| damaged(disk, e))?;
@@ -258,8 +315,9 @@ impl Found {
     /// staged has to be written, and then [`Found::extended`].
     pub fn extend(&mut self, end: Seq, slot: SlotIndex) -> Option<Stage> {
         let term = self.term()?;
+        let ring = (self.superblock.ring, self.run());
         let present = std::mem::take(&mut self.present);
-        let mut stage = Stage::at(slot, self.superblock.ring, self.geometry, term, present);
+        let mut stage = Stage::at(slot, ring, self.geometry, term, present);
         stage.commit(end);
         Some(stage)
     }
@@ -272,7 +330,7 @@ impl Found {
     /// Goes on writing it, in a term whose first slots of the log are the slots from `term.base`
     /// on. The first batch taken makes that known.
     pub fn resume(self, term: Term) -> Stage {
-        Stage::new(self.superblock.ring, self.geometry, term, self.present)
+        Stage::new((self.superblock.ring, self.run()), self.geometry, term, self.present)
     }
 
     /// The superblock of a term that has begun: its claim is the only one that counts.
@@ -290,17 +348,20 @@ impl Found {
 }
 
 /// The headers of the segments, from the oldest of an unbroken run to the newest.
-async fn read_headers(
-    disk: &dyn Disk,
-    ring: RingId,
-    geometry: Geometry,
-) -> Result<Vec<SegmentHeader>> {
+async fn read_headers(ring: Ring<'_>) -> Result<Vec<SegmentHeader>> {
+    let Ring { disk, geometry, .. } = ring;
     let mut headers = Vec::new();
     for at in 0..u64::from(geometry.segments) {
         let place = DATA + at * geometry.segment;
         let block = disk.read(place, BLOCK).await.map_err(|e| unreadable(disk, e))?;
-        let header = SegmentHeader::parse(block.bytes()).ok();
-        headers.extend(header.filter(|h| h.ring == ring && geometry.place(h.number) == place));
+        let Ok(header) = SegmentHeader::parse(block.bytes()) else { continue };
+        let is_sealed = header.seal.is_some() == ring.sealed;
+        if header.ring == ring.id && geometry.place(header.number) == place && is_sealed {
+            if ring.key.is_some() {
+                header.verify(ring.key, place).map_err(|e| damaged(disk, e))?;
+            }
+            headers.push(header);
+        }
     }
     headers.sort_by_key(|header| header.number);
     let gap = headers.windows(2).rposition(|pair| pair[0].number.0 + 1 != pair[1].number.0);
@@ -308,24 +369,27 @@ async fn read_headers(
     Ok(headers)
 }
 
-async fn read_segment(
-    disk: &dyn Disk,
-    geometry: Geometry,
-    header: &SegmentHeader,
-) -> Result<Segment> {
+async fn read_segment(ring: Ring<'_>, header: &SegmentHeader) -> Result<Segment> {
+    let Ring { disk, geometry, .. } = ring;
     let start = geometry.place(header.number);
     let len = geometry.segment as usize;
-    let blocks = disk.read(start, len).await.map_err(|e| unreadable(disk, e))?;
-    let bytes = blocks.bytes();
+    let mut blocks = disk.read(start, len).await.map_err(|e| unreadable(disk, e))?;
     let mut segment = Segment { next: header.batch, ..Segment::default() };
     let mut at = BLOCK;
-    while let Some((batch, entries)) = batch_at(bytes, at, header.ring) {
+    while let Some((batch, range)) = batch_at(blocks.bytes(), at, ring) {
         if batch.number != segment.next {
             break;
         }
-        let last = last_slot(batch.slot, entries).map_err(|e| damaged(disk, e))?;
-        let padded = (BATCH_HEADER_LEN + entries.len()).next_multiple_of(BLOCK);
-        let place = Place { offset: start + at as u64, len: padded as u32 };
+        let (offset, entries) = (start + at as u64, &mut blocks.bytes_mut()[range.clone()]);
+        if ring.key.is_some() {
+            batch.open(ring.key, offset, entries).map_err(|e| damaged(disk, e))?;
+        }
+        let last = match &batch.seal {
+            Some((_, last)) => Some(*last).filter(|_| batch.len > 0),
+            None => last_slot(batch.slot, entries).map_err(|e| damaged(disk, e))?,
+        };
+        let padded = (range.end - at).next_multiple_of(BLOCK);
+        let place = Place { offset, len: padded as u32 };
         if let Some(last) = last {
             segment.batches.push((place, batch.slot, last));
         }
@@ -334,7 +398,7 @@ async fn read_segment(
     }
     segment.filled = at as u64;
     // One is written when the one before is durable: a later one shows that this one was.
-    match numbers(bytes, at, header.ring).find(|number| *number > segment.next) {
+    match numbers(blocks.bytes(), at, ring).find(|number| *number > segment.next) {
         Some(later) => {
             let why = format!("batch {} is lost, and {} is there", segment.next.0, later.0);
             Err(damaged(disk, why))
@@ -346,11 +410,10 @@ async fn read_segment(
 /// A segment's header was durable before its first batch: where the segment `number` has no header,
 /// a batch from `next` on shows that the header is lost, and everything in the segment with it.
 async fn check_not_begun(
-    disk: &dyn Disk,
-    geometry: Geometry,
-    ring: RingId,
+    ring: Ring<'_>,
     (number, next): (SegmentNumber, BatchNumber),
 ) -> Result<()> {
+    let Ring { disk, geometry, .. } = ring;
     let (start, len) = (geometry.place(number), geometry.segment as usize);
     let blocks = disk.read(start, len).await.map_err(|e| unreadable(disk, e))?;
     match numbers(blocks.bytes(), BLOCK, ring).find(|batch| *batch >= next) {
@@ -363,96 +426,16 @@ async fn check_not_begun(
 }
 
 /// The numbers of the batches in a segment, from the byte `at` on.
-fn numbers(segment: &[u8], at: usize, ring: RingId) -> impl Iterator<Item = BatchNumber> {
+fn numbers(segment: &[u8], at: usize, ring: Ring<'_>) -> impl Iterator<Item = BatchNumber> {
     let batches = (at..segment.len()).step_by(BLOCK);
     batches.filter_map(move |at| batch_at(segment, at, ring)).map(|(batch, _)| batch.number)
 }
 
-fn batch_at(segment: &[u8], at: usize, ring: RingId) -> Option<(BatchHeader, &[u8])> {
-    let parsed = BatchHeader::parse(segment.get(at..)?).ok();
-    parsed.filter(|(batch, _)| batch.ring == ring)
-}
-
-/// The slot of the last entry.
-fn last_slot(first: SlotIndex, entries: &[u8]) -> FormatResult<Option<SlotIndex>> {
-    let (mut slot, mut last) = (first, None);
-    walk(entries, |entry| {
-        last = Some(slot);
-        if entry == Entry::SlotEnd {
-            slot = slot.next();
-        }
-    })?;
-    Ok(last)
-}
-
-fn walk<'a>(entries: &'a [u8], mut visit: impl FnMut(Entry<'a>)) -> FormatResult<()> {
-    let mut r = Reader::new(OBJECT, entries);
-    while r.remaining() > 0 {
-        match entry::read(OBJECT, &mut r)? {
-            Entry::Torn | Entry::Continued => return Err(r.bad("entry", "it is not whole")),
-            entry => visit(entry),
-        }
-    }
-    Ok(())
-}
-
-/// The batches that have the entries of one slot.
-#[derive(Debug)]
-pub struct Slots {
-    index: SlotIndex,
-    batches: Vec<Blocks>,
-}
-
-/// Reads the batches of the slot `index`.
-///
-/// # Errors
-/// They cannot be read.
-pub async fn read_slot(
-    disk: &dyn Disk,
-    (index, places): (SlotIndex, Vec<Place>),
-) -> std::io::Result<Slots> {
-    let mut batches = Vec::with_capacity(places.len());
-    for place in places {
-        batches.push(disk.read(place.offset, place.len as usize).await?);
-    }
-    Ok(Slots { index, batches })
-}
-
-impl Slots {
-    /// Whether the slot's mark of its end is there.
-    ///
-    /// # Errors
-    /// The place was used again, or is damaged.
-    pub fn has_ended(&self) -> FormatResult<bool> {
-        let mut has_ended = false;
-        for batch in &self.batches {
-            let (header, entries) = BatchHeader::parse(batch.bytes())?;
-            let mut slot = header.slot;
-            walk(entries, |entry| {
-                if entry == Entry::SlotEnd {
-                    has_ended |= slot == self.index;
-                    slot = slot.next();
-                }
-            })?;
-        }
-        Ok(has_ended)
-    }
-
-    /// The changes of the slot, in order.
-    ///
-    /// # Errors
-    /// The place was used again, or is damaged.
-    pub fn changes(&self) -> FormatResult<Vec<Change<'_>>> {
-        let mut changes = Vec::new();
-        for batch in &self.batches {
-            let (header, entries) = BatchHeader::parse(batch.bytes())?;
-            let mut slot = header.slot;
-            walk(entries, |entry| match entry {
-                Entry::Change(change) if slot == self.index => changes.push(change),
-                Entry::SlotEnd => slot = slot.next(),
-                _ => {}
-            })?;
-        }
-        Ok(changes)
-    }
+/// The header of a batch, and where its entries are.
+fn batch_at(segment: &[u8], at: usize, ring: Ring<'_>) -> Option<(BatchHeader, Range<usize>)> {
+    let (batch, entries) = BatchHeader::parse(segment.get(at..)?).ok()?;
+    let from = at + batch.lead();
+    let range = from..from + entries.len();
+    let is_its = batch.ring == ring.id && batch.seal.is_some() == ring.sealed;
+    is_its.then_some((batch, range))
 }

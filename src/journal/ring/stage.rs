@@ -1,12 +1,14 @@
 //! What goes into a ring: entries that wait for a write, and which segments are in use. Pure.
 
-use super::format::{BATCH_HEADER_LEN, BatchHeader, RingId, SegmentHeader};
+use super::format::{BATCH_HEADER_LEN, BatchHeader, RingId, SEALED_BATCH_LEN, SegmentHeader};
 use super::{BatchNumber, Geometry, SegmentNumber, SlotIndex, Term};
+use crate::cipher::Run;
 use crate::journal::disk::{BLOCK, Blocks};
 use crate::journal::entry::{self, Change, HEAD_LEN};
 use crate::mutant::{self, Mutant};
 use crate::units::Seq;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 /// Largest payload of an entry, in bytes.
 pub const PIECE_MAX: usize = 256 << 10;
@@ -14,7 +16,7 @@ pub const PIECE_MAX: usize = 256 << 10;
 const BATCH_FULL: usize = 256 << 10;
 /// Largest batch: what was there before the last entry, and its end of a slot.
 pub const BATCH_MAX: usize =
-    (BATCH_HEADER_LEN + BATCH_FULL + PIECE_MAX + 2 * HEAD_LEN).next_multiple_of(BLOCK);
+    (SEALED_BATCH_LEN + BATCH_FULL + PIECE_MAX + 2 * HEAD_LEN).next_multiple_of(BLOCK);
 /// Batches that wait at which writers wait.
 const WAITING_MAX: usize = 8;
 /// Buffers that are kept for later batches.
@@ -39,13 +41,20 @@ pub struct Write {
     /// The batch, once [`Write::finish`] was called.
     pub blocks: Blocks,
     header: BatchHeader,
+    /// What seals it, until it is sealed, and the slot of its last entry.
+    seals: Option<(Arc<Run>, SlotIndex)>,
 }
 
 impl Write {
-    /// Completes the batch with its header: apart from [`Stage::take`], because the checksum takes
-    /// time.
+    /// Completes the batch: seals what is to be sealed, and puts its header before it. Apart from [`Stage::take`],
+    /// because that and the checksum take time.
     pub fn finish(&mut self) {
-        self.header.put(self.blocks.bytes_mut());
+        let batch = self.blocks.bytes_mut();
+        if let Some((run, last)) = self.seals.take() {
+            let entries = SEALED_BATCH_LEN..SEALED_BATCH_LEN + self.header.len as usize;
+            self.header.seal(&run, (self.place.offset, last), &mut batch[entries]);
+        }
+        self.header.put(batch);
     }
 }
 
@@ -54,7 +63,7 @@ impl Write {
 struct Batch {
     /// The slot of the first entry, and of the last one.
     slots: (SlotIndex, SlotIndex),
-    /// Entries from [`BATCH_HEADER_LEN`] on.
+    /// Entries, behind the place of the header.
     blocks: Blocks,
     len: usize,
     /// The slot whose end was staged last.
@@ -73,6 +82,8 @@ pub(super) struct Used {
 #[derive(Debug)]
 pub struct Stage {
     ring: RingId,
+    /// What seals the ring, if it is sealed.
+    run: Option<Arc<Run>>,
     geometry: Geometry,
     term: Term,
     /// Those that wait, in order.
@@ -109,15 +120,16 @@ pub(super) struct Present {
     pub places: BTreeMap<SlotIndex, Vec<Place>>,
 }
 
-fn padded(entries: usize) -> u64 {
-    (BATCH_HEADER_LEN + entries).next_multiple_of(BLOCK) as u64
-}
-
 impl Stage {
-    pub(super) fn new(ring: RingId, geometry: Geometry, term: Term, present: Present) -> Stage {
+    pub(super) fn new(
+        (ring, run): (RingId, Option<Run>),
+        geometry: Geometry,
+        term: Term,
+        present: Present,
+    ) -> Stage {
         let next_slot = present.places.last_key_value().map(|(slot, _)| slot.next());
         let slot = next_slot.unwrap_or(term.base).max(term.base);
-        let mut stage = Stage::at(slot, ring, geometry, term, present);
+        let mut stage = Stage::at(slot, (ring, run), geometry, term, present);
         stage.commit(term.first);
         // The term itself has to be written.
         stage.waiting.push_back(stage.empty_batch());
@@ -128,13 +140,14 @@ impl Stage {
     /// A stage whose next entry belongs to `slot`.
     pub(super) fn at(
         slot: SlotIndex,
-        ring: RingId,
+        (ring, run): (RingId, Option<Run>),
         geometry: Geometry,
         term: Term,
         present: Present,
     ) -> Stage {
         Stage {
             ring,
+            run: run.map(Arc::new),
             geometry,
             term,
             waiting: VecDeque::new(),
@@ -169,6 +182,16 @@ impl Stage {
         self.term.seq(self.slot)
     }
 
+    /// Bytes of a batch before its entries.
+    fn lead(&self) -> usize {
+        if self.run.is_some() { SEALED_BATCH_LEN } else { BATCH_HEADER_LEN }
+    }
+
+    /// Bytes of a batch with so many of entries.
+    fn padded(&self, entries: usize) -> u64 {
+        (self.lead() + entries).next_multiple_of(BLOCK) as u64
+    }
+
     fn empty_batch(&self) -> Batch {
         let blocks = Blocks::zeroed(BLOCK);
         Batch { slots: (self.slot, self.slot), blocks, len: 0, ended: None }
@@ -176,8 +199,8 @@ impl Stage {
 
     /// Whether a change with `payload` bytes finds a place, whatever is still to be written.
     pub fn has_room(&self, payload: usize) -> bool {
-        let waiting: u64 = self.waiting.iter().map(|batch| padded(batch.len)).sum();
-        let needed = waiting + padded(payload + 2 * HEAD_LEN);
+        let waiting: u64 = self.waiting.iter().map(|batch| self.padded(batch.len)).sum();
+        let needed = waiting + self.padded(payload + 2 * HEAD_LEN);
         // One is kept for marks that nobody asks for.
         let free = u64::from(self.geometry.segments).saturating_sub(self.used.len() as u64 + 1);
         // Each segment may end with a rest that is too short for the next batch.
@@ -208,18 +231,19 @@ impl Stage {
             batch.blocks = self.spare.pop().unwrap_or_else(|| Blocks::zeroed(BATCH_MAX));
             self.waiting.push_back(batch);
         }
+        let lead = self.lead();
         let (slot, Some(batch)) = (self.slot, self.waiting.back_mut()) else { return };
         if batch.len == 0 {
             batch.slots.0 = slot;
         }
         batch.slots.1 = slot;
-        let at = BATCH_HEADER_LEN + batch.len;
+        let at = lead + batch.len;
         let end = at + head.len() + payload.len();
         batch.blocks.grow(end.max(BATCH_MAX));
         let bytes = batch.blocks.bytes_mut();
         bytes[at..at + head.len()].copy_from_slice(head);
         bytes[at + head.len()..end].copy_from_slice(payload);
-        batch.len = end - BATCH_HEADER_LEN;
+        batch.len = end - lead;
     }
 
     /// Everything that was staged is durable when all batches before this one are.
@@ -259,7 +283,7 @@ impl Stage {
             return None;
         }
         let len = self.waiting.front().map_or(0, |batch| batch.len);
-        let padded = padded(len);
+        let padded = self.padded(len);
         let begun = self.used.back().copied();
         let goes_on = begun.is_some() && self.filled + padded <= self.geometry.segment;
         if !goes_on && self.used.len() >= self.geometry.segments as usize {
@@ -281,14 +305,16 @@ impl Stage {
             committed: self.committed,
             durable: self.durable,
             len: batch.len as u32,
+            seal: None,
         };
         self.next = self.next.next();
         self.told = self.committed;
         self.taken = Some((place, batch.slots, batch.ended));
         let mut blocks = batch.blocks;
         blocks.truncate(padded as usize);
-        blocks.bytes_mut()[BATCH_HEADER_LEN + batch.len..].fill(0);
-        Some(Write { segment, place, blocks, header })
+        blocks.bytes_mut()[self.lead() + batch.len..].fill(0);
+        let seals = self.run.clone().map(|run| (run, batch.slots.1));
+        Some(Write { segment, place, blocks, header, seals })
     }
 
     fn begin_segment(&mut self, last: Option<Used>, slot: SlotIndex) -> (u64, Blocks) {
@@ -296,11 +322,15 @@ impl Stage {
         self.used.push_back(Used { number, last: slot });
         self.filled = BLOCK as u64;
         let (ring, batch, committed) = (self.ring, self.next, self.committed);
-        let header = SegmentHeader { ring, number, batch, slot, committed };
+        let offset = self.geometry.place(number);
+        let mut header = SegmentHeader { ring, number, batch, slot, committed, seal: None };
+        if let Some(run) = &self.run {
+            header.seal(run, offset);
+        }
         let mut block = Blocks::zeroed(BLOCK);
         let bytes = header.encode();
         block.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
-        (self.geometry.place(number), block)
+        (offset, block)
     }
 
     /// What was taken last is durable; gives its buffer back.
@@ -355,7 +385,7 @@ impl Stage {
 
     /// Bytes that hold what is not committed, with what waits to be written.
     pub fn used_bytes(&self) -> u64 {
-        let waiting: u64 = self.waiting.iter().map(|batch| padded(batch.len)).sum();
+        let waiting: u64 = self.waiting.iter().map(|batch| self.padded(batch.len)).sum();
         let last = if self.used.is_empty() { 0 } else { self.filled };
         let others = (self.used.len() as u64).saturating_sub(1) * self.geometry.segment;
         if self.is_all_committed() { 0 } else { others + last + waiting }

@@ -5,11 +5,18 @@
 
 use super::alloc::Bound;
 use super::formats::{TABLES, repaired};
+use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
+use objblk::cipher::LocalKey;
 use objblk::format::codec::Reader;
 use objblk::format::volume::VOLUME_SIZE_MAX;
 use objblk::journal::entry::{self, Change, Entry, HEAD_LEN};
+use objblk::journal::mirror::sealed::{self, SEALED_HEADER_LEN};
 use objblk::journal::mirror::{Ending, HEADER_LEN, Segment};
-use objblk::journal::ring::{BATCH_HEADER_LEN, BatchHeader, SegmentHeader, Superblock};
+use objblk::journal::ring::{
+    BATCH_HEADER_LEN, BatchHeader, SEALED_BATCH_LEN, SegmentHeader, Superblock,
+};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 /// A claim has a byte at least and takes 24 in memory, in a vector that grows by doubling.
 const CLAIMS: Bound = Bound { factor: 48, constant: 4096 };
@@ -19,6 +26,7 @@ const CLAIM_MAX: usize = 64;
 
 /// Bytes that are covered by the checksum of a segment's and of a mirror's header.
 const SEGMENT_BODY: usize = 64;
+const SEALED_SEGMENT_BODY: usize = 112;
 const MIRROR_BODY: usize = HEADER_LEN - 4;
 
 pub fn journal(data: &[u8]) {
@@ -28,12 +36,17 @@ pub fn journal(data: &[u8]) {
 
     check_segment(data);
     repaired(data, 0, SEGMENT_BODY).iter().for_each(|bytes| check_segment(bytes));
+    repaired(data, 0, SEALED_SEGMENT_BODY).iter().for_each(|bytes| check_segment(bytes));
 
     check_batch(data);
     repaired_batch(data).iter().for_each(|bytes| check_batch(bytes));
+    repaired_sealed(data).iter().for_each(|bytes| check_batch(bytes));
 
     check_entries(data);
     check_entries(&repaired_entries(data, 0));
+
+    check_sealed_mirror(data);
+    repaired(data, 0, SEALED_HEADER_LEN - 4).iter().for_each(|bytes| check_sealed_mirror(bytes));
 
     check_mirror(data);
     let whole = repaired_entries(data, HEADER_LEN);
@@ -83,6 +96,16 @@ fn repaired_batch(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(batch)
 }
 
+/// What is sealed has no entries that could be put right.
+fn repaired_sealed(bytes: &[u8]) -> Option<Vec<u8>> {
+    const CRC: usize = BATCH_HEADER_LEN - 4;
+    let end = SEALED_BATCH_LEN.checked_add(number(bytes, CRC - 4)?)?;
+    let mut batch = bytes.get(..end)?.to_vec();
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&batch[..CRC]), &batch[BATCH_HEADER_LEN..]);
+    put_crc(&mut batch[CRC..BATCH_HEADER_LEN], crc);
+    Some(batch)
+}
+
 fn check_superblock(bytes: &[u8]) {
     let parsed = CLAIMS.check(bytes.len(), || Superblock::parse(bytes));
     let Ok(superblock) = parsed else { return };
@@ -106,10 +129,19 @@ fn check_batch(bytes: &[u8]) {
     let Ok((header, entries)) = parsed else { return };
     assert_eq!(entries.len(), header.len as usize);
     assert!(header.slot >= header.term.base, "{header:?}");
-    let mut again = [&[0; BATCH_HEADER_LEN], entries].concat();
+    let mut again = [&vec![0; header.lead()], entries].concat();
     header.put(&mut again);
     assert!(bytes.starts_with(&again), "{header:?}");
-    check_entries(entries);
+    match header.seal {
+        Some((_, last)) => {
+            let slots = last.0.checked_sub(header.slot.0);
+            assert!(
+                slots.is_some_and(|slots| slots <= (entries.len() / HEAD_LEN) as u64),
+                "{header:?}"
+            );
+        }
+        None => check_entries(entries),
+    }
 }
 
 fn check_entries(bytes: &[u8]) {
@@ -142,6 +174,17 @@ fn check_change(change: &Change<'_>) {
             assert!(!range.is_empty() && range.end().0 <= u64::MAX >> 9, "{change:?}");
         }
         Change::Resize(size) => assert!(size.0 <= VOLUME_SIZE_MAX / 512, "{change:?}"),
+    }
+}
+
+/// By a key that nobody has sealed with: nothing but a header opens.
+fn check_sealed_mirror(bytes: &[u8]) {
+    let derives = Prk::new_less_safe(HKDF_SHA256, &[9; 32]);
+    let key = LocalKey::new([7; 16], derives, StdRng::seed_from_u64(1));
+    let opened = TABLES.check(2 * bytes.len(), || sealed::open(bytes.to_vec(), Some(&key)));
+    if let Ok(plain) = opened {
+        let segment = Segment::parse(&plain).expect("what opens is a segment");
+        assert!(segment.changes.is_empty(), "{segment:?}");
     }
 }
 
