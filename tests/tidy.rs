@@ -19,6 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("format", &["units", "store", "mutant"]),
     ("seal", &["error", "store", "format", "mutant"]),
     ("spread", &["error", "units", "store", "format"]),
+    ("mirror", &["units", "mutant", "store", "format", "spread"]),
     ("image", &["error", "sync"]),
     ("device", &["units"]),
     ("bench", &["units", "device", "store"]),
@@ -40,8 +41,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "pool",
         &[
-            "units", "error", "clock", "mutant", "store", "format", "seal", "spread", "volume",
-            "host",
+            "units", "error", "clock", "mutant", "store", "format", "seal", "spread", "mirror",
+            "volume", "host",
         ],
     ),
     (

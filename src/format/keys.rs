@@ -11,6 +11,9 @@
 //! moving/<run>                                who moves objects between the stores; as epochs/<epoch>
 //! objblk-store.json                           which store of which pool it is, in all but the home store
 //! at/<generation>/<chunk or fence>            one that has moved, see `placement`
+//! mirror/<id>/state/<~n>                      which copies of a mirrored volume are complete, the newest first
+//! mirror/<id>/log/.. and /map/..              of a copy: as below volumes/<id>/
+//! mirror/<id>/<generation>/..                 of a copy: everything else, and what had to be put anew
 //! volumes/<id>/volume.json                    the volume, immutable
 //! volumes/<id>/keys/<~n>                      the slots of its key, if it is encrypted, the newest first
 //! volumes/<id>/epochs/<epoch>                 who owns an epoch
@@ -28,7 +31,7 @@
 //! ```
 //!
 //! Numbers are lower-case hexadecimal of fixed width (16 digits; numbers of map objects, of the trash and `<n>` 8, of
-//! `stores` and `<generation>` 4), so
+//! `stores` and `at/<generation>` 4, of mirrors 8), so
 //! byte order is numeric order; ids are UUIDs as hyphenated text. `<hh>` is the low byte of the sequence number: neighbours of the log spread over
 //! 256 prefixes. `<~seq>` is `u64::MAX - seq`.
 
@@ -197,6 +200,33 @@ pub fn volume_prefix(id: VolumeId) -> String {
 /// The volume's description.
 pub fn volume(id: VolumeId) -> Key {
     key(format!("volumes/{id}/volume.json"))
+}
+
+/// Prefix of everything of a mirrored volume in one of its stores.
+pub fn mirror(id: VolumeId) -> String {
+    format!("mirror/{id}/")
+}
+
+/// Prefix of what says which copies of a mirrored volume are complete.
+pub fn mirror_states(id: VolumeId) -> String {
+    format!("{}state/", mirror(id))
+}
+
+/// Which copies of a mirrored volume are complete, as of state `number`.
+pub fn mirror_state(id: VolumeId, number: u32) -> Key {
+    key(format!("{}{:08x}", mirror_states(id), u32::MAX - number))
+}
+
+/// The number that a key made by [`mirror_state`] names.
+pub fn parse_mirror_state(id: VolumeId, key: &Key) -> Option<u32> {
+    let digits = key.as_str().strip_prefix(&mirror_states(id))?;
+    let is_one = digits.len() == 8 && is_hex(digits);
+    if is_one { u32::from_str_radix(digits, 16).ok().map(|n| u32::MAX - n) } else { None }
+}
+
+/// Prefix of what belongs to one generation of a copy alone.
+pub fn mirror_generation(id: VolumeId, generation: u32) -> String {
+    format!("{}{generation:08x}/", mirror(id))
 }
 
 /// What is read first after an attach.
@@ -436,6 +466,7 @@ mod tests {
             assert_eq!(parse_checkpoint(id, &key), Some((Seq(n), Epoch(3))));
             assert_eq!(parse_schedule(id, &schedule(id, n)), Some(n));
             assert_eq!(parse_key_set(id, &key_set(id, n)), Some(n));
+            assert_eq!(parse_mirror_state(id, &mirror_state(id, n as u32)), Some(n as u32));
             assert_eq!(parse_slot(id, &slot(id, Seq(n), Epoch(4))), Some((Seq(n), Epoch(4))));
             let object = MapObjectId { epoch: Epoch(n), number: n as u32 };
             assert_eq!(parse_map_object(id, &map_object(id, object)), Some(object));

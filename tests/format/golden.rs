@@ -20,6 +20,7 @@ use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::schedule::ScheduleObject;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
+use objblk::format::mirror::MirrorState;
 use objblk::format::stores::{StoreObject, StoresObject, TermPlacement};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::{Epoch, Seq};
@@ -162,6 +163,9 @@ fn golden_json_reads_back() {
     assert_eq!(StoresObject::parse(&read("stores.json")).unwrap(), samples::stores());
     let store = StoreObject::parse(&read("store.json")).unwrap();
     assert_eq!((store.pool, store.id.to_string()), (samples::volume(), "00000b0b".into()));
+    let state = MirrorState::parse(&read("mirror-state.json")).unwrap();
+    assert_eq!(state, samples::mirror_state());
+    assert_eq!((state.number, state.joining.unwrap().generation), (3, 3));
     assert_eq!(TermPlacement::parse(&read("placement.json")).unwrap().stores, 2);
 }
 
@@ -225,6 +229,7 @@ fn every_flipped_bit_of_a_description_is_noticed() {
                 "schedule.json" => ScheduleObject::parse(&damaged).map(drop),
                 "stores.json" => StoresObject::parse(&damaged).map(drop),
                 "store.json" => StoreObject::parse(&damaged).map(drop),
+                "mirror-state.json" => MirrorState::parse(&damaged).map(drop),
                 "placement.json" => TermPlacement::parse(&damaged).map(drop),
                 "name.json" => parse_json::<NameObject>("name", &damaged).map(drop),
                 "trash-entry.json" => TrashEntry::parse(&damaged).map(drop),

@@ -85,6 +85,7 @@ fn objects() -> Vec<Seed> {
         "stores",
         "store",
         "placement",
+        "mirror-state",
     ] {
         seeds.push(("json", name, golden(&format!("{name}.json"))));
     }

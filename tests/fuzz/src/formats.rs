@@ -28,6 +28,7 @@ use objblk::format::record::Record;
 use objblk::format::schedule::ScheduleObject;
 use objblk::format::sealed;
 use objblk::format::snapshot::SnapshotObject;
+use objblk::format::mirror::MirrorState;
 use objblk::format::stores::{StoreObject, StoresObject, TermPlacement};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{FormatResult, VolumeId};
@@ -281,6 +282,7 @@ fn json_as_it_is(data: &[u8]) {
     check_json(data, ScheduleObject::parse, encode_json);
     check_json(data, StoreObject::parse, encode_json);
     check_json(data, TermPlacement::parse, encode_json);
+    check_json(data, MirrorState::parse, encode_json);
     let stores = STORES.check(data.len(), || StoresObject::parse(data));
     if let Ok(stores) = stores {
         assert_eq!(StoresObject::parse(&encode_json(&stores)), Ok(stores));
