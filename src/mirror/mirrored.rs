@@ -229,16 +229,17 @@ impl Mirrored {
                     biased;
                     answer = &mut attempt => match answer {
                         Err(e) if e.kind.is_transient() || e.kind == StoreErrorKind::Denied => break e,
-                        Err(e) => {
-                            lock(&self.answered).insert(id, Instant::now());
-                            return Err(Halt::Failed(e));
-                        }
+                        // A place that is gone says that there is nothing: that is no sign of life.
+                        Err(e) => return Err(Halt::Failed(e)),
                         Ok(answer) => {
                             lock(&self.answered).insert(id, Instant::now());
                             return Ok(answer);
                         }
                     },
-                    () = sleep_until(until), if limit() <= until => {
+                    () = sleep_until(until) => {
+                        if limit() > until {
+                            continue;
+                        }
                         let text = format!("no answer within {:?}", self.patience);
                         let object = keys::mirror(self.id);
                         let e = StoreError::new(StoreErrorKind::Unavailable, Op::Get, object, text);
@@ -364,7 +365,7 @@ impl Mirrored {
     /// Unavailable, where that cannot be known.
     pub async fn look_again(&self, asker: Asker) -> StoreResult<()> {
         let _chain = self.chain.lock().await;
-        let state = self.read(asker).await.map_err(Halt::into_error)?;
+        let state = self.read(asker).await.map_err(|halt| self.refused(halt))?;
         self.adopt(state);
         Ok(())
     }

@@ -91,7 +91,7 @@ pub fn stores() -> StoresObject {
 
 /// The home store was away, and is being made complete.
 pub fn mirror_state() -> MirrorState {
-    let term = Uuid::from_bytes([9; 16]);
+    let term = uuid::Uuid::from_bytes([9; 16]);
     let stores = [StoreId::HOME, StoreId::of_number(0xb0b)];
     let alone = MirrorState::first(volume(), stores, term).without(StoreId::HOME, term);
     alone.unwrap().joining(term).unwrap()
