@@ -146,8 +146,9 @@ impl MirrorState {
         }
         let is_sound = |twins: &[Twin]| {
             let stores: Vec<StoreId> = twins.iter().map(|twin| twin.store).collect();
-            let fits =
-                |t: &Twin| self.replicas.contains(&t.store) && (1..=self.number).contains(&t.generation);
+            let fits = |t: &Twin| {
+                self.replicas.contains(&t.store) && (1..=self.number).contains(&t.generation)
+            };
             (1..=REPLICAS).contains(&twins.len()) && differ(&stores) && twins.iter().all(fits)
         };
         if !is_sound(&self.before) || self.decided_by().next().is_none() {
@@ -203,9 +204,19 @@ mod tests {
             (MirrorState { replicas: vec![A, A], ..first.clone() }, "replicas"),
             (MirrorState { in_sync: Vec::new(), ..first.clone() }, "before"),
             (MirrorState { in_sync: vec![twin(A, 2)], ..first.clone() }, "in_sync"),
-            (MirrorState { before: vec![twin(b, 1)], in_sync: vec![twin(A, 1)], ..first.clone() }, "before"),
+            (
+                MirrorState {
+                    before: vec![twin(b, 1)],
+                    in_sync: vec![twin(A, 1)],
+                    ..first.clone()
+                },
+                "before",
+            ),
             (MirrorState { joining: Some(twin(A, 1)), ..first.clone() }, "in_sync"),
-            (MirrorState { before: vec![twin(StoreId::of_number(9), 1)], ..first.clone() }, "before"),
+            (
+                MirrorState { before: vec![twin(StoreId::of_number(9), 1)], ..first.clone() },
+                "before",
+            ),
         ] {
             assert_eq!(change.check().unwrap_err().field, field);
         }

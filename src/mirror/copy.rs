@@ -5,7 +5,8 @@ use crate::format::VolumeId;
 use crate::format::keys;
 use crate::format::mirror::Twin;
 use crate::store::{
-    Key, ListPage, MAX_PAGE, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult, list_all,
+    Key, ListPage, MAX_PAGE, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
+    list_all,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -103,7 +104,8 @@ impl Copy {
         limit: usize,
     ) -> StoreResult<ListPage> {
         let volume = keys::volume_prefix(self.volume);
-        let (limit, wanted) = (limit.clamp(1, MAX_PAGE), prefix.strip_prefix(&volume).unwrap_or_default());
+        let (limit, wanted) =
+            (limit.clamp(1, MAX_PAGE), prefix.strip_prefix(&volume).unwrap_or_default());
         let after = match after {
             Some(after) if after.as_str() > volume.as_str() => {
                 match after.as_str().strip_prefix(&volume) {
@@ -123,8 +125,7 @@ impl Copy {
         for (below, wanted) in bulk.chain([(own.clone(), wanted)]) {
             let after = after.map(|after| named(format!("{below}{after}"))).transpose()?;
             let page = store.list(&format!("{below}{wanted}"), after.as_ref(), limit).await?;
-            let plain =
-                |object: ObjectInfo| Some((self.plain(&below, &object.key)?, object.size));
+            let plain = |object: ObjectInfo| Some((self.plain(&below, &object.key)?, object.size));
             let objects: Vec<(Key, u64)> = page.objects.into_iter().filter_map(plain).collect();
             if let (true, Some((last, _))) = (page.more, objects.last())
                 && complete.as_ref().is_none_or(|complete| last < complete)

@@ -1,5 +1,6 @@
 //! A mirrored volume as one process knows it: the chain of its states. See the module above for why.
 
+use super::chain::{Halt, newest, newest_number, offer};
 use super::copy::Copy;
 use crate::format::VolumeId;
 use crate::format::keys;
@@ -8,9 +9,7 @@ use crate::format::pool::encode_json;
 use crate::format::stores::StoreId;
 use crate::mutant::{self, Mutant};
 use crate::spread::{Asker, Spread};
-use crate::store::{
-    GetRange, Key, Op, Store, StoreError, StoreErrorKind, StoreResult, address, get_parsed,
-};
+use crate::store::{Key, Op, Store, StoreError, StoreErrorKind, StoreResult, address};
 use crate::units::Epoch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -23,14 +22,6 @@ use uuid::Uuid;
 
 /// Waits before something is asked once more.
 pub(super) const AGAIN: Duration = Duration::from_millis(250);
-
-/// Why a request at a copy has no answer.
-#[derive(Debug)]
-pub(super) enum Halt {
-    /// The store has failed for longer than a volume waits for it.
-    Away(StoreId, StoreError),
-    Failed(StoreError),
-}
 
 /// What this process is to the volume.
 #[derive(Debug, Default)]
@@ -71,51 +62,6 @@ impl fmt::Debug for Mirrored {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A place that is missing as a whole is away.
-pub(super) fn missing_is_away(e: StoreError) -> StoreError {
-    match e.kind {
-        StoreErrorKind::NotFound => StoreError { kind: StoreErrorKind::Unavailable, ..e },
-        _ => e,
-    }
-}
-
-/// The newest state of a volume in one store.
-pub(super) async fn newest(store: &dyn Store, id: VolumeId) -> StoreResult<Option<MirrorState>> {
-    let Some(number) = newest_number(store, id).await? else { return Ok(None) };
-    let key = keys::mirror_state(id, number);
-    let parsed = get_parsed(store, &key, MirrorState::parse).await.map_err(missing_is_away)?;
-    let invalid = |why: String| {
-        let object = address(&store.url(), key.as_str());
-        StoreError::new(StoreErrorKind::Invalid, Op::Get, object, why)
-    };
-    let state = parsed.map_err(|e| invalid(e.to_string()))?;
-    match (state.volume, state.number) == (id, number) {
-        true => Ok(Some(state)),
-        false => Err(invalid("it is of another volume or number than its name says".into())),
-    }
-}
-
-async fn newest_number(store: &dyn Store, id: VolumeId) -> StoreResult<Option<u32>> {
-    let page = store.list(&keys::mirror_states(id), None, 1).await.map_err(missing_is_away)?;
-    Ok(page.objects.first().and_then(|object| keys::parse_mirror_state(id, &object.key)))
-}
-
-/// Puts an object; what is there instead, if that is something else.
-pub(super) async fn offer(
-    store: &dyn Store,
-    key: &Key,
-    body: &bytes::Bytes,
-) -> StoreResult<Option<bytes::Bytes>> {
-    match store.put_if_absent(key, body.clone()).await {
-        Ok(()) => Ok(None),
-        Err(e) if e.kind == StoreErrorKind::AlreadyExists => {
-            let there = store.get(key, GetRange::All).await.map_err(missing_is_away)?;
-            Ok((there != *body).then_some(there))
-        }
-        Err(e) => Err(missing_is_away(e)),
-    }
 }
 
 impl Mirrored {
@@ -221,8 +167,7 @@ impl Mirrored {
             answered.map_or(begun, |answered| answered.max(begun)) + self.patience
         };
         loop {
-            let mut attempt =
-                pin!(async { request(self.spread.member(asker, id).await?).await });
+            let mut attempt = pin!(async { request(self.spread.member(asker, id).await?).await });
             let error = loop {
                 let until = limit();
                 tokio::select! {
@@ -291,9 +236,12 @@ impl Mirrored {
                 let look = |at: Arc<dyn Store>| async move { newest(&*at, self.id).await };
                 found.push(match self.at(asker, *store, look).await {
                     Ok(Some(state)) => Ok(state),
-                    Ok(None) => Err(Halt::Away(*store, self.error(
-                        "it knows no state of the volume: it was wiped, or is not mounted",
-                    ))),
+                    Ok(None) => Err(Halt::Away(
+                        *store,
+                        self.error(
+                            "it knows no state of the volume: it was wiped, or is not mounted",
+                        ),
+                    )),
                     Err(Halt::Failed(e)) => return Err(Halt::Failed(e)),
                     away => away.and_then(|_| Err(Halt::Failed(self.error("it has no answer")))),
                 });
@@ -335,7 +283,8 @@ impl Mirrored {
     ) -> Result<Option<MirrorState>, Halt> {
         let newest = one.number.max(two.number);
         let there = [(self.replicas[0], one), (self.replicas[1], two)];
-        let at = |store: StoreId| there.iter().find(|(at, _)| *at == store).map(|(_, state)| *state);
+        let at =
+            |store: StoreId| there.iter().find(|(at, _)| *at == store).map(|(_, state)| *state);
         let offers = [one, two].into_iter().filter(|state| state.number == newest);
         for state in offers.clone() {
             if state.decided_by().all(|store| at(store) == Some(state)) {
@@ -343,11 +292,11 @@ impl Mirrored {
             }
         }
         for state in offers {
-            let mut lacking = state.decided_by().filter(|store| at(*store) != Some(state));
-            if lacking.clone().all(|store| at(store).is_none_or(|other| other.number < newest))
-                && let Some(store) = lacking.next()
-            {
-                self.offered(asker, store, state).await?;
+            let lacks = |store: &StoreId| at(*store) != Some(state);
+            let lacking: Vec<StoreId> = state.decided_by().filter(lacks).collect();
+            let is_behind = |store: &StoreId| at(*store).is_none_or(|other| other.number < newest);
+            if let (true, Some(store)) = (lacking.iter().all(is_behind), lacking.first()) {
+                self.offered(asker, *store, state).await?;
                 return Ok(None);
             }
         }
@@ -387,7 +336,8 @@ impl Mirrored {
             match self.at(asker, twin.store, number).await? {
                 Some(number) if number >= state.number => Ok(number == state.number),
                 _ => {
-                    let text = "it has lost what it knew of the volume: it was wiped, or is not mounted";
+                    let text =
+                        "it has lost what it knew of the volume: it was wiped, or is not mounted";
                     Err(Halt::Away(twin.store, self.error(text)))
                 }
             }
@@ -497,16 +447,5 @@ impl Mirrored {
         }
         sleep(AGAIN).await;
         Ok(())
-    }
-}
-
-impl Halt {
-    pub fn into_error(self) -> StoreError {
-        match self {
-            Halt::Failed(e) => e,
-            Halt::Away(store, e) => {
-                StoreError { detail: format!("store {store}: {}", e.detail), ..e }
-            }
-        }
     }
 }

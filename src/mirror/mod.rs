@@ -34,6 +34,7 @@
 //!
 //! A copy that answers and knows no state of the volume was wiped, or is not mounted: it counts as away.
 
+mod chain;
 mod copy;
 mod mirrored;
 mod requests;
@@ -59,7 +60,7 @@ use std::time::Duration;
 /// # Errors
 /// The store's.
 pub async fn replicas(store: &dyn Store, id: VolumeId) -> StoreResult<Vec<StoreId>> {
-    Ok(mirrored::newest(store, id).await?.map(|state| state.replicas).unwrap_or_default())
+    Ok(chain::newest(store, id).await?.map(|state| state.replicas).unwrap_or_default())
 }
 
 /// How long a store fails before a volume does without it.

@@ -1,7 +1,8 @@
 //! Reading and changing the objects of a mirrored volume.
 
+use super::chain::{Halt, missing_is_away, offer};
 use super::copy::is_bulk;
-use super::mirrored::{AGAIN, Halt, Mirrored, missing_is_away, offer};
+use super::mirrored::{AGAIN, Mirrored};
 use crate::format::keys;
 use crate::format::mirror::{MirrorState, Twin};
 use crate::format::stores::StoreId;
@@ -179,7 +180,7 @@ impl Mirrored {
         if slot.is_some() && self.held().opening {
             self.complete(asker).await?;
         }
-        let looks = |_: &Result<Put, Halt>| !begins;
+        let looks = |answer: &Result<Put, Halt>| !begins || answer.is_err();
         let request = |state: Arc<MirrorState>| async move {
             let _under_way = self.under_way.read().await;
             self.put_by(asker, &state, key, body).await

@@ -3,8 +3,9 @@
 //! Done by the owner of the volume, for as long as it is its owner. What keeps its name is only copied if it is missing or may be
 //! another one: its size differs, or it is as short as a fence.
 
+use super::chain::{Halt, missing_is_away, offer};
 use super::copy::{Copy, is_bulk};
-use super::mirrored::{Halt, Mirrored, missing_is_away, offer};
+use super::mirrored::Mirrored;
 use crate::format::mirror::{MirrorState, Twin};
 use crate::mutant::{self, Mutant};
 use crate::spread::{Asker, FENCE_MAX};
@@ -122,7 +123,10 @@ impl Mirrored {
         if self.advance(asker, &state, next).await? {
             tracing::info!(
                 "store {store} has all of volume {} again: {} objects ({} bytes) copied, {} deleted",
-                self.id, all.copied, all.bytes, all.deleted
+                self.id,
+                all.copied,
+                all.bytes,
+                all.deleted
             );
         }
         Ok(())
@@ -130,15 +134,13 @@ impl Mirrored {
 
     /// The copy with what lies in it by names of its own, as of now.
     async fn open_copy(&self, asker: Asker, twin: Twin) -> Result<Copy, Halt> {
-        let open =
-            |at: Arc<dyn Store>| async move { Copy::open(&*at, self.id, twin).await };
+        let open = |at: Arc<dyn Store>| async move { Copy::open(&*at, self.id, twin).await };
         self.at(asker, twin.store, open).await
     }
 
     async fn all_of(&self, asker: Asker, copy: &Copy) -> Result<BTreeMap<Key, u64>, Halt> {
-        let list = |at: Arc<dyn Store>| async move {
-            copy.list_all(&*at).await.map_err(missing_is_away)
-        };
+        let list =
+            |at: Arc<dyn Store>| async move { copy.list_all(&*at).await.map_err(missing_is_away) };
         self.at(asker, copy.twin.store, list).await
     }
 
@@ -173,12 +175,7 @@ impl Mirrored {
         Ok(done)
     }
 
-    async fn read_from(
-        &self,
-        asker: Asker,
-        copy: &Copy,
-        key: &Key,
-    ) -> Result<Option<Bytes>, Halt> {
+    async fn read_from(&self, asker: Asker, copy: &Copy, key: &Key) -> Result<Option<Bytes>, Halt> {
         let name = copy.read(key).map_err(Halt::Failed)?;
         let get = |store: Arc<dyn Store>| {
             let name = &name;

@@ -79,7 +79,8 @@ fn either_directory_vanishes_under_a_server_and_comes_back() {
     home.run(&serve).fails(STORE, "is away");
     fs::rename(&hidden, &second).unwrap();
     home.run(&["pool", "drain-store", &id]).ok();
-    home.run(&["pool", "remove-store", &id]).fails(BUSY, "is one of the two of the mirrored volume");
+    home.run(&["pool", "remove-store", &id])
+        .fails(BUSY, "is one of the two of the mirrored volume");
     home.run(&["delete", "data", "--yes"]).ok();
     home.run(&["trash", "empty", "--yes"]).ok();
     for place in [&second, &home.store()] {
@@ -102,7 +103,8 @@ fn mistakes_with_replicas() {
     let key = key.to_str().unwrap();
     let second = home.path("second");
     home.run(&["pool", "add-store", &format!("file://{}", second.display())]).ok();
-    let encrypted = ["create", "data", "--size", "8M", "--replicas", "2", "--encrypt", "--key-file", key];
+    let encrypted =
+        ["create", "data", "--size", "8M", "--replicas", "2", "--encrypt", "--key-file", key];
     home.run(&encrypted).ok();
     let server = home.serve(&["data", "--key-file", key]);
     assert!(qemu_io(&server.uri, &["write -P 7 0 4M", "flush"]));
@@ -121,6 +123,7 @@ fn s3_a_bucket_is_cut_off_under_a_server_and_comes_back() {
     let mut home = Home::new();
     home.set("AWS_ACCESS_KEY_ID", lab.var("AWS_ACCESS_KEY_ID"));
     home.set("AWS_SECRET_ACCESS_KEY", lab.var("AWS_SECRET_ACCESS_KEY"));
+    home.set("RUST_LOG", "objblk=info");
     home.run(&["pool", "init"]).ok();
     let bucket = format!("objblk-test-{}", uuid::Uuid::new_v4());
     s3_pool::home(&bucket).run(&["pool", "init", "--create-bucket"]).ok();

@@ -202,10 +202,14 @@ impl World {
     }
 
     /// Everything of the volume in one store, by the names that it is read by there.
-    async fn copy(&self, state: &MirrorState, place: usize, store: StoreId) -> BTreeMap<String, Bytes> {
+    async fn copy(
+        &self,
+        state: &MirrorState,
+        place: usize,
+        store: StoreId,
+    ) -> BTreeMap<String, Bytes> {
         let twin = state.in_sync.iter().find(|twin| twin.store == store).unwrap();
-        let (all, own) =
-            (keys::mirror(self.id), keys::mirror_generation(self.id, twin.generation));
+        let (all, own) = (keys::mirror(self.id), keys::mirror_generation(self.id, twin.generation));
         let place = &self.places[place];
         let mut found = BTreeMap::new();
         for below in [all, own] {
@@ -249,7 +253,8 @@ impl Process {
             collection: None,
             ..VolumeOptions::default()
         };
-        let opened = timeout(Duration::from_secs(200), Volume::open(env, stores, id, owner(pid), options));
+        let opened =
+            timeout(Duration::from_secs(200), Volume::open(env, stores, id, owner(pid), options));
         opened.await.unwrap_or_else(|_| Err(Error::failed("it takes too long")))
     }
 
@@ -273,9 +278,8 @@ impl Process {
 /// Writes a piece; true: it was flushed in time.
 async fn put(volume: &Volume, piece: u64, stamp: u64, patience: u64) -> bool {
     let data = pattern(piece * PIECE, PIECE, stamp);
-    let done = async {
-        write(volume, piece * PIECE, &data).await.is_ok() && volume.flush().await.is_ok()
-    };
+    let done =
+        async { write(volume, piece * PIECE, &data).await.is_ok() && volume.flush().await.is_ok() };
     timeout(Duration::from_secs(patience), done).await.unwrap_or(false)
 }
 
@@ -393,7 +397,11 @@ async fn a_store_that_was_wiped_is_not_in_sync() {
 }
 
 /// A scene in which a store leaves and comes back; returns what was acknowledged.
-async fn scene(world: &World, process: &Process, acked: &std::cell::RefCell<Vec<u64>>) -> Option<()> {
+async fn scene(
+    world: &World,
+    process: &Process,
+    acked: &std::cell::RefCell<Vec<u64>>,
+) -> Option<()> {
     let volume = process.open(world.id, 5).await.ok()?;
     let put_all = async |stamp: u64, pieces: std::ops::Range<u64>| {
         for piece in pieces {
@@ -457,7 +465,8 @@ async fn death_at_every_step_of_leaving_and_coming_back() {
                 // What was under way when it died may be there.
                 let mut fits = false;
                 for stamp in [*stamp, 2, 3, 4] {
-                    fits |= stamp >= acked.borrow()[piece] && has(&volume, piece as u64, stamp).await;
+                    fits |=
+                        stamp >= acked.borrow()[piece] && has(&volume, piece as u64, stamp).await;
                 }
                 assert!(fits, "step {step}, late {late}: piece {piece} is not {stamp}");
             }

@@ -11,6 +11,7 @@ use objblk::format::frame::Compression;
 use objblk::format::key_slots::KeySlots;
 use objblk::format::keys::{self, MapObjectId};
 use objblk::format::map_object::{ItemKind, parse_directory};
+use objblk::format::mirror::MirrorState;
 use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
 use objblk::format::pool::{
     ImportObject, NameObject, PoolObject, TombstoneObject, TrashEntry, TrashStep, end_json,
@@ -20,7 +21,6 @@ use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::schedule::ScheduleObject;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
-use objblk::format::mirror::MirrorState;
 use objblk::format::stores::{StoreObject, StoresObject, TermPlacement};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::units::{Epoch, Seq};

@@ -12,6 +12,7 @@ use objblk::format::key_slots::{Kdf, KeySlot, KeySlots};
 use objblk::format::keys::{ChunkId, MapObjectId};
 use objblk::format::lineage::Ancestor;
 use objblk::format::map_object::{ItemKind, MapObjectBuilder};
+use objblk::format::mirror::MirrorState;
 use objblk::format::page::{
     ChunkPage, ChunkUse, Extent, ItemRef, Location, encode_chunk_page, encode_leaf, encode_map_page,
 };
@@ -25,7 +26,6 @@ use objblk::format::record::Record;
 use objblk::format::schedule::{Rule, ScheduleObject};
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::source::SourceObject;
-use objblk::format::mirror::MirrorState;
 use objblk::format::stores::{StoreEntry, StoreId, StoreObject, StoresObject, TermPlacement};
 use objblk::format::stream::{StreamEntry, StreamHeader, StreamPosition, StreamState};
 use objblk::format::volume::{EpochObject, VolumeObject};

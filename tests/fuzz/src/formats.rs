@@ -14,6 +14,7 @@ use objblk::format::keys::{ChunkId, MapObjectId};
 use objblk::format::map_object::{
     DirectoryEntry, ItemKind, MapObjectBuilder, check_item, parse_directory,
 };
+use objblk::format::mirror::MirrorState;
 use objblk::format::page::{
     ItemRef, encode_chunk_page, encode_leaf, encode_map_page, parse_chunk_page, parse_leaf,
     parse_map_page,
@@ -28,7 +29,6 @@ use objblk::format::record::Record;
 use objblk::format::schedule::ScheduleObject;
 use objblk::format::sealed;
 use objblk::format::snapshot::SnapshotObject;
-use objblk::format::mirror::MirrorState;
 use objblk::format::stores::{StoreObject, StoresObject, TermPlacement};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{FormatResult, VolumeId};
