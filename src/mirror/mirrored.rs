@@ -14,6 +14,7 @@ use crate::units::Epoch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::pin::pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -42,6 +43,8 @@ pub(super) struct Mirrored {
     pub spread: Arc<Spread>,
     replicas: Vec<StoreId>,
     patience: Duration,
+    /// Reads ask the second copy, and no other one.
+    pub second: Arc<AtomicBool>,
     known: watch::Sender<Arc<MirrorState>>,
     copies: Mutex<BTreeMap<Twin, Copy>>,
     /// Held while the chain is read or gets a state. What was offered last as an author: it may come late, so nothing else
@@ -65,12 +68,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Mirrored {
-    fn new(spread: &Arc<Spread>, patience: Duration, state: MirrorState) -> Arc<Mirrored> {
+    fn new(
+        spread: &Arc<Spread>,
+        patience: Duration,
+        second: &Arc<AtomicBool>,
+        state: MirrorState,
+    ) -> Arc<Mirrored> {
         Arc::new(Mirrored {
             id: state.volume,
             spread: spread.clone(),
             replicas: state.replicas.clone(),
             patience,
+            second: second.clone(),
             known: watch::Sender::new(Arc::new(state)),
             copies: Mutex::default(),
             chain: tokio::sync::Mutex::default(),
@@ -85,10 +94,9 @@ impl Mirrored {
     /// # Errors
     /// Those of the stores; unavailable, where the newest state cannot be known.
     pub async fn find(
-        spread: &Arc<Spread>,
-        asker: Asker,
+        (spread, asker, patience): (&Arc<Spread>, Asker, Duration),
         id: VolumeId,
-        patience: Duration,
+        second: &Arc<AtomicBool>,
     ) -> StoreResult<Arc<Mirrored>> {
         let home = spread.home(asker);
         let Some(state) = newest(&**home, id).await? else {
@@ -96,7 +104,7 @@ impl Mirrored {
             let text = "the volume is mirrored, and no state of its copies is there";
             return Err(StoreError::new(StoreErrorKind::Invalid, Op::List, object, text));
         };
-        let volume = Mirrored::new(spread, patience, state);
+        let volume = Mirrored::new(spread, patience, second, state);
         volume.look_again(asker).await?;
         Ok(volume)
     }
@@ -106,14 +114,13 @@ impl Mirrored {
     /// # Errors
     /// Those of the stores.
     pub async fn begin(
-        spread: &Arc<Spread>,
-        asker: Asker,
+        (spread, asker, patience): (&Arc<Spread>, Asker, Duration),
         id: VolumeId,
         other: StoreId,
-        patience: Duration,
+        second: &Arc<AtomicBool>,
     ) -> StoreResult<Arc<Mirrored>> {
         let state = MirrorState::first(id, [StoreId::HOME, other], Uuid::new_v4());
-        let volume = Mirrored::new(spread, patience, state.clone());
+        let volume = Mirrored::new(spread, patience, second, state.clone());
         for store in state.decided_by() {
             volume.offered(asker, store, &state).await.map_err(Halt::into_error)?;
         }

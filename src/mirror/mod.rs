@@ -52,6 +52,7 @@ use crate::spread::{Asker, Spread};
 use crate::store::{GetRange, Op, Store, StoreError, StoreErrorKind, StoreResult};
 use mirrored::Mirrored;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -71,6 +72,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Mirror {
     spread: Arc<Spread>,
     patience: Duration,
+    /// Reads ask the second copy, and no other one.
+    second: Arc<AtomicBool>,
     /// What is known of volumes; `None`: it is not mirrored.
     volumes: Mutex<HashMap<VolumeId, Option<Arc<Mirrored>>>>,
 }
@@ -78,7 +81,8 @@ pub struct Mirror {
 impl Mirror {
     /// Those of the pool in `spread`.
     pub fn new(spread: Arc<Spread>, patience: Duration) -> Arc<Mirror> {
-        Arc::new(Mirror { spread, patience, volumes: Mutex::default() })
+        let second = Arc::default();
+        Arc::new(Mirror { spread, patience, second, volumes: Mutex::default() })
     }
 
     /// The store of the pool, with its mirrored volumes.
@@ -95,6 +99,11 @@ impl Mirror {
             None => Ok(None),
             Some(volume) => volume.present(Asker::Setup).await.map(Some),
         }
+    }
+
+    /// From now on, reads ask the second of two complete copies, and never the first one: for who examines it.
+    pub fn read_second(&self) {
+        self.second.store(true, Relaxed);
     }
 
     fn known(&self, id: VolumeId) -> Option<Option<Arc<Mirrored>>> {
@@ -140,7 +149,7 @@ impl Mirror {
         if self.spread.version().object.number == 0 {
             self.spread.refresh(asker).await?;
         }
-        let volume = Mirrored::find(&self.spread, asker, id, self.patience).await?;
+        let volume = Mirrored::find((&self.spread, asker, self.patience), id, &self.second).await?;
         Ok(self.note(id, Some(volume)))
     }
 
@@ -160,7 +169,8 @@ impl Mirror {
             let object = keys::volume(id).to_string();
             return Err(StoreError::new(StoreErrorKind::Invalid, Op::Put, object, text));
         };
-        let volume = Mirrored::begin(&self.spread, asker, id, *other, self.patience).await?;
+        let volume =
+            Mirrored::begin((&self.spread, asker, self.patience), id, *other, &self.second).await?;
         self.note(id, Some(volume.clone()));
         Ok(volume)
     }

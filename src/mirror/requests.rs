@@ -14,6 +14,7 @@ use crate::store::{
 use crate::units::Epoch;
 use bytes::Bytes;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -74,6 +75,7 @@ impl Mirrored {
     fn decides(&self, state: &MirrorState) -> Twin {
         match mutant::on(Mutant::ReplicaStaleRead) {
             true => Twin { store: StoreId::HOME, generation: 1 },
+            false if self.second.load(Relaxed) => state.in_sync[state.in_sync.len() - 1],
             false => state.in_sync[0],
         }
     }
@@ -102,7 +104,8 @@ impl Mirrored {
         let request = |state: Arc<MirrorState>| async move {
             let twin = self.decides(&state);
             let mut first = std::pin::pin!(self.get_at(asker, twin, key, range));
-            let Some(other) = state.in_sync.get(1) else { return first.await };
+            let other = state.in_sync.get(1).filter(|other| **other != twin);
+            let Some(other) = other else { return first.await };
             tokio::select! {
                 biased;
                 answer = &mut first => match answer {

@@ -182,6 +182,11 @@ impl Backend {
         }
     }
 
+    /// From now on, reads of mirrored volumes ask the second copy alone.
+    pub fn read_second_copies(&self) {
+        self.mirror.iter().for_each(|mirror| mirror.read_second());
+    }
+
     /// The paths to a bucket.
     pub fn paths(&self) -> Option<&S3Paths> {
         self.paths.as_ref()
