@@ -51,7 +51,8 @@ async fn second_copies(backend: &Backend, check: &args::Check, report: &mut Repo
     }
     for (name, store) in twice {
         let doctor = Doctor::new(&backend.pool, check.data, rate);
-        let examined = doctor.check(&name.parse()?);
+        let name = name.parse()?;
+        let examined = doctor.check(&name);
         let second = watched(examined, doctor.progress(), check.progress).await?;
         report.clean &= second.clean;
         report.requests += second.requests;

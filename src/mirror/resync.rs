@@ -153,11 +153,12 @@ impl Mirrored {
         let jobs = wanted.iter().filter_map(|(key, size)| {
             let keeps_name = is_bulk(self.id, key) && !target.shadows.contains(key);
             let need = need(*size, there.get(key).copied(), keeps_name);
-            (need != Need::Nothing).then_some(key)
+            (need != Need::Nothing).then(|| key.clone())
         });
-        let jobs: Vec<&Key> = jobs.collect();
+        let jobs: Vec<Key> = jobs.collect();
         let (source, target) = (&source, &target);
-        let copies = stream::iter(jobs).map(|key| self.copy_one(asker, source, target, key));
+        let copies = stream::iter(jobs)
+            .map(|key| async move { self.copy_one(asker, source, target, &key).await });
         let mut done = Done::default();
         let copied: Vec<Option<u64>> = copies.buffer_unordered(PARALLEL).try_collect().await?;
         for bytes in copied.into_iter().flatten() {
