@@ -101,7 +101,7 @@ impl Mirrored {
         let home = spread.home(asker);
         let Some(state) = newest(&**home, id).await? else {
             let object = address(&home.url(), &keys::mirror_states(id));
-            let text = "the volume is mirrored, and no state of its copies is there";
+            let text = "no state of the volume is there: the store was wiped, or is not mounted";
             return Err(StoreError::new(StoreErrorKind::Invalid, Op::List, object, text));
         };
         let volume = Mirrored::new(spread, patience, second, state);

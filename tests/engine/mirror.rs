@@ -345,7 +345,8 @@ async fn either_store_may_vanish_and_come_back() {
         let begun = tokio::time::Instant::now();
         assert!(put(&volume, 0, 2, 60).await, "{lost}");
         let stalled = begun.elapsed();
-        assert!((PATIENCE..PATIENCE * 2).contains(&stalled), "{stalled:?}");
+        let little = Duration::from_secs(1);
+        assert!((PATIENCE - little..PATIENCE * 2).contains(&stalled), "{stalled:?}");
         for piece in 1..PIECES {
             assert!(put(&volume, piece, 2, 1).await);
             assert!(has(&volume, piece, 2).await);
@@ -401,20 +402,22 @@ async fn a_taker_needs_all_that_is_in_sync() {
     volume.abandon();
 }
 
-/// What was written to a place that is another one when it comes back was not written at all.
+/// A store that answers and has nothing is no copy.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_was_wiped_is_not_in_sync() {
-    let world = World::new().await;
-    let process = world.now().await;
-    let volume = process.open(world.id, 1).await.unwrap();
-    assert!(put(&volume, 0, 1, 5).await);
-    volume.close().await.unwrap();
-    let home = &world.places[HOME];
-    for object in list_all(home, &keys::mirror(world.id)).await.unwrap() {
-        home.delete(&[object.key]).await.unwrap();
+    for wiped in [HOME, FAR] {
+        let world = World::new().await;
+        let process = world.now().await;
+        let volume = process.open(world.id, 1).await.unwrap();
+        assert!(put(&volume, 0, 1, 5).await);
+        volume.close().await.unwrap();
+        let place = &world.places[wiped];
+        for object in list_all(place, &keys::mirror(world.id)).await.unwrap() {
+            place.delete(&[object.key]).await.unwrap();
+        }
+        let refused = world.now().await.open(world.id, 2).await.err().map(|e| e.to_string());
+        assert!(refused.as_ref().is_some_and(|e| e.contains("wiped, or is not")), "{refused:?}");
     }
-    let refused = process.open(world.id, 2).await.unwrap_err();
-    assert!(refused.to_string().contains("wiped, or is not mounted"), "{refused}");
 }
 
 /// A scene in which a store leaves and comes back; returns what was acknowledged.
@@ -623,7 +626,8 @@ fn run_random(seeds: std::ops::Range<u64>) -> (u32, u32) {
             .start_paused(true)
             .build()
             .unwrap();
-        let (flushed, taken) = runtime.block_on(random(seed));
+        let run = timeout(Duration::from_secs(10_000), random(seed));
+        let (flushed, taken) = runtime.block_on(async { run.await }).expect("it hangs");
         all = (all.0 + flushed, all.1 + taken);
     }
     all
