@@ -328,13 +328,16 @@ impl Mirrored {
         self.at(asker, store, delete).await
     }
 
-    /// Deletes what is left of a volume that is removed. What a store that is away has, stays there.
-    pub async fn erase(&self, asker: Asker) -> StoreResult<()> {
+    /// Deletes what is left of a volume that is removed, but for its states, or, if it is not `described` any more, with them. What a store that is
+    /// away has, stays there.
+    pub async fn erase(&self, asker: Asker, described: bool) -> StoreResult<()> {
         let state = self.known();
         for store in &state.replicas {
             let erase = |at: Arc<dyn Store>| async move {
                 let all = crate::store::list_all(&*at, &keys::mirror(self.id)).await?;
-                let names: Vec<Key> = all.into_iter().map(|object| object.key).collect();
+                let names = all.into_iter().map(|object| object.key);
+                let is_state = |name: &Key| keys::parse_mirror_state(self.id, name).is_some();
+                let names: Vec<Key> = names.filter(|name| !described || !is_state(name)).collect();
                 for names in names.chunks(crate::store::MAX_PAGE) {
                     at.delete(names).await?;
                 }

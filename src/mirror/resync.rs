@@ -6,10 +6,11 @@
 use super::chain::{Halt, missing_is_away, offer};
 use super::copy::{Copy, is_bulk};
 use super::mirrored::Mirrored;
+use crate::format::keys;
 use crate::format::mirror::{MirrorState, Twin};
 use crate::mutant::{self, Mutant};
 use crate::spread::{Asker, FENCE_MAX};
-use crate::store::{GetRange, Key, Store, StoreErrorKind};
+use crate::store::{GetRange, Key, MAX_PAGE, Store, StoreErrorKind, list_all};
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use std::collections::BTreeMap;
@@ -91,7 +92,7 @@ impl Mirrored {
             Some(_) => state.clone(),
             None => {
                 let there = |at: Arc<dyn Store>| async move {
-                    at.list(&crate::format::keys::mirror_states(self.id), None, 1).await
+                    at.list(&keys::mirror_states(self.id), None, 1).await
                 };
                 let page = self.at(asker, store, there).await?;
                 let Some(next) = state.joining(state.term).filter(|_| !page.objects.is_empty())
@@ -121,6 +122,7 @@ impl Mirrored {
         }
         let Some(next) = state.joined(state.term) else { return Ok(()) };
         if self.advance(asker, &state, next).await? {
+            self.clean(asker, to).await?;
             tracing::info!(
                 "store {store} has all of volume {} again: {} objects ({} bytes) copied, {} deleted",
                 self.id,
@@ -130,6 +132,24 @@ impl Mirrored {
             );
         }
         Ok(())
+    }
+
+    /// Deletes what copies of former generations have left in a store.
+    async fn clean(&self, asker: Asker, of: Twin) -> Result<(), Halt> {
+        let clean = |at: Arc<dyn Store>| async move {
+            let all = list_all(&*at, &keys::mirror(self.id)).await?;
+            let names = all.into_iter().map(|object| object.key);
+            let is_former = |name: &Key| {
+                let generation = keys::parse_mirror_generation(self.id, name);
+                generation.is_some_and(|generation| generation < of.generation)
+            };
+            let former: Vec<Key> = names.filter(is_former).collect();
+            for names in former.chunks(MAX_PAGE) {
+                at.delete(names).await?;
+            }
+            Ok(())
+        };
+        self.at(asker, of.store, clean).await
     }
 
     /// The copy with what lies in it by names of its own, as of now.

@@ -108,8 +108,9 @@ impl Store for MirrorStore {
                 continue;
             }
             // What says that the volume is mirrored goes last.
-            volume.erase(self.asker).await?;
+            volume.erase(self.asker, true).await?;
             self.inner.delete(&[description]).await?;
+            volume.erase(self.asker, false).await?;
             self.mirror.forget(id);
         }
         match others.is_empty() {
