@@ -34,6 +34,8 @@ pub enum Mutant {
     WatchIgnored,
     /// A new owner begins in the slot of its fence.
     SlotReused,
+    /// A chunk's data is put in order, and the map has it where it was.
+    MapNotInOrder,
     /// The last record of a chunk is not replayed.
     RecordNotReplayed,
     /// A trim changes the map and not the log.
@@ -161,7 +163,7 @@ pub enum Mutant {
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`,
     /// those of mirrored volumes for `tests/engine/mirror.rs`, the others of sealed objects for `seal/key.rs`.
-    pub const ALL: [Mutant; 64] = [
+    pub const ALL: [Mutant; 65] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
         Mutant::CommitOverGap,
@@ -175,6 +177,7 @@ impl Mutant {
         Mutant::NewerClaimIgnored,
         Mutant::WatchIgnored,
         Mutant::SlotReused,
+        Mutant::MapNotInOrder,
         Mutant::RecordNotReplayed,
         Mutant::TrimNotLogged,
         Mutant::ShrinkKeepsData,

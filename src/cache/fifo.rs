@@ -8,6 +8,9 @@
 //! only its hash is remembered, so that it goes to the main queue when it is soon asked for again. A
 //! hit moves nothing: it counts up to three.
 //!
+//! An entry whose time is up may go on in the main queue as something lighter ([`Lighten`]): of what is
+//! used again and again in small parts, nearly as many parts find a place as if they had come alone.
+//!
 //! Split into shards by hash, so that queues of a frontend seldom meet at one lock. Hashes have no
 //! seed: the same calls have the same outcome, which simulated worlds need, and keys are our own
 //! names.
@@ -27,6 +30,17 @@ const SHARDS_MAX: u64 = 16;
 const SMALL_PART: u64 = 4;
 /// Uses that are counted.
 const USES_MAX: u8 = 3;
+
+/// What an entry does before it is put out.
+pub trait Lighten: Sized {
+    /// Keeps what was used of it, if that is much less than all: its new weight, and what is left over.
+    fn lighten(&mut self) -> Option<(u64, Self)> {
+        None
+    }
+
+    /// It takes the place of `before`, which was lighter.
+    fn succeed(&mut self, _before: &Self) {}
+}
 
 /// Entries up to a total weight. Invariant: the weight of all entries is at most the capacity after
 /// every call.
@@ -67,7 +81,7 @@ struct Queue {
     weight: u64,
 }
 
-impl<K: Hash + Eq + Copy, V> FifoCache<K, V> {
+impl<K: Hash + Eq + Copy, V: Lighten> FifoCache<K, V> {
     /// An empty cache of `capacity` (in the unit of the weights given to [`Self::insert`]).
     pub fn new(capacity: u64) -> FifoCache<K, V> {
         let shards = (capacity / SHARD_WEIGHT).clamp(1, SHARDS_MAX);
@@ -79,28 +93,37 @@ impl<K: Hash + Eq + Copy, V> FifoCache<K, V> {
         }
     }
 
-    /// What `look` says of the value of `key`, while the entry is locked: be short. It counts as a
-    /// use of it where `counts` says so: the parts of a scan are none.
-    pub fn with<R>(&self, key: &K, counts: bool, look: impl FnOnce(&V) -> R) -> Option<R> {
+    /// What `look` says of the value of `key`, while the entry is locked: be short. Where it says something,
+    /// that counts as a use of the entry if `counts` says so: the parts of a scan are none.
+    pub fn with<R>(
+        &self,
+        key: &K,
+        counts: bool,
+        look: impl FnOnce(&mut V) -> Option<R>,
+    ) -> Option<R> {
         let hash = self.hashing.hash_one(key);
         let mut shard = self.shard(hash);
         let slot = shard.find(hash, key)?;
-        shard.hits += 1;
         let entry = shard.slots[slot as usize].as_mut()?;
+        let said = look(&mut entry.value)?;
         if counts && entry.uses < USES_MAX {
             entry.uses += 1;
         }
-        Some(look(&entry.value))
+        shard.hits += 1;
+        Some(said)
     }
 
-    /// True where `key` is there; is no use of it, and is not counted.
-    pub fn contains(&self, key: &K) -> bool {
+    /// What `look` says of the value of `key`; is no use of it, and is not counted.
+    pub fn peek<R>(&self, key: &K, look: impl FnOnce(&mut V) -> R) -> Option<R> {
         let hash = self.hashing.hash_one(key);
-        self.shard(hash).find(hash, key).is_some()
+        let mut shard = self.shard(hash);
+        let slot = shard.find(hash, key)?;
+        shard.slots[slot as usize].as_mut().map(|entry| look(&mut entry.value))
     }
 
     /// Puts an entry in, and as many others out as that takes. One that is heavier than a shard is
-    /// not kept; one that is there stays as it is, since a key names something immutable.
+    /// not kept; one that is there stays as it is, since a key names something immutable, unless it has
+    /// become lighter.
     pub fn insert(&self, key: K, value: V, weight: u64) {
         self.insert_made(key, weight, |_| value);
     }
@@ -111,7 +134,7 @@ impl<K: Hash + Eq + Copy, V> FifoCache<K, V> {
         let hash = self.hashing.hash_one(key);
         let out = {
             let mut shard = self.shard(hash);
-            if weight > shard.capacity || shard.find(hash, &key).is_some() {
+            if weight > shard.capacity || shard.holds(hash, &key, weight) {
                 return;
             }
             shard.make_room(weight)
@@ -119,7 +142,7 @@ impl<K: Hash + Eq + Copy, V> FifoCache<K, V> {
         let value = make(out);
         let mut shard = self.shard(hash);
         // Somebody else may have put it in meanwhile: names are of immutable things.
-        if shard.find(hash, &key).is_none() {
+        if !shard.holds(hash, &key, weight) {
             drop(shard.make_room(weight));
             shard.insert(Entry { hash, key, value, weight, uses: 0, in_main: false });
         }
@@ -163,7 +186,7 @@ fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<K: Hash + Eq + Copy, V> Shard<K, V> {
+impl<K: Hash + Eq + Copy, V: Lighten> Shard<K, V> {
     fn new(capacity: u64) -> Shard<K, V> {
         Shard {
             capacity,
@@ -186,22 +209,24 @@ impl<K: Hash + Eq + Copy, V> Shard<K, V> {
         self.index.find(hash, is_it).copied()
     }
 
-    /// Puts entries out until `weight` fits. Returns the last of them.
+    /// True where the entry is there, and not lighter.
+    fn holds(&self, hash: u64, key: &K, weight: u64) -> bool {
+        let entry = self.find(hash, key).and_then(|slot| self.slots[slot as usize].as_ref());
+        entry.is_some_and(|entry| entry.weight >= weight)
+    }
+
+    /// Puts entries out until `weight` fits. Returns the last that was put out.
     fn make_room(&mut self, weight: u64) -> Option<V> {
         let mut out = None;
         while self.weight() + weight > self.capacity {
-            let Some(entry) = self.evict() else { break };
-            if !entry.in_main {
-                let remembered = self.index.len();
-                self.ghosts.add(entry.hash, remembered);
-            }
-            out = Some(entry.value);
+            let Some(value) = self.evict() else { break };
+            out = Some(value);
         }
         out
     }
 
-    /// Takes out what is least worth keeping.
-    fn evict(&mut self) -> Option<Entry<K, V>> {
+    /// Takes out what is least worth keeping: an entry, or what it does without.
+    fn evict(&mut self) -> Option<V> {
         loop {
             let from_small =
                 self.small.weight > self.capacity / SMALL_PART || self.main.order.is_empty();
@@ -210,25 +235,49 @@ impl<K: Hash + Eq + Copy, V> Shard<K, V> {
             let place = &mut self.slots[slot as usize];
             let Some(entry) = place else { continue };
             queue.weight -= entry.weight;
-            if entry.uses > 0 {
+            let stays = entry.uses > 0;
+            // What goes on from the small queue has not been there for long enough to tell.
+            let left_over = if from_small && stays { None } else { entry.value.lighten() };
+            let left_over = left_over.map(|(weight, value)| {
+                entry.weight = weight;
+                value
+            });
+            if stays || left_over.is_some() {
                 // In the small queue one use is enough, and starts anew.
-                entry.uses = if from_small { 0 } else { entry.uses - 1 };
+                entry.uses = if from_small { 0 } else { entry.uses.saturating_sub(1) };
                 entry.in_main = true;
                 self.main.weight += entry.weight;
                 self.main.order.push_back(slot);
-                continue;
+                match left_over {
+                    Some(value) => return Some(value),
+                    None => continue,
+                }
             }
             self.unused.push(slot);
             let entry = place.take()?;
             if let Ok(found) = self.index.find_entry(entry.hash, |at| *at == slot) {
                 found.remove();
             }
-            return Some(entry);
+            if !entry.in_main {
+                let remembered = self.index.len();
+                self.ghosts.add(entry.hash, remembered);
+            }
+            return Some(entry.value);
         }
     }
 
     fn insert(&mut self, mut entry: Entry<K, V>) {
         let (hash, weight) = (entry.hash, entry.weight);
+        if let Some(slot) = self.find(hash, &entry.key)
+            && let Some(lighter) = self.slots[slot as usize].as_mut()
+        {
+            let queue = if lighter.in_main { &mut self.main } else { &mut self.small };
+            queue.weight += weight - lighter.weight;
+            entry.value.succeed(&lighter.value);
+            (lighter.value, lighter.weight) = (entry.value, weight);
+            lighter.uses = USES_MAX.min(lighter.uses + 1);
+            return;
+        }
         entry.in_main = self.ghosts.remove(hash);
         let queue = if entry.in_main { &mut self.main } else { &mut self.small };
         let slot = self.unused.pop().unwrap_or_else(|| {
@@ -271,8 +320,15 @@ impl Ghosts {
 mod tests {
     use super::*;
 
+    impl Lighten for u32 {}
+    impl Lighten for Vec<u8> {}
+
     fn get(cache: &FifoCache<u32, u32>, key: u32) -> Option<u32> {
-        cache.with(&key, true, |value| *value)
+        cache.with(&key, true, |value| Some(*value))
+    }
+
+    fn is_there(cache: &FifoCache<u32, u32>, key: u32) -> bool {
+        cache.peek(&key, |_| ()).is_some()
     }
 
     #[test]
@@ -284,7 +340,7 @@ mod tests {
         }
         for key in 1000..9000 {
             cache.insert(key, key, 1);
-            cache.with(&key, false, |_| ());
+            cache.with(&key, false, |_| Some(()));
             assert!(cache.weight() <= 100);
         }
         assert!((0..50).all(|key| get(&cache, key) == Some(key * 2)));
@@ -318,7 +374,7 @@ mod tests {
                 assert!((0..9).all(|_| get(&cache, key).is_some()));
             }
         }
-        assert_eq!((0..500).filter(|key| cache.contains(key)).count(), 0);
+        assert_eq!((0..500).filter(|key| is_there(&cache, *key)).count(), 0);
         assert!(cache.weight() > 90);
     }
 
@@ -333,8 +389,48 @@ mod tests {
             reused = out.is_some();
             out.unwrap_or_default()
         });
-        assert!(reused && cache.contains(&9) && cache.weight() == 3 * 64);
+        assert!(reused && cache.peek(&9, |_| ()).is_some() && cache.weight() == 3 * 64);
         cache.insert(10, vec![0; 200], 200);
-        assert!(!cache.contains(&10));
+        assert!(cache.peek(&10, |_| ()).is_none());
+    }
+
+    /// Weighs 16; 1 once it is lighter.
+    #[derive(Debug)]
+    struct Large {
+        light: bool,
+    }
+
+    impl Lighten for Large {
+        fn lighten(&mut self) -> Option<(u64, Large)> {
+            let left_over = Large { light: false };
+            (!std::mem::replace(&mut self.light, true)).then_some((1, left_over))
+        }
+    }
+
+    #[test]
+    fn what_becomes_lighter_stays_as_long_as_it_is_used() {
+        let cache = FifoCache::new(160);
+        let whole = |key: &u32| cache.with(key, true, |l: &mut Large| (!l.light).then_some(()));
+        let part = |key: &u32| cache.with(key, true, |_| Some(()));
+        for _ in 0..20 {
+            for key in 0..50 {
+                if part(&key).is_none() {
+                    cache.insert(key, Large { light: false }, 16);
+                }
+                assert!(cache.weight() <= 160);
+            }
+        }
+        let before = cache.hits_and_misses().0;
+        assert_eq!((0..50).filter(|key| part(key).is_some()).count(), 50);
+        assert_eq!(cache.hits_and_misses().0, before + 50);
+        // All of it is asked for: it is whole again, and what says nothing is no use of it.
+        let light = (0..50).find(|key| whole(key).is_none()).unwrap();
+        let weight = cache.weight();
+        cache.insert(light, Large { light: false }, 16);
+        assert!(whole(&light).is_some() && cache.weight() > weight.min(160 - 16));
+        for key in 100..1000 {
+            cache.insert(key, Large { light: false }, 16);
+            assert!(cache.weight() <= 160);
+        }
     }
 }

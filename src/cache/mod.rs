@@ -7,5 +7,5 @@ pub mod disk;
 mod fifo;
 mod frames;
 
-pub use fifo::FifoCache;
+pub use fifo::{FifoCache, Lighten};
 pub use frames::{FrameCache, FrameId};

@@ -14,6 +14,7 @@
 pub mod commit;
 pub mod fetch;
 pub mod open_chunk;
+pub mod order;
 pub mod replay;
 pub mod upload;
 

@@ -1,5 +1,6 @@
 //! The chunk that writes go to, until it is sealed.
 
+use super::order::{Payload, in_order};
 use crate::format::chunk::RECORDS_MAX;
 use crate::format::page::Location;
 use crate::format::record::{self, Record};
@@ -32,13 +33,15 @@ pub struct SealedChunk {
     /// What it does.
     pub records: Vec<Record>,
     /// Its data.
-    pub payload: Vec<u8>,
+    pub payload: Payload,
+    /// The data has other places than those at which it was appended: those in the records.
+    pub moved: bool,
 }
 
 impl SealedChunk {
     /// What it counts for in memory that waits for the store.
     pub fn weight(&self) -> u64 {
-        weight(&self.records, self.payload.len())
+        weight(&self.records, self.payload.weight())
     }
 }
 
@@ -139,18 +142,23 @@ impl OpenChunk {
         &self.payload
     }
 
-    /// Ends the chunk; writes go on in an empty one in the next slot.
+    /// Ends the chunk, whose data is [in order](super::order) from now on; writes go on in an empty one in the
+    /// next slot.
     pub fn seal(&mut self, committed: Seq) -> SealedChunk {
         let seq = self.seq;
         self.seq = seq.next();
         self.changed = false;
         let records = std::mem::take(&mut self.records);
-        let mut payload = std::mem::take(&mut self.payload);
+        let bytes = std::mem::take(&mut self.payload);
+        let (moved, records, mut payload) = match in_order(&records) {
+            Some((sorted, moves)) => (true, sorted, Payload::moved(bytes, moves)),
+            None => (false, records, Payload::new(bytes)),
+        };
         if payload.len() < self.capacity / SMALL_PART {
-            let small = payload.as_slice().to_vec();
-            self.reuse(std::mem::replace(&mut payload, small));
+            let small = Payload::new(payload.contiguous(Vec::new()).into_owned());
+            self.reuse(std::mem::replace(&mut payload, small).into_memory());
         }
-        SealedChunk { seq, committed, records, payload }
+        SealedChunk { seq, committed, records, payload, moved }
     }
 
     /// Takes the memory of a payload that nobody needs any more for one to come.

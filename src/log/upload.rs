@@ -19,6 +19,7 @@ use crate::store::{GetRange, Key, ReadBack, Store, StoreError, StoreErrorKind, S
 use crate::units::{Epoch, Seq};
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -109,14 +110,11 @@ impl Uploader {
         self.spares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the memory of an encoded chunk for the next one.
-    fn reuse(&self, body: Bytes) {
-        // A store in memory still has it.
-        if body.is_unique() && body.len() >= SPARE_MIN {
-            let mut spares = self.spares();
-            if spares.len() < SPARES_MAX {
-                spares.push(Vec::from(body));
-            }
+    /// Keeps memory for the next chunk.
+    fn reuse(&self, memory: Vec<u8>) {
+        let mut spares = self.spares();
+        if memory.capacity() >= SPARE_MIN && spares.len() < SPARES_MAX {
+            spares.push(memory);
         }
     }
 
@@ -129,7 +127,10 @@ impl Uploader {
         let body = self.encode(&chunk, memory).await;
         let key = keys::slot(self.volume, seq, self.epoch);
         put_slot(&*self.store, &key, &body).await?;
-        self.reuse(body);
+        // A store in memory still has it.
+        if body.is_unique() && body.len() >= SPARE_MIN {
+            self.reuse(Vec::from(body));
+        }
         sink.stored(&chunk);
         Ok(seq)
     }
@@ -137,6 +138,10 @@ impl Uploader {
     /// The chunk's object. Whoever else has something to do gets a turn after each millisecond or so of
     /// that, so that no read waits for a whole chunk.
     async fn encode(&self, chunk: &SealedChunk, memory: Vec<u8>) -> Bytes {
+        let payload = chunk.payload.contiguous(match chunk.payload.is_moved() {
+            true => self.spares().pop().unwrap_or_default(),
+            false => Vec::new(),
+        });
         let parts = ChunkParts {
             volume: self.volume,
             epoch: self.epoch,
@@ -144,7 +149,7 @@ impl Uploader {
             committed: chunk.committed,
             sealed_at_ms: self.clock.now_ms(),
             records: &chunk.records,
-            payload: &chunk.payload,
+            payload: &payload,
             compression: self.compression,
         };
         let mut encoder = parts.encoder(memory);
@@ -167,7 +172,11 @@ impl Uploader {
                 tokio::task::yield_now().await;
             }
         }
-        Bytes::from(encoder.finish())
+        let object = encoder.finish();
+        if let Cow::Owned(memory) = payload {
+            self.reuse(memory);
+        }
+        Bytes::from(object)
     }
 
     fn sampling(&self) -> Sampling {

@@ -25,7 +25,8 @@ use base::{leaf_index, leaf_range};
 use recent::Recent;
 
 use crate::format::page::{Extent, Location};
-use crate::units::{Sector, SectorCount, SectorRange};
+use crate::format::record::Record;
+use crate::units::{Sector, SectorCount, SectorRange, Seq};
 
 /// Where a run of sectors is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,16 @@ impl Map {
     /// `range` now has its contents at `target`.
     pub fn insert(&mut self, range: SectorRange, target: Target) {
         self.active.insert(range, target);
+    }
+
+    /// The data of these records, all of which the active overlay has in the chunk `seq`, is at their places from
+    /// now on.
+    pub fn moved(&mut self, seq: Seq, records: &[Record]) {
+        for record in records {
+            if let Record::Data { range, offset } = *record {
+                self.active.replace(range, Target::Data(Location { seq, offset }));
+            }
+        }
     }
 
     /// Where the whole of `range` is stored contiguously by changes since the last freeze.

@@ -130,6 +130,7 @@ fn changes_contents(record: &Record) -> bool {
 mod tests {
     use super::*;
     use crate::format::SnapshotId;
+    use crate::log::order::Payload;
 
     #[test]
     fn what_only_memory_has_stays_there() {
@@ -138,8 +139,8 @@ mod tests {
         for (seq, records) in
             [vec![Record::EpochStart], vec![snapshot], vec![Record::Close]].into_iter().enumerate()
         {
-            let (seq, payload) = (Seq(seq as u64), vec![0; 512]);
-            let chunk = SealedChunk { seq, committed: Seq(0), records, payload };
+            let (seq, payload) = (Seq(seq as u64), Payload::new(vec![0; 512]));
+            let chunk = SealedChunk { seq, committed: Seq(0), records, payload, moved: false };
             backlog.push(Arc::new(chunk), Instant::now());
         }
         backlog.spill(0, |_| true);

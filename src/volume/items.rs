@@ -2,7 +2,7 @@
 
 use super::gather::runs;
 use super::options::{MapStatus, Stores};
-use crate::cache::FifoCache;
+use crate::cache::{FifoCache, Lighten};
 use crate::error::{Error, Result};
 use crate::flight::{Flights, Lead, Turn};
 use crate::format::FormatError;
@@ -40,6 +40,8 @@ impl Item {
         bytes as u64 + 128
     }
 }
+
+impl Lighten for Item {}
 
 /// Why an item could not be had.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -123,7 +125,7 @@ impl Items {
     pub async fn leaves(&self, wanted: &[ItemRef]) -> Vec<Result<Arc<Vec<Extent>>>> {
         let mut leads = Vec::new();
         let ask = |item: &ItemRef| {
-            if let Some(found) = self.cache.with(item, true, Item::clone) {
+            if let Some(found) = self.cache.with(item, true, |found| Some(found.clone())) {
                 return Asked::Found(found);
             }
             Asked::Waits(match self.flights.join(*item) {
@@ -208,7 +210,7 @@ impl Items {
     }
 
     async fn get(&self, store: &dyn Store, kind: ItemKind, item: ItemRef) -> ItemResult<Item> {
-        if let Some(found) = self.cache.with(&item, true, Item::clone) {
+        if let Some(found) = self.cache.with(&item, true, |found| Some(found.clone())) {
             return Ok(found);
         }
         match self.flights.join(item) {
@@ -286,18 +288,18 @@ fn wrong_kind(item: Item) -> Error {
 
 impl ItemSource for Items {
     fn map_page(&self, item: ItemRef) -> Option<Arc<MapPage>> {
-        let look = |item: &Item| match item {
+        let look = |item: &mut Item| match item {
             Item::MapPage(page) => Some(page.clone()),
             _ => None,
         };
-        self.cache.with(&item, true, look)?
+        self.cache.with(&item, true, look)
     }
 
     fn leaf(&self, item: ItemRef) -> Option<Arc<Vec<Extent>>> {
-        let look = |item: &Item| match item {
+        let look = |item: &mut Item| match item {
             Item::Leaf(leaf) => Some(leaf.clone()),
             _ => None,
         };
-        self.cache.with(&item, true, look)?
+        self.cache.with(&item, true, look)
     }
 }

@@ -186,7 +186,9 @@ impl Shared {
         let frame = |index: u32| {
             let from = (index as usize * FRAME_SIZE).min(chunk.payload.len());
             let to = (from + FRAME_SIZE).min(chunk.payload.len());
-            Bytes::copy_from_slice(&chunk.payload[from..to])
+            let mut frame = vec![0; to - from];
+            chunk.payload.copy((from as u64 / SECTOR_SIZE) as u32, &mut frame);
+            Bytes::from(frame)
         };
         Some(Ok(range.clone().map(frame).collect()))
     }

@@ -41,6 +41,13 @@ struct Part {
     len: usize,
 }
 
+impl Part {
+    /// The map names more of the chunk than there is.
+    fn beyond(&self) -> FetchError {
+        FetchError::Missing(self.frame.chunk.key())
+    }
+}
+
 /// Frames that were asked for; by somebody else, perhaps, who is told to hurry.
 type Pending = Vec<(FrameId, oneshot::Receiver<FetchResult<Bytes>>, Option<Urgent>)>;
 
@@ -88,17 +95,10 @@ impl Shared {
         };
         let frame = FrameId { chunk, index: place.offset / FRAME_SECTORS };
         let from = (place.offset % FRAME_SECTORS) as usize * SECTOR_SIZE as usize;
-        let Some(to) = from.checked_add(buf.len()).filter(|to| *to <= FRAME_SIZE) else {
+        if from + buf.len() > FRAME_SIZE {
             return Ok(false);
-        };
-        let copied = self.frames.with(&frame, !scan, |frame| match frame.get(from..to) {
-            Some(bytes) => {
-                buf.copy_from_slice(bytes);
-                true
-            }
-            None => false,
-        });
-        Ok(copied == Some(true))
+        }
+        Ok(self.frames.copy(&frame, !scan, from, buf) == Some(true))
     }
 
     async fn read_patiently(
@@ -218,8 +218,10 @@ impl Shared {
     ) -> FetchResult<()> {
         let mut rest: Vec<Part> = Vec::new();
         for part in parts {
-            match self.frames.with(&part.frame, !scan, |frame| copy(frame, part, buf)) {
-                Some(copied) => copied?,
+            let out = &mut buf[part.to..part.to + part.len];
+            match self.frames.copy(&part.frame, !scan, part.from, out) {
+                Some(true) => {}
+                Some(false) => return Err(part.beyond()),
                 None => {
                     self.frames.count_miss();
                     rest.push(*part);
@@ -236,7 +238,12 @@ impl Shared {
         }
         for part in &rest {
             match frames.get(&part.frame) {
-                Some(Ok(frame)) => copy(frame, part, buf)?,
+                Some(Ok(frame)) => {
+                    let from = frame.get(part.from..part.from + part.len);
+                    let from = from.ok_or_else(|| part.beyond())?;
+                    buf[part.to..part.to + part.len].copy_from_slice(from);
+                    self.frames.used(&part.frame, part.from, part.len);
+                }
                 Some(Err(why)) => return Err(why.clone()),
                 None => return Err(FetchError::Abandoned),
             }
@@ -435,13 +442,4 @@ fn split(chunk: ChunkId, place: Location, to: usize, len: usize, parts: &mut Vec
         parts.push(Part { frame, from, to, len: part });
         (sector, to, len) = (sector + (part / 512) as u32, to + part, len - part);
     }
-}
-
-fn copy(frame: &[u8], part: &Part, buf: &mut [u8]) -> FetchResult<()> {
-    let Some(from) = frame.get(part.from..part.from + part.len) else {
-        // The map names more of the chunk than there is.
-        return Err(FetchError::Missing(part.frame.chunk.key()));
-    };
-    buf[part.to..part.to + part.len].copy_from_slice(from);
-    Ok(())
 }

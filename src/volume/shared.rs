@@ -301,18 +301,18 @@ impl Shared {
 
     pub(super) fn cache_payload(&self, chunk: &SealedChunk) {
         let id = ChunkId { volume: self.id, epoch: self.epoch, seq: chunk.seq };
-        for (index, frame) in chunk.payload.chunks(FRAME_SIZE).enumerate() {
-            self.frames.insert(FrameId { chunk: id, index: index as u32 }, frame);
-        }
+        chunk.payload.for_each_part(FRAME_SIZE, |index, frame| {
+            self.frames.insert(FrameId { chunk: id, index }, frame);
+        });
     }
 
     /// The store has this chunk: it goes to the disk cache as well.
     fn offer_payload(&self, chunk: &SealedChunk) {
         let Some(disk) = &self.disk else { return };
         let id = ChunkId { volume: self.id, epoch: self.epoch, seq: chunk.seq };
-        for (index, frame) in chunk.payload.chunks(FRAME_SIZE).enumerate() {
-            disk.offer(FrameId { chunk: id, index: index as u32 }, frame);
-        }
+        chunk.payload.for_each_part(FRAME_SIZE, |index, frame| {
+            disk.offer(FrameId { chunk: id, index }, frame);
+        });
     }
 }
 

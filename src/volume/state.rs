@@ -298,15 +298,14 @@ impl State {
 
     /// Fills `out` with what is at `place`, if that is in a chunk in memory.
     pub fn copy_from_memory(&self, place: Location, out: &mut [u8]) -> bool {
-        let payload = if place.seq == self.open.seq() {
-            self.open.payload()
+        if place.seq == self.open.seq() {
+            let from = place.offset as usize * SECTOR_SIZE as usize;
+            out.copy_from_slice(&self.open.payload()[from..from + out.len()]);
         } else if let Some(Held::Memory(chunk)) = self.sealed.get(place.seq) {
-            &chunk.payload
+            chunk.payload.copy(place.offset, out);
         } else {
             return false;
-        };
-        let from = place.offset as usize * SECTOR_SIZE as usize;
-        out.copy_from_slice(&payload[from..from + out.len()]);
+        }
         true
     }
 
@@ -381,6 +380,9 @@ impl State {
     /// Ends the open chunk and sends it on its way, whatever is in it.
     pub fn seal(&mut self) {
         let chunk = Arc::new(self.open.seal(self.commit.next()));
+        if chunk.moved && !mutant::on(Mutant::MapNotInOrder) {
+            self.map.moved(chunk.seq, &chunk.records);
+        }
         if let Some(mirror) = &mut self.mirror {
             mirror.rotate();
         }
@@ -420,7 +422,7 @@ impl State {
         let committed = self.commit.complete(seq);
         for chunk in self.sealed.commit(committed) {
             if let Ok(chunk) = Arc::try_unwrap(chunk) {
-                self.open.reuse(chunk.payload);
+                self.open.reuse(chunk.payload.into_memory());
             }
         }
         if let Some(journal) = &mut self.journal {

@@ -33,6 +33,8 @@ mod engine;
 mod family;
 #[path = "../support/fault_proxy.rs"]
 mod fault_proxy;
+#[path = "speed/fuse.rs"]
+mod fuse;
 #[path = "../system/hosts.rs"]
 mod hosts;
 #[path = "../support/http.rs"]
@@ -55,6 +57,8 @@ mod served;
 mod sizes;
 #[path = "speed/store.rs"]
 mod store;
+#[path = "speed/storing.rs"]
+mod storing;
 #[path = "../system/table.rs"]
 mod table;
 #[path = "speed/ublk.rs"]
@@ -73,12 +77,13 @@ fn main() {
     // `cargo bench` passes options of the standard harness.
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (settings, wanted) = Settings::parse(&words);
-    let parts: [(&str, Part); 10] = [
+    let parts: [(&str, Part); 11] = [
         ("engine", engine::run),
         ("compressed", compressed::run),
         ("cache", cached::run),
         ("nbd", served::run),
         ("vhost", vhost::run),
+        ("fuse", fuse::run),
         ("store", store::run),
         ("ublk", ublk::run),
         ("cost", cost::run),

@@ -586,10 +586,17 @@ async fn random(seed: u64) -> (u32, u32) {
             _ => tokio::time::sleep(Duration::from_secs(rng.random_range(1..20))).await,
         }
     }
+    let owners = deposed.into_iter().chain(present).collect();
+    all_is_there(&world, seed, &model, owners).await;
+    (flushed, taken)
+}
+
+/// In the end, in each of the copies.
+async fn all_is_there(world: &World, seed: u64, model: &Model, owners: Vec<Owner>) {
     let process = world.now().await;
     let volume = process.open(world.id, 99).await;
     let volume = volume.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
-    for owner in deposed.iter().chain(&present) {
+    for owner in &owners {
         owner.volume.abandon();
     }
     for piece in 0..PIECES {
@@ -615,7 +622,6 @@ async fn random(seed: u64) -> (u32, u32) {
         }
     };
     world.each_alone(same).await;
-    (flushed, taken)
 }
 
 fn run_random(seeds: std::ops::Range<u64>) -> (u32, u32) {

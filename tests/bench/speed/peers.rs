@@ -32,7 +32,14 @@ struct Job {
     cold: bool,
 }
 
-const JOBS: [Job; 5] = [
+const JOBS: [Job; 6] = [
+    Job {
+        name: "cold 1 MiB reads in order of what was written so, 1 in flight",
+        unit: "MB/s",
+        args: &["--rw=read", "--bs=1m", "--iodepth=1", "--size=256m"],
+        seconds: None,
+        cold: true,
+    },
     Job {
         name: "4 KiB random writes and a flush, 32 in flight",
         unit: "MB/s",
@@ -55,7 +62,7 @@ const JOBS: [Job; 5] = [
         cold: false,
     },
     Job {
-        name: "cold 1 MiB reads in order, 1 in flight",
+        name: "cold 1 MiB reads in order of random writes, 1 in flight",
         unit: "MB/s",
         args: &["--rw=read", "--bs=1m", "--iodepth=1", "--size=256m"],
         seconds: None,

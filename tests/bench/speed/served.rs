@@ -1,14 +1,18 @@
 //! `objblk serve nbd` against nbdkit's memory plugin, with fio as the client of both, on unix sockets.
 
 use crate::contest::{Report, Settings, take_turns};
+use crate::storing::Storing;
 use crate::world::{Served, World, arg, tool};
 use serde_json::Value;
+use std::cell::Cell;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 
 const LIMIT: &str = "nbdkit memory";
+/// What goes on to a store is put there by somebody else, at the same rate.
+const STORING: &str = "nbdkit memory, and as many bytes put";
 const SIZE: &str = "256m";
 /// In flight on each connection.
 const DEPTH: &str = "--iodepth=32";
@@ -116,20 +120,23 @@ pub fn run(settings: &Settings, report: &mut Report) {
     }
     for connections in [1, 4] {
         let ours = Ours::new();
-        let figures = take_turns(
-            settings.rounds,
-            [
-                &mut || {
-                    let served = ours.serve();
-                    let rate = fio(&served.uri, "randwrite", connections, turn);
-                    served.stop();
-                    ours.delete();
-                    rate
-                },
-                &mut || fio(&limit.uri, "randwrite", connections, turn),
-            ],
-        );
+        let rate = Cell::new(0.0);
+        let mut write = || {
+            let served = ours.serve();
+            rate.set(fio(&served.uri, "randwrite", connections, turn));
+            served.stop();
+            ours.delete();
+            rate.get()
+        };
         let work = format!("buffered 4 KiB random writes, {connections} x 32 in flight");
+        let mut alone = || fio(&limit.uri, "randwrite", connections, turn);
+        let figures = take_turns(settings.rounds, [&mut write, &mut alone]);
         report.add(&work, "k/s", LIMIT, figures);
+        let mut storing = || {
+            let _storing = Storing::begin(rate.get() * 1e3 * 4096.0);
+            fio(&limit.uri, "randwrite", connections, turn)
+        };
+        let figures = take_turns(settings.rounds, [&mut write, &mut storing]);
+        report.add(&work, "k/s", STORING, figures);
     }
 }
