@@ -119,7 +119,7 @@ impl Mirrored {
             }
         };
         let bytes = self.by_state(asker, looks, request).await?;
-        self.rely(key);
+        self.rely(asker, key);
         Ok(bytes)
     }
 
@@ -135,7 +135,7 @@ impl Mirrored {
             self.at(asker, twin.store, head).await
         };
         let info = self.by_state(asker, |_| true, request).await?;
-        self.rely(key);
+        self.rely(asker, key);
         Ok(ObjectInfo { key: key.clone(), ..info })
     }
 
@@ -165,9 +165,10 @@ impl Mirrored {
         held.epoch.is_some() && !held.opening
     }
 
-    fn rely(&self, key: &Key) {
+    /// What an owner goes on from is read before its device is there.
+    fn rely(&self, asker: Asker, key: &Key) {
         let mut held = self.held();
-        if held.opening {
+        if held.opening && asker == Asker::Setup {
             held.relied.insert(key.clone());
         }
     }
