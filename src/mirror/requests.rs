@@ -73,11 +73,8 @@ impl Mirrored {
 
     /// The copy that is asked first.
     fn decides(&self, state: &MirrorState) -> Twin {
-        match mutant::on(Mutant::ReplicaStaleRead) {
-            true => Twin { store: StoreId::HOME, generation: 1 },
-            false if self.second.load(Relaxed) => state.in_sync[state.in_sync.len() - 1],
-            false => state.in_sync[0],
-        }
+        let second = self.second.load(Relaxed);
+        if second { state.in_sync[state.in_sync.len() - 1] } else { state.in_sync[0] }
     }
 
     async fn get_at(
@@ -102,7 +99,10 @@ impl Mirrored {
         let settled = is_bulk(self.id, key) && (is_part || self.is_steady());
         let looks = |answer: &Result<Bytes, Halt>| answer.is_err() || !settled;
         let request = |state: Arc<MirrorState>| async move {
-            let twin = self.decides(&state);
+            let twin = match is_part && mutant::on(Mutant::ReplicaStaleRead) {
+                true => Twin { store: StoreId::HOME, generation: 1 },
+                false => self.decides(&state),
+            };
             let mut first = std::pin::pin!(self.get_at(asker, twin, key, range));
             let other = state.in_sync.get(1).filter(|other| **other != twin);
             let Some(other) = other else { return first.await };
