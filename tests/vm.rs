@@ -277,3 +277,14 @@ fn s3_volumes_outlive_their_targets_on_kernel_6_12() {
 fn s3_volumes_outlive_their_targets_on_kernel_7_2() {
     recovery("7.2", &["journal", "pressure", "refuse", "table", "loop", "grow", "growing"]);
 }
+
+/// By the units, rules and lines of examples/: the file system of a volume is there when the host is, and
+/// when its network goes nothing is mounted and nobody has the volume.
+#[test]
+fn a_machine_mounts_a_volume_at_boot_and_ends_in_order() {
+    let examples = root().join("examples");
+    let files = [env!("CARGO_BIN_EXE_objblk"), &fetched("udevadm"), examples.to_str().unwrap()];
+    let mut options: Vec<String> = files.map(|file| option("-p", file)).concat();
+    options.extend(option("-m", "3G"));
+    guest("6.12", "boots.sh", &options, &[]);
+}
