@@ -146,11 +146,18 @@ impl Mirror {
         if !description.is_mirrored() {
             return Ok(self.note(id, None));
         }
-        if self.spread.version().object.number == 0 {
-            self.spread.refresh(asker).await?;
-        }
         let volume = Mirrored::find((&self.spread, asker, self.patience), id, &self.second).await?;
         Ok(self.note(id, Some(volume)))
+    }
+
+    /// A description was read: whether there are several stores has to be known if it is of a mirrored volume.
+    async fn described(&self, asker: Asker, description: &[u8]) -> StoreResult<()> {
+        let described = VolumeObject::parse(description);
+        let is_mirrored = described.is_ok_and(|volume| volume.is_mirrored());
+        if is_mirrored && self.spread.version().object.number == 0 {
+            self.spread.refresh(asker).await?;
+        }
+        Ok(())
     }
 
     /// Begins a volume in the home store and another one.

@@ -54,6 +54,10 @@ impl MirrorStore {
     }
 }
 
+fn is_description(key: &Key) -> bool {
+    keys::parse_volume(key).is_some_and(|id| keys::volume(id) == *key)
+}
+
 #[async_trait]
 impl Store for MirrorStore {
     fn url(&self) -> String {
@@ -61,17 +65,19 @@ impl Store for MirrorStore {
     }
 
     async fn get(&self, key: &Key, range: GetRange) -> StoreResult<Bytes> {
-        if let Some(volume) = self.of(key).await? {
+        // The description tells what it is: it is read as it lies in the home store, until that is known.
+        let volume = match is_description(key) {
+            true => keys::parse_volume(key).and_then(|id| self.mirror.known(id)).flatten(),
+            false => self.of(key).await?,
+        };
+        if let Some(volume) = volume {
             return volume.get(self.asker, key, range).await;
         }
         let bytes = self.inner.get(key, range).await?;
-        match keys::parse_volume(key).filter(|id| keys::volume(*id) == *key) {
-            None => Ok(bytes),
-            Some(id) => match self.mirror.learn(self.asker, id, &bytes).await? {
-                None => Ok(bytes),
-                Some(volume) => volume.get(self.asker, key, range).await,
-            },
+        if is_description(key) {
+            self.mirror.described(self.asker, &bytes).await?;
         }
+        Ok(bytes)
     }
 
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> StoreResult<()> {

@@ -281,7 +281,13 @@ impl Pool {
                     },
                 ))
             }
-            Err(e) if e.kind() == ErrorKind::Store => Err(e),
+            Err(e) if e.kind() == ErrorKind::Store => {
+                // One that is in two stores needs both, the others do not.
+                match self.volume_object(name.as_str(), id).await {
+                    Ok(volume) if volume.is_mirrored() => Ok(found(id, Health::Damaged(e))),
+                    _ => Err(e),
+                }
+            }
             Err(e) => Ok(found(id, Health::Damaged(e))),
         }
     }
