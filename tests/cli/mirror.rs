@@ -77,8 +77,8 @@ fn either_directory_vanishes_under_a_server_and_comes_back() {
     let socket = home.path("socket");
     let serve = ["serve", "nbd", "data", "--socket", socket.to_str().unwrap()];
     home.run(&serve).fails(STORE, "is away");
-    let list = home.run(&["list"]).ok();
-    assert!(list.contains("plain") && list.contains("damaged"), "{list}");
+    let list = home.run(&["list"]);
+    assert!(list.out.contains("plain") && list.out.contains("damaged"), "{list:?}");
     fs::rename(&hidden, &second).unwrap();
     home.run(&["pool", "drain-store", &id]).ok();
     home.run(&["pool", "remove-store", &id])
