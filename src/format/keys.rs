@@ -468,7 +468,7 @@ mod tests {
             assert_eq!(parse_checkpoint(id, &key), Some((Seq(n), Epoch(3))));
             assert_eq!(parse_schedule(id, &schedule(id, n)), Some(n));
             assert_eq!(parse_key_set(id, &key_set(id, n)), Some(n));
-            let of = key(format!("{}epochs/1", mirror_generation(id, n as u32)));
+            let of = super::key(format!("{}epochs/1", mirror_generation(id, n as u32)));
             assert_eq!(parse_mirror_generation(id, &of), Some(n as u32));
             assert_eq!(parse_mirror_generation(id, &mirror_state(id, n as u32)), None);
             assert_eq!(parse_mirror_state(id, &mirror_state(id, n as u32)), Some(n as u32));
