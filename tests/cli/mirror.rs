@@ -72,6 +72,7 @@ fn either_directory_vanishes_under_a_server_and_comes_back() {
     home.run(&["check", "--data"]).ok();
     let (here, there) = (bulk(&home.store()), bulk(&second));
     assert!(here.len() > 64 && here == there, "{} and {} objects", here.len(), there.len());
+    a_clone_reads_what_it_shares(&home);
     // Detached, nobody may go on with one of them alone.
     fs::rename(&second, &hidden).unwrap();
     let socket = home.path("socket");
@@ -90,6 +91,20 @@ fn either_directory_vanishes_under_a_server_and_comes_back() {
         files(&place.join("mirror"), &mut left);
         assert!(left.is_empty(), "{left:?}");
     }
+}
+
+fn a_clone_reads_what_it_shares(home: &Home) {
+    home.run(&["snapshot", "create", "data@s"]).ok();
+    home.run(&["clone", "data@s", "copy"]).ok();
+    let server = home.serve(&["copy"]);
+    assert!(qemu_io(&server.uri, &["read -P 1 4M 12M", "write -P 9 0 1M", "flush"]));
+    home.run(&["detach", "copy"]).ok();
+    assert_eq!(server.ended().0, 0);
+    assert!(home.run(&["info", "copy", "--json"]).json()["mirror"].is_null());
+    home.run(&["check", "--data"]).ok();
+    home.run(&["delete", "copy", "--yes"]).ok();
+    home.run(&["trash", "empty", "--yes"]).ok();
+    home.run(&["snapshot", "delete", "data@s", "--yes"]).ok();
 }
 
 #[test]
