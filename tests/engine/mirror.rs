@@ -697,7 +697,11 @@ fn mistakes_are_noticed() {
     for mistake in
         [Mutant::ReplicaLeftUnrecorded, Mutant::ReplicaStaleRead, Mutant::ReplicaTakenAlone]
     {
-        let seed = |seed: &u64| is_noticed(mistake, &|| drop(run_random(*seed..*seed + 1)));
+        let seed = |seed: &u64| {
+            is_noticed(mistake, &|| {
+                run_random(*seed..*seed + 1);
+            })
+        };
         let noticed = (0..100).find(seed);
         assert!(noticed.is_some(), "{mistake:?} is not noticed");
         eprintln!("{mistake:?}: seed {noticed:?}");
