@@ -20,6 +20,7 @@ use objblk::pool::several::{NewStore, Several};
 use objblk::pool::{NewVolume, Pool};
 use objblk::spread::members::{Layers, Opener};
 use objblk::spread::{Asker, Spread};
+use objblk::store::fault::{Fault, FaultStore, Moment, Rule};
 use objblk::store::memory::MemoryStore;
 use objblk::store::{
     GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
@@ -51,12 +52,14 @@ struct Reach {
     up: [Arc<AtomicBool>; 2],
     left: Arc<AtomicI64>,
     late: bool,
+    /// Seed of what comes late or twice, however long its sender has given it up.
+    stray: Option<u64>,
 }
 
 impl Reach {
     fn new() -> Reach {
         let up = [Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true))];
-        Reach { up, left: Arc::new(AtomicI64::new(i64::MAX)), late: false }
+        Reach { up, left: Arc::new(AtomicI64::new(i64::MAX)), late: false, stray: None }
     }
 
     fn set(&self, place: usize, up: bool) {
@@ -66,7 +69,7 @@ impl Reach {
 
 #[derive(Debug)]
 struct Link {
-    inner: MemoryStore,
+    inner: Arc<dyn Store>,
     place: usize,
     reach: Reach,
 }
@@ -172,7 +175,21 @@ impl World {
     }
 
     fn link(&self, place: usize, reach: &Reach) -> Arc<dyn Store> {
-        Arc::new(Link { inner: self.places[place].clone(), place, reach: reach.clone() })
+        let memory: Arc<dyn Store> = Arc::new(self.places[place].clone());
+        let inner = match reach.stray {
+            None => memory,
+            Some(seed) => {
+                let store = FaultStore::new(memory, seed + place as u64);
+                let (from, to) = (Duration::from_secs(1), Duration::from_secs(90));
+                let writes = [Op::Put, Op::Delete];
+                let late = Fault::Delay { at: Moment::Before, from, to };
+                store.handle().add(Rule::new(late).on(&writes).with_probability(0.03));
+                let twice = Fault::Duplicate(Duration::from_secs(45));
+                store.handle().add(Rule::new(twice).on(&writes).with_probability(0.03));
+                Arc::new(store)
+            }
+        };
+        Arc::new(Link { inner, place, reach: reach.clone() })
     }
 
     async fn process(&self, reach: &Reach) -> Result<Process> {
@@ -602,7 +619,8 @@ async fn random(seed: u64) -> (u32, u32) {
                 owner.process.reach.set(rng.random_range(0..2), rng.random_bool(0.6));
             }
             (7, Some(_)) | (0..8, None) => {
-                let reach = Reach::new();
+                let stray = (seed % 2 == 1).then(|| rng.random::<u64>() >> 1);
+                let reach = Reach { stray, ..Reach::new() };
                 let process = world.process(&reach).await.unwrap();
                 if rng.random() {
                     let _ = process.mirror.state(world.id).await;
