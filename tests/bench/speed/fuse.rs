@@ -3,8 +3,8 @@
 
 use crate::contest::{Report, Settings, take_turns};
 use crate::world::{World, arg, tool, until};
+use objblk::device::Checked;
 use objblk::device::ram::RamDisk;
-use objblk::device::{BlockDevice, Checked};
 use objblk::error::Result;
 use objblk::frontend::fuse::{Catalogue, Facts, Image, ImageName, Lease, MountOptions, Session};
 use objblk::units::{BlockSize, SectorCount};

@@ -39,7 +39,9 @@ impl Storing {
 impl Drop for Storing {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
-        self.thread.take().map(|thread| thread.join().unwrap());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
     }
 }
 

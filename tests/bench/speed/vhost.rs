@@ -4,7 +4,9 @@
 use crate::contest::{Report, Settings, take_turns};
 use crate::disk::{Dice, noise};
 use crate::master::{Master, OK, Request, SLOTS, Wishes};
+use crate::storing::Storing;
 use crate::world::{World, arg, until};
+use std::cell::Cell;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,6 +14,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const LIMIT: &str = "qemu-storage-daemon, RAM";
+/// What goes on to a store is put there by somebody else, at the same rate.
+const STORING: &str = "the same, and as many bytes put";
 const MIB: u64 = 256;
 const PAGE: usize = 4096;
 /// Pages, and the sectors of one.
@@ -151,4 +155,15 @@ pub fn run(settings: &Settings, report: &mut Report) {
         );
         report.add(&format!("{name}, 2 x 16 in flight"), "k/s", LIMIT, figures);
     }
+    let rate = Cell::new(0.0);
+    let mut write = || {
+        rate.set(drive(&ours, Work::Write, turn));
+        rate.get()
+    };
+    let mut storing = || {
+        let _storing = Storing::begin(rate.get() * 1e3 * PAGE as f64);
+        drive(&limit, Work::Write, turn)
+    };
+    let figures = take_turns(settings.rounds, [&mut write, &mut storing]);
+    report.add("4 KiB random writes, 2 x 16 in flight", "k/s", STORING, figures);
 }
