@@ -33,6 +33,7 @@
 //! | [`mod@format`] | the on-store format |
 //! | [`seal`] | encryption: keys, and the layer of a store that seals |
 //! | [`spread`] | several stores as one: where slots of logs lie, and how they are found |
+//! | [`mirror`] | volumes that are in two stores, so that either may vanish |
 //! | [`image`] | images outside the pool, to begin volumes with |
 //! | [`device`] | what a block device promises |
 //! | [`mod@bench`] | load, for figures |
@@ -72,6 +73,7 @@ pub mod image;
 pub mod journal;
 pub mod log;
 pub mod map;
+pub mod mirror;
 pub mod mutant;
 pub mod pool;
 pub mod seal;

@@ -162,11 +162,20 @@ pub enum Mutant {
     NeedUnchecked,
     /// A step in the trash that somebody else took counts as one's own.
     TrashStepShared,
+    /// The owner of a mirrored volume goes on without a store, and records that nowhere.
+    ReplicaLeftUnrecorded,
+    /// A mirrored volume is read from the home store, whatever it lacks.
+    ReplicaStaleRead,
+    /// What is in the way in a store that comes back stays there.
+    ReplicaStaleKept,
+    /// A mirrored volume is taken over by who reaches one of its stores only.
+    ReplicaTakenAlone,
 }
 
 impl Mutant {
-    /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`, the
-    /// others of sealed objects for `seal/key.rs`, those of sealed files for `cipher.rs`.
+    /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`,
+    /// those of mirrored volumes for `tests/engine/mirror.rs`, the others of sealed objects for `seal/key.rs`,
+    /// those of sealed files for `cipher.rs`.
     pub const ALL: [Mutant; 68] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,

@@ -38,6 +38,8 @@ mod golden_pool;
 mod idle;
 #[path = "engine/local.rs"]
 mod local;
+#[path = "engine/mirror.rs"]
+mod mirror;
 #[path = "engine/model.rs"]
 mod model;
 #[path = "engine/past.rs"]

@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("format", &["units", "store", "mutant"]),
     ("seal", &["error", "store", "format", "mutant", "cipher"]),
     ("spread", &["error", "units", "store", "format"]),
+    ("mirror", &["units", "mutant", "store", "format", "spread"]),
     ("image", &["error", "sync"]),
     ("device", &["units"]),
     ("bench", &["units", "device", "store"]),
@@ -41,8 +42,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "pool",
         &[
-            "units", "error", "clock", "mutant", "store", "format", "seal", "spread", "volume",
-            "host",
+            "units", "error", "clock", "mutant", "store", "format", "seal", "spread", "mirror",
+            "volume", "host",
         ],
     ),
     (

@@ -4,6 +4,7 @@ use super::{Context, damaged, render, retain, schedule, size};
 use crate::daemon::{KnownTarget, RunDir};
 use crate::error::Result;
 use crate::format::VolumeId;
+use crate::format::stores::StoreId;
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::host::Host;
 use crate::pool::{Entry, Health, Info, Standing, VolumeName, standing};
@@ -32,6 +33,9 @@ struct Line {
     source: Option<String>,
     features: Option<crate::format::features::Features>,
     compression: Option<Compressed>,
+    /// Of a mirrored volume, in `info` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mirror: Option<Mirrored>,
     /// aes-256-gcm, where it is encrypted
     encryption: Option<&'static str>,
     created_at_ms: Option<u64>,
@@ -57,6 +61,16 @@ struct Compressed {
     how: String,
     ratio: Option<f64>,
     looked_at_chunks: Option<u64>,
+}
+
+/// Which copies of a mirrored volume are complete.
+#[derive(Debug, Serialize)]
+struct Mirrored {
+    /// The number of the state that says so.
+    state: u32,
+    replicas: Vec<StoreId>,
+    in_sync: Vec<StoreId>,
+    joining: Option<StoreId>,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,6 +109,7 @@ fn bare(name: String, id: VolumeId, state: &'static str, health: String) -> Line
         source: None,
         features: None,
         compression: None,
+        mirror: None,
         encryption: None,
         created_at_ms: None,
         checkpoint_at_ms: None,
@@ -219,7 +234,8 @@ fn table(lines: &[Line]) -> String {
 }
 
 pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
-    let pool = context.open().await?.pool;
+    let backend = context.open().await?;
+    let pool = &backend.pool;
     let (id, volume) = pool.lookup(name).await?;
     if !pool.is_open(&volume) {
         let line = locked(name.to_string(), &volume, &attached());
@@ -238,6 +254,12 @@ pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
         compressed.ratio = sample.ratio();
         compressed.looked_at_chunks = Some(sample.chunks);
     }
+    line.mirror = backend.mirror_state(id).await?.map(|state| Mirrored {
+        state: state.number,
+        replicas: state.replicas.clone(),
+        in_sync: state.in_sync.iter().map(|twin| twin.store).collect(),
+        joining: state.joining.map(|twin| twin.store),
+    });
     line.retention_ms = past.retention.map(|time| time.as_millis() as u64);
     if let Some((seq, at_ms)) = past.oldest.filter(|_| past.retention.is_some()) {
         (line.oldest_seq, line.oldest_at_ms) = (Some(seq.0), Some(at_ms));
@@ -258,6 +280,15 @@ fn compressed(of: &Compressed) -> String {
         }
         _ => of.how.clone(),
     }
+}
+
+fn mirrored(of: &Mirrored) -> String {
+    let state = |store: &StoreId| match of {
+        of if of.in_sync.contains(store) => format!("store {store} in sync"),
+        of if of.joining == Some(*store) => format!("store {store} is being made complete"),
+        _ => format!("store {store} lacks what was written since it was away"),
+    };
+    of.replicas.iter().map(state).collect::<Vec<_>>().join(", ")
 }
 
 fn details(line: &Line) -> String {
@@ -300,6 +331,9 @@ fn details(line: &Line) -> String {
         ("made", or_dash(line.created_at_ms, render::time)),
         ("checkpoint", or_dash(line.checkpoint_at_ms, render::time)),
     ];
+    if let Some(mirror) = &line.mirror {
+        fields.push(("mirror", mirrored(mirror)));
+    }
     if let Some(source) = &line.source {
         fields.push(("began as", source.clone()));
     }

@@ -3,6 +3,7 @@
 use super::{Context, args, size};
 use crate::doctor::{Affected, Amount, Damage, Doctor, Progress, Report, VolumeReport};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pool::backend::Backend;
 use std::io::IsTerminal;
 use std::time::Duration;
 use tokio::time::MissedTickBehavior;
@@ -30,9 +31,38 @@ pub(super) async fn check(context: &Context, check: args::Check) -> Result<()> {
             None => doctor.check_all().await,
         }
     };
-    let report = watched(examination, doctor.progress(), check.progress).await?;
+    let mut report = watched(examination, doctor.progress(), check.progress).await?;
+    second_copies(&backend, &check, &mut report).await?;
     context.show(&report, || tell(&report))?;
     verdict(&report)
+}
+
+/// Examines the second copies of mirrored volumes as well, as if there were no others.
+async fn second_copies(backend: &Backend, check: &args::Check, report: &mut Report) -> Result<()> {
+    let mut twice = Vec::new();
+    for volume in &report.volumes {
+        let state = backend.mirror_state(volume.id).await?;
+        let second = state.and_then(|state| state.in_sync.get(1).copied());
+        twice.extend(second.map(|twin| (volume.name.clone(), twin.store)));
+    }
+    let rate = check.rate.as_deref().map(|rate| size::parse("--rate", rate)).transpose()?;
+    if !twice.is_empty() {
+        backend.read_second_copies();
+    }
+    for (name, store) in twice {
+        let doctor = Doctor::new(&backend.pool, check.data, rate);
+        let name = name.parse()?;
+        let examined = doctor.check(&name);
+        let second = watched(examined, doctor.progress(), check.progress).await?;
+        report.clean &= second.clean;
+        report.requests += second.requests;
+        report.read_bytes += second.read_bytes;
+        for mut volume in second.volumes {
+            volume.name = format!("{} in store {store}", volume.name);
+            report.volumes.push(volume);
+        }
+    }
+    Ok(())
 }
 
 /// Shows how far it is.

@@ -65,7 +65,7 @@ pub(super) async fn import(context: &Context, args: args::Import) -> Result<()> 
     let mut interrupt = Interrupt::new()?;
     let origin = origin.map_err(|e| e.context(format!("cannot import {name}")))?;
     let size = volume_size(&origin, wanted, block_size.bytes().into())?;
-    let new = NewVolume { size, block_size, chunk_size, compression };
+    let new = NewVolume { size, block_size, chunk_size, compression, mirrored: false };
     new.validate()?;
     let lock = key::lock(context, args.encrypt, name.as_str()).await?;
     let backend = volume::open_or_create(&location).await?.with_key(context.given()?);

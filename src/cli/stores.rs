@@ -5,7 +5,7 @@ use super::{Context, render, size, volume};
 use crate::daemon::RunDir;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
-use crate::format::stores::{StoreId, StoresObject};
+use crate::format::stores::{StoreEntry, StoreId, StoresObject};
 use crate::host::Host;
 use crate::pool::VolumeName;
 use crate::pool::backend::Backend;
@@ -237,6 +237,17 @@ async fn name_of(backend: &Backend, id: VolumeId) -> Result<String> {
     let names: BTreeMap<VolumeId, String> =
         backend.pool.names().await?.into_iter().map(|(name, id)| (id, name)).collect();
     Ok(names.get(&id).map_or_else(|| format!("volume {id}"), |name| format!("volume {name}")))
+}
+
+/// Refuses a pool that has one store only.
+pub(super) fn refuse_alone(backend: &Backend) -> Result<()> {
+    let version = backend.several()?.spread().version();
+    let is_other = |store: &&StoreEntry| store.id != StoreId::HOME && !store.removed;
+    match version.object.stores.iter().find(is_other) {
+        Some(_) => Ok(()),
+        None => Err(Error::usage("--replicas 2 needs a pool of two stores or more")
+            .hint("add one with `objblk pool add-store`")),
+    }
 }
 
 /// The stores of a pool as `pool status` shows them; `None` where there has only ever been one.

@@ -1,6 +1,6 @@
 //! Verbs that make and change volumes.
 
-use super::{Context, args, attach, duration, key, retain, size};
+use super::{Context, args, attach, duration, key, retain, size, stores};
 use crate::daemon::journals::refuse_journaled;
 use crate::daemon::{FrontendKind, KnownTarget, RunDir, TargetSpec, client, environment};
 use crate::error::{Error, ErrorKind, Result};
@@ -35,6 +35,7 @@ pub(super) async fn create(context: &Context, create: args::Create) -> Result<()
         block_size,
         chunk_size: size::parse("--chunk-size", &create.chunk_size)?,
         compression: compression(&create.compress)?,
+        mirrored: create.replicas == 2,
     };
     new.validate()?;
     source.iter().try_for_each(|source| new.can_begin_as(source))?;
@@ -43,6 +44,9 @@ pub(super) async fn create(context: &Context, create: args::Create) -> Result<()
     let location = context.location()?;
     let lock = key::lock(context, create.encrypt, name.as_str()).await?;
     let backend = open_or_create(&location).await?;
+    if new.mirrored {
+        stores::refuse_alone(&backend)?;
+    }
     let id = backend.pool.create_locked(&name, new, source, lock.as_ref()).await?;
     if retain.is_some() {
         let kept = retain::set(&backend, &name, retain).await;
@@ -128,7 +132,8 @@ pub(super) async fn resize(
     let (id, volume) = backend.pool.lookup(name).await?;
     let (block_size, chunk_size) = (volume.block(), volume.chunk_size);
     let compression = volume.features.compression();
-    NewVolume { size, block_size, chunk_size, compression }.validate()?;
+    let mirrored = volume.is_mirrored();
+    NewVolume { size, block_size, chunk_size, compression, mirrored }.validate()?;
     let run_dir = RunDir::open()?;
     let serves = |target: &KnownTarget| {
         target.alive && target.state.volumes.iter().any(|v| v.id == id && !v.read_only)

@@ -42,6 +42,9 @@ impl Features {
     /// Incompat bit: the volume is encrypted, most of its objects are stored sealed.
     pub const ENCRYPTED: u64 = 1 << 10;
 
+    /// Incompat bit: the volume is in two stores of its pool; here is nothing but its description.
+    pub const MIRRORED: u64 = 1 << 11;
+
     /// Compat bits: the level of that; 0 is none in particular. It is of no use to a reader.
     pub const ZSTD_LEVEL: u64 = 31;
 
@@ -53,7 +56,8 @@ impl Features {
             | Features::SOURCE
             | Features::LZ4
             | Features::ZSTD
-            | Features::ENCRYPTED,
+            | Features::ENCRYPTED
+            | Features::MIRRORED,
     };
 
     /// These features, and what a volume needs that is compressed like that.

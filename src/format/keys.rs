@@ -11,6 +11,8 @@
 //! moving/<run>                                who moves objects between the stores; as epochs/<epoch>
 //! objblk-store.json                           which store of which pool it is, in all but the home store
 //! at/<generation>/<chunk or fence>            one that has moved, see `placement`
+//! mirror/<id>/state/<~n>                      which copies of a mirrored volume are complete, the newest first
+//! mirror/<id>/log/.., /map/.., /<generation>/..  of a copy: as below volumes/<id>/, see `mirror`
 //! volumes/<id>/volume.json                    the volume, immutable
 //! volumes/<id>/keys/<~n>                      the slots of its key, if it is encrypted, the newest first
 //! volumes/<id>/epochs/<epoch>                 who owns an epoch
@@ -28,7 +30,7 @@
 //! ```
 //!
 //! Numbers are lower-case hexadecimal of fixed width (16 digits; numbers of map objects, of the trash and `<n>` 8, of
-//! `stores` and `<generation>` 4), so
+//! `stores` and `at/<generation>` 4, of mirrors 8), so
 //! byte order is numeric order; ids are UUIDs as hyphenated text. `<hh>` is the low byte of the sequence number: neighbours of the log spread over
 //! 256 prefixes. `<~seq>` is `u64::MAX - seq`.
 
@@ -83,8 +85,7 @@ pub fn stores(number: u32) -> Key {
 
 /// The version that a key made by [`stores`] names.
 pub fn parse_stores(key: &Key) -> Option<u32> {
-    let digits = key.as_str().strip_prefix(STORES)?;
-    let number = u32::from_str_radix(digits, 16).ok()?;
+    let number = u32::from_str_radix(key.as_str().strip_prefix(STORES)?, 16).ok()?;
     (stores(number) == *key).then_some(number)
 }
 
@@ -160,11 +161,8 @@ pub fn trash_step(id: VolumeId, number: u32) -> Key {
 /// The volume and the number that a key made by [`trash_step`] names.
 pub fn parse_trash_step(key: &Key) -> Option<(VolumeId, u32)> {
     let (id, number) = key.as_str().strip_prefix(TRASH)?.rsplit_once('-')?;
-    let is_one = id.len() == UUID_LEN && number.len() == 8 && is_hex(number);
-    if !is_one {
-        return None;
-    }
-    Some((id.parse().ok()?, u32::from_str_radix(number, 16).ok()?))
+    let id = Some(id).filter(|id| id.len() == UUID_LEN)?;
+    Some((id.parse().ok()?, hex8(number)?))
 }
 
 /// The volume that a key made by [`trash`] names.
@@ -197,6 +195,36 @@ pub fn volume_prefix(id: VolumeId) -> String {
 /// The volume's description.
 pub fn volume(id: VolumeId) -> Key {
     key(format!("volumes/{id}/volume.json"))
+}
+
+/// Prefix of everything of a mirrored volume in one of its stores.
+pub fn mirror(id: VolumeId) -> String {
+    format!("mirror/{id}/")
+}
+
+/// Prefix of what says which copies of a mirrored volume are complete.
+pub fn mirror_states(id: VolumeId) -> String {
+    format!("{}state/", mirror(id))
+}
+
+/// State `number` of those.
+pub fn mirror_state(id: VolumeId, number: u32) -> Key {
+    key(format!("{}{:08x}", mirror_states(id), u32::MAX - number))
+}
+
+/// The number that a key made by [`mirror_state`] names.
+pub fn parse_mirror_state(id: VolumeId, key: &Key) -> Option<u32> {
+    hex8(key.as_str().strip_prefix(&mirror_states(id))?).map(|n| u32::MAX - n)
+}
+
+/// Prefix of what belongs to one generation of a copy alone.
+pub fn mirror_generation(id: VolumeId, generation: u32) -> String {
+    format!("{}{generation:08x}/", mirror(id))
+}
+
+/// The generation that an object belongs to alone.
+pub fn parse_mirror_generation(id: VolumeId, key: &Key) -> Option<u32> {
+    hex8(key.as_str().strip_prefix(&mirror(id))?.split_once('/')?.0)
 }
 
 /// What is read first after an attach.
@@ -396,6 +424,10 @@ pub fn parse_child(id: VolumeId, key: &Key) -> Option<(SnapshotId, VolumeId)> {
     Some((snapshot.parse().ok()?, child.parse().ok()?))
 }
 
+fn hex8(text: &str) -> Option<u32> {
+    if text.len() == 8 && is_hex(text) { u32::from_str_radix(text, 16).ok() } else { None }
+}
+
 fn hex16(text: &str) -> Option<u64> {
     if text.len() == 16 && is_hex(text) { u64::from_str_radix(text, 16).ok() } else { None }
 }
@@ -436,6 +468,10 @@ mod tests {
             assert_eq!(parse_checkpoint(id, &key), Some((Seq(n), Epoch(3))));
             assert_eq!(parse_schedule(id, &schedule(id, n)), Some(n));
             assert_eq!(parse_key_set(id, &key_set(id, n)), Some(n));
+            let of = super::key(format!("{}epochs/1", mirror_generation(id, n as u32)));
+            assert_eq!(parse_mirror_generation(id, &of), Some(n as u32));
+            assert_eq!(parse_mirror_generation(id, &mirror_state(id, n as u32)), None);
+            assert_eq!(parse_mirror_state(id, &mirror_state(id, n as u32)), Some(n as u32));
             assert_eq!(parse_slot(id, &slot(id, Seq(n), Epoch(4))), Some((Seq(n), Epoch(4))));
             let object = MapObjectId { epoch: Epoch(n), number: n as u32 };
             assert_eq!(parse_map_object(id, &map_object(id, object)), Some(object));

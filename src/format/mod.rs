@@ -80,6 +80,7 @@ pub mod key_slots;
 pub mod keys;
 pub mod lineage;
 pub mod map_object;
+pub mod mirror;
 pub mod page;
 pub mod placement;
 pub mod pool;

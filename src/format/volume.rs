@@ -97,6 +97,11 @@ impl VolumeObject {
         self.features.incompat & Features::ENCRYPTED != 0
     }
 
+    /// Whether it is in two stores of its pool.
+    pub fn is_mirrored(&self) -> bool {
+        self.features.incompat & Features::MIRRORED != 0
+    }
+
     /// Size at creation.
     pub fn sectors(&self) -> SectorCount {
         SectorCount(self.size / SECTOR_SIZE)

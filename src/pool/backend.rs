@@ -6,7 +6,8 @@
 //!                                               \-> retry for ever, others first   background
 //! ```
 //! All three take turns by one limiter; above them, what lies in other stores of the pool is looked for there
-//! ([`spread`](crate::spread)), each of which has the same layers and a limiter of its own. Above all that is
+//! ([`spread`](crate::spread)), each of which has the same layers and a limiter of its own, and mirrored volumes are
+//! put in two of them ([`mirror`]). Above all that is
 //! what seals ([`seal`](crate::seal)): once for each object that is put, however often a request is repeated. A
 //! bucket is reached by all its paths, which is one path as a rule; before it is used, they have to show that
 //! they lead to one pool.
@@ -14,8 +15,11 @@
 use super::Pool;
 use super::several::Several;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::VolumeId;
 use crate::format::keys;
+use crate::format::mirror::MirrorState;
 use crate::format::stores::StoreEntry;
+use crate::mirror::{self, Mirror};
 use crate::seal::{KeyGiven, Keyring, SealStore};
 use crate::spread::members::{Layers, Opener};
 use crate::spread::{Asker, Spread};
@@ -54,6 +58,7 @@ pub struct Backend {
     paths: Option<S3Paths>,
     /// Not where the pool has to do without create-if-absent.
     spread: Option<Arc<Spread>>,
+    mirror: Option<Arc<Mirror>>,
 }
 
 /// What [`Backend::create`] does where the store, or the pool in it, is missing.
@@ -73,7 +78,7 @@ impl Backend {
         let (stores, metrics) = stack(Arc::clone(&base));
         let pool = Pool::open(Arc::clone(&stores.setup)).await?;
         if pool.object().fencing {
-            let backend = Backend { pool, stores, metrics, paths, spread: None };
+            let backend = Backend { pool, stores, metrics, paths, spread: None, mirror: None };
             return Ok(backend.spread(s3).await?.seal());
         }
         tracing::warn!(
@@ -81,7 +86,7 @@ impl Backend {
         );
         let (stores, metrics) = stack(Arc::new(UnfencedStore::new(base)));
         let pool = Pool::open(Arc::clone(&stores.setup)).await?;
-        Ok(Backend { pool, stores, metrics, paths, spread: None }.seal())
+        Ok(Backend { pool, stores, metrics, paths, spread: None, mirror: None }.seal())
     }
 
     /// Has what belongs to encrypted volumes opened and sealed, wherever it lies.
@@ -106,13 +111,14 @@ impl Backend {
             let (id, url) = (away.id, away.url);
             tracing::warn!("store {id} of the pool, {url}, is away: what lies there has to wait");
         }
+        let mirror = Mirror::new(spread.clone(), mirror::PATIENCE);
         let stores = Stores {
-            setup: spread.store(Asker::Setup),
-            live: spread.store(Asker::Live),
-            background: spread.store(Asker::Background),
+            setup: mirror.store(Asker::Setup),
+            live: mirror.store(Asker::Live),
+            background: mirror.store(Asker::Background),
         };
         let pool = self.pool.through(stores.setup.clone());
-        Ok(Backend { pool, stores, spread: Some(spread), ..self })
+        Ok(Backend { pool, stores, spread: Some(spread), mirror: Some(mirror), ..self })
     }
 
     /// Makes a pool at `url`. Errors: as [`url::create`] and [`Pool::init`].
@@ -128,7 +134,7 @@ impl Backend {
         if let Some(paths) = &paths {
             paths.store().verify().await?;
         }
-        let backend = Backend { pool, stores, metrics, paths, spread: None };
+        let backend = Backend { pool, stores, metrics, paths, spread: None, mirror: None };
         let backend = if how.unsafe_no_fencing { backend } else { backend.spread(s3).await? };
         Ok(backend.seal())
     }
@@ -166,6 +172,19 @@ impl Backend {
                 .hint("make a pool in a store that can do without that")
         })?;
         Ok(Several::new(self.pool.clone(), spread))
+    }
+
+    /// Which copies of a mirrored volume are complete; `None` where it is not mirrored. Errors: the stores'.
+    pub async fn mirror_state(&self, id: VolumeId) -> Result<Option<Arc<MirrorState>>> {
+        match &self.mirror {
+            Some(mirror) => Ok(mirror.state(id).await?),
+            None => Ok(None),
+        }
+    }
+
+    /// From now on, reads of mirrored volumes ask the second copy alone.
+    pub fn read_second_copies(&self) {
+        self.mirror.iter().for_each(|mirror| mirror.read_second());
     }
 
     /// The paths to a bucket.

@@ -29,6 +29,8 @@ pub struct NewVolume {
     pub chunk_size: u64,
     /// How what is written is compressed.
     pub compression: Compression,
+    /// Every object of it is in two stores of the pool.
+    pub mirrored: bool,
 }
 
 /// A volume and its present state.
@@ -81,6 +83,7 @@ impl NewVolume {
             block_size: BlockSize::default(),
             chunk_size: 4 << 20,
             compression: Compression::Lz4,
+            mirrored: false,
         }
     }
 
@@ -119,7 +122,10 @@ impl NewVolume {
 
     /// Its description, made now.
     pub(super) fn described(&self, id: VolumeId, source: Option<SourceObject>) -> VolumeObject {
-        let incompat = if source.is_some() { Features::SOURCE } else { 0 };
+        let mut incompat = if source.is_some() { Features::SOURCE } else { 0 };
+        if self.mirrored {
+            incompat |= Features::MIRRORED;
+        }
         VolumeObject {
             version: VOLUME_VERSION,
             id,
@@ -174,9 +180,15 @@ impl Pool {
         let mut volume = new.described(id, source);
         if let Some(material) = lock {
             volume.features.incompat |= Features::ENCRYPTED;
-            self.lay_key(id, material).await?;
+            if !new.mirrored {
+                self.lay_key(id, material).await?;
+            }
         }
         put_description(&*self.store, &volume).await?;
+        // The description of a mirrored volume is what has everything of it put twice.
+        if let Some(material) = lock.filter(|_| new.mirrored) {
+            self.lay_key(id, material).await?;
+        }
         let named = self.give_name(name, id).await;
         // After any other error the name may be there, or may come yet: it needs its volume.
         if named.as_ref().is_err_and(|e| e.kind() == ErrorKind::Exists)
@@ -269,7 +281,13 @@ impl Pool {
                     },
                 ))
             }
-            Err(e) if e.kind() == ErrorKind::Store => Err(e),
+            Err(e) if e.kind() == ErrorKind::Store => {
+                // One that is in two stores needs both, the others do not.
+                match self.volume_object(name.as_str(), id).await {
+                    Ok(volume) if volume.is_mirrored() => Ok(found(id, Health::Damaged(e))),
+                    _ => Err(e),
+                }
+            }
             Err(e) => Ok(found(id, Health::Damaged(e))),
         }
     }

@@ -315,7 +315,8 @@ fn clone_of(origin: &VolumeObject, found: &SnapshotObject) -> VolumeObject {
         block_size: origin.block_size,
         chunk_size: origin.chunk_size,
         features: Features {
-            incompat: origin.features.incompat | Features::CLONE,
+            // What it shares is mirrored where its origin is; its own is not.
+            incompat: origin.features.incompat & !Features::MIRRORED | Features::CLONE,
             ..origin.features
         },
         created_at_ms: SystemClock.now_ms(),

@@ -238,6 +238,7 @@ mod tests {
         block_size: BlockSize::B512,
         chunk_size: 4 << 20,
         compression: Compression::Lz4,
+        mirrored: false,
     };
 
     async fn pool() -> (Pool, VolumeName) {

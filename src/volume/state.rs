@@ -3,9 +3,8 @@
 use super::backlog::{Backlog, Held};
 use super::options::VolumeOptions;
 use crate::device::{DeviceError, DeviceResult};
-use crate::error::{Error, ErrorKind, Result};
-use crate::format::page::Location;
-use crate::format::record::Record;
+use crate::error::{Error, Result};
+use crate::format::{page::Location, record::Record};
 use crate::journal::mirror::{Change, Mirror};
 use crate::journal::ring::{PIECE_MAX, Stage};
 use crate::log::{CommitPoint, IN_FLIGHT_MAX, OpenChunk, Terms};
@@ -289,10 +288,10 @@ impl State {
     }
 
     fn check_open(&self) -> Result<()> {
-        match &self.phase {
-            Phase::Live => Ok(()),
+        self.check_failure()?;
+        match self.phase {
             Phase::Closed => Err(Error::failed("the volume is closed")),
-            Phase::Failed(why) => Err(Error::new(why.kind(), why.to_string())),
+            _ => Ok(()),
         }
     }
 
@@ -436,7 +435,7 @@ impl State {
 
     /// Nothing can be committed any more.
     pub fn fail(&mut self, why: Error) {
-        if !matches!(self.phase, Phase::Failed(_)) {
+        if self.check_failure().is_ok() {
             self.phase = Phase::Failed(Arc::new(why));
         }
         self.uploads = None;
@@ -461,8 +460,7 @@ impl State {
     /// Ends everything. Returns the bytes that were never committed.
     pub fn abandon(&mut self) -> u64 {
         let lost = self.dirty();
-        let text = format!("abandoned with {lost} bytes that the store never took");
-        self.fail(Error::new(ErrorKind::Failed, text));
+        self.fail(Error::failed(format!("abandoned with {lost} bytes that the store never took")));
         lost
     }
 

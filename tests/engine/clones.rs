@@ -62,7 +62,7 @@ impl Family {
         let pool = Pool::init(rig.store.clone(), false).await.unwrap();
         let (block_size, chunk_size) = (BlockSize::default(), CHUNK);
         let compression = [Compression::None, Compression::Lz4][(seed % 2) as usize];
-        let new = NewVolume { size: SIZE, block_size, chunk_size, compression };
+        let new = NewVolume { size: SIZE, block_size, chunk_size, compression, mirrored: false };
         let id = pool.create(&name("v0"), new).await.unwrap();
         let rng = StdRng::seed_from_u64(seed);
         let members = BTreeMap::new();

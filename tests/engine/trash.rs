@@ -113,6 +113,7 @@ pub fn size() -> NewVolume {
         block_size: BlockSize::default(),
         chunk_size: CHUNK,
         compression: Compression::Lz4,
+        mirrored: false,
     }
 }
 

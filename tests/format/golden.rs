@@ -11,6 +11,7 @@ use objblk::format::frame::Compression;
 use objblk::format::key_slots::KeySlots;
 use objblk::format::keys::{self, MapObjectId};
 use objblk::format::map_object::{ItemKind, parse_directory};
+use objblk::format::mirror::MirrorState;
 use objblk::format::page::{parse_chunk_page, parse_leaf, parse_map_page};
 use objblk::format::pool::{
     ImportObject, NameObject, PoolObject, TombstoneObject, TrashEntry, TrashStep, end_json,
@@ -164,6 +165,9 @@ fn golden_json_reads_back() {
     assert_eq!(StoresObject::parse(&read("stores.json")).unwrap(), samples::stores());
     let store = StoreObject::parse(&read("store.json")).unwrap();
     assert_eq!((store.pool, store.id.to_string()), (samples::volume(), "00000b0b".into()));
+    let state = MirrorState::parse(&read("mirror-state.json")).unwrap();
+    assert_eq!(state, samples::mirror_state());
+    assert_eq!((state.number, state.joining.unwrap().generation), (3, 3));
     assert_eq!(TermPlacement::parse(&read("placement.json")).unwrap().stores, 2);
 }
 
@@ -227,6 +231,7 @@ fn every_flipped_bit_of_a_description_is_noticed() {
                 "schedule.json" => ScheduleObject::parse(&damaged).map(drop),
                 "stores.json" => StoresObject::parse(&damaged).map(drop),
                 "store.json" => StoreObject::parse(&damaged).map(drop),
+                "mirror-state.json" => MirrorState::parse(&damaged).map(drop),
                 "placement.json" => TermPlacement::parse(&damaged).map(drop),
                 "name.json" => parse_json::<NameObject>("name", &damaged).map(drop),
                 "trash-entry.json" => TrashEntry::parse(&damaged).map(drop),

@@ -14,6 +14,7 @@ use objblk::format::key_slots::{Kdf, KeySlot, KeySlots};
 use objblk::format::keys::{ChunkId, MapObjectId};
 use objblk::format::lineage::Ancestor;
 use objblk::format::map_object::{ItemKind, MapObjectBuilder};
+use objblk::format::mirror::MirrorState;
 use objblk::format::page::{
     ChunkPage, ChunkUse, Extent, ItemRef, Location, encode_chunk_page, encode_leaf, encode_map_page,
 };
@@ -91,6 +92,14 @@ pub fn stores() -> StoresObject {
     let two = vec![none.stores[0].clone(), entry(0xa, "file:///mnt/second")];
     let one = none.next(two.clone(), vec![100, 100]).unwrap();
     one.next([two, vec![far]].concat(), vec![100, 100, 200]).unwrap()
+}
+
+/// The home store was away, and is being made complete.
+pub fn mirror_state() -> MirrorState {
+    let term = uuid::Uuid::from_bytes([9; 16]);
+    let stores = [StoreId::HOME, StoreId::of_number(0xb0b)];
+    let alone = MirrorState::first(volume(), stores, term).without(StoreId::HOME, term);
+    alone.unwrap().joining(term).unwrap()
 }
 
 pub fn payload() -> Vec<u8> {
@@ -388,6 +397,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("key-slots.json", encode_json(&key_slots())),
         ("stores.json", encode_json(&stores())),
         ("store.json", encode_json(&StoreObject::new(volume(), StoreId::of_number(0xb0b)))),
+        ("mirror-state.json", encode_json(&mirror_state())),
         ("placement.json", encode_json(&TermPlacement::new(volume(), Epoch(5), 2))),
     ]
 }

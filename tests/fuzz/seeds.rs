@@ -89,6 +89,7 @@ fn objects() -> Vec<Seed> {
         "stores",
         "store",
         "placement",
+        "mirror-state",
     ] {
         seeds.push(("json", name, golden(&format!("{name}.json"))));
     }

@@ -248,6 +248,10 @@ pub(in crate::cli) struct Create {
     /// How what is written is compressed: none, lz4, zstd, or zstd:1 (fast) to zstd:19 (small)
     #[arg(long, value_name = "HOW", visible_alias = "compression", default_value = "lz4")]
     pub(in crate::cli) compress: String,
+    /// How many stores of the pool have every object of it: 2 is a mirror of the home store and another one, so that
+    /// either may be away while it is attached
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub(in crate::cli) replicas: u8,
     /// Encrypt it (AES-256-GCM): opened by --key-file, --key-command or --passphrase-file, or by a passphrase
     /// that is asked for; see key
     #[arg(long)]

@@ -78,6 +78,7 @@ impl Several {
             return Err(Error::new(ErrorKind::Busy, text)
                 .hint("attach it and detach it again, and drain once more"));
         }
+        self.refuse_mirrors(id).await?;
         self.refuse_movers(host).await?;
         let entry = version.object.stores[at].clone();
         let mut held = Held {
@@ -96,6 +97,19 @@ impl Several {
                 .hint(format!("`objblk pool drain-store {id}` moves them")));
         }
         self.forget(id).await
+    }
+
+    /// Refuses while mirrored volumes are to be in the store.
+    async fn refuse_mirrors(&self, id: StoreId) -> Result<()> {
+        let home = self.spread.home(Asker::Setup);
+        for volume in self.pool.volume_ids().await? {
+            if crate::mirror::replicas(&**home, volume).await?.contains(&id) {
+                let text = format!("store {id} is one of the two of the mirrored volume {volume}");
+                return Err(Error::new(ErrorKind::Busy, text)
+                    .hint("copy that into a new volume and delete it first"));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses while somebody may be moving objects by an older version. Those who have died on this host are

@@ -47,7 +47,8 @@ impl Family {
 
     fn create(&self, name: &str, size: u64) -> VolumeId {
         let (block_size, chunk_size) = (BlockSize::default(), 4 * MIB);
-        let new = NewVolume { size, block_size, chunk_size, compression: Compression::None };
+        let compression = Compression::None;
+        let new = NewVolume { size, block_size, chunk_size, compression, mirrored: false };
         self.ground().wait(self.pool.create(&volume_name(name), new)).unwrap()
     }
 

@@ -14,6 +14,7 @@ use objblk::format::keys::{ChunkId, MapObjectId};
 use objblk::format::map_object::{
     DirectoryEntry, ItemKind, MapObjectBuilder, check_item, parse_directory,
 };
+use objblk::format::mirror::MirrorState;
 use objblk::format::page::{
     ItemRef, encode_chunk_page, encode_leaf, encode_map_page, parse_chunk_page, parse_leaf,
     parse_map_page,
@@ -281,6 +282,7 @@ fn json_as_it_is(data: &[u8]) {
     check_json(data, ScheduleObject::parse, encode_json);
     check_json(data, StoreObject::parse, encode_json);
     check_json(data, TermPlacement::parse, encode_json);
+    check_json(data, MirrorState::parse, encode_json);
     let stores = STORES.check(data.len(), || StoresObject::parse(data));
     if let Ok(stores) = stores {
         assert_eq!(StoresObject::parse(&encode_json(&stores)), Ok(stores));

@@ -1,0 +1,728 @@
+//! Volumes in two stores: whichever of them vanishes, whoever takes over, nothing acknowledged is lost, and no two owners
+//! acknowledge.
+
+use crate::rig::{owner, pattern, read, write};
+use async_trait::async_trait;
+use bytes::Bytes;
+use objblk::clock::SystemClock;
+use objblk::device::BlockDevice;
+use objblk::doctor::Doctor;
+use objblk::error::{Error, ErrorKind, Result};
+use objblk::format::VolumeId;
+use objblk::format::frame::Compression;
+use objblk::format::keys;
+use objblk::format::mirror::MirrorState;
+use objblk::format::pool;
+use objblk::format::stores::{StoreEntry, StoreId};
+use objblk::mirror::Mirror;
+use objblk::mutant::{self, Mutant};
+use objblk::pool::several::{NewStore, Several};
+use objblk::pool::{NewVolume, Pool};
+use objblk::spread::members::{Layers, Opener};
+use objblk::spread::{Asker, Spread};
+use objblk::store::fault::{Fault, FaultStore, Moment, Rule};
+use objblk::store::memory::MemoryStore;
+use objblk::store::{
+    GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
+    list_all,
+};
+use objblk::volume::{Env, Mode, Stores, Volume, VolumeOptions};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
+use std::time::Duration;
+use tokio::time::timeout;
+
+const URLS: [&str; 2] = ["file:///home", "file:///b"];
+const HOME: usize = 0;
+const FAR: usize = 1;
+const PATIENCE: Duration = Duration::from_secs(10);
+const TAKE: Mode = Mode::ReadWrite { takeover: true };
+/// Sectors of a piece, and pieces of a volume.
+const PIECE: u64 = 64;
+const PIECES: u64 = 12;
+
+/// How a process reaches the stores: links that may be cut one by one, and its own death after so many requests, before or after
+/// the last of them took effect.
+#[derive(Clone, Debug)]
+struct Reach {
+    up: [Arc<AtomicBool>; 2],
+    left: Arc<AtomicI64>,
+    late: bool,
+    /// Seed of what comes late or twice, however long its sender has given it up.
+    stray: Option<u64>,
+}
+
+impl Reach {
+    fn new() -> Reach {
+        let up = [Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true))];
+        Reach { up, left: Arc::new(AtomicI64::new(i64::MAX)), late: false, stray: None }
+    }
+
+    fn set(&self, place: usize, up: bool) {
+        self.up[place].store(up, SeqCst);
+    }
+}
+
+#[derive(Debug)]
+struct Link {
+    inner: Arc<dyn Store>,
+    place: usize,
+    reach: Reach,
+}
+
+impl Link {
+    async fn pass<T>(
+        &self,
+        op: Op,
+        request: impl Future<Output = StoreResult<T>>,
+    ) -> StoreResult<T> {
+        tokio::task::yield_now().await;
+        let error = |why| StoreError::new(StoreErrorKind::Unavailable, op, URLS[self.place], why);
+        if !self.reach.up[self.place].load(SeqCst) {
+            return Err(error("cut"));
+        }
+        match self.reach.left.fetch_sub(1, SeqCst) {
+            1.. => request.await,
+            0 if self.reach.late => {
+                let _ = request.await;
+                Err(error("dead"))
+            }
+            _ => Err(error("dead")),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Link {
+    fn url(&self) -> String {
+        URLS[self.place].into()
+    }
+
+    async fn get(&self, key: &Key, range: GetRange) -> StoreResult<Bytes> {
+        self.pass(Op::Get, self.inner.get(key, range)).await
+    }
+
+    async fn put_if_absent(&self, key: &Key, body: Bytes) -> StoreResult<()> {
+        self.pass(Op::Put, self.inner.put_if_absent(key, body)).await
+    }
+
+    async fn put(&self, key: &Key, body: Bytes) -> StoreResult<()> {
+        self.pass(Op::Put, self.inner.put(key, body)).await
+    }
+
+    async fn delete(&self, keys: &[Key]) -> StoreResult<()> {
+        self.pass(Op::Delete, self.inner.delete(keys)).await
+    }
+
+    async fn head(&self, key: &Key) -> StoreResult<ObjectInfo> {
+        self.pass(Op::Head, self.inner.head(key)).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> StoreResult<ListPage> {
+        self.pass(Op::List, self.inner.list(prefix, after, limit)).await
+    }
+}
+
+#[derive(Clone)]
+struct World {
+    places: [MemoryStore; 2],
+    id: VolumeId,
+}
+
+struct Opens {
+    world: World,
+    reach: Reach,
+}
+
+#[async_trait]
+impl Opener for Opens {
+    async fn open(&self, entry: &StoreEntry, _make: bool) -> Result<Layers> {
+        let place = URLS.into_iter().position(|url| url == entry.url).expect("a place");
+        Ok(Layers::one(self.world.link(place, &self.reach)))
+    }
+}
+
+struct Process {
+    mirror: Arc<Mirror>,
+    pool: Pool,
+    reach: Reach,
+}
+
+impl World {
+    async fn new() -> World {
+        let places = [MemoryStore::new(), MemoryStore::new()];
+        let mut world = World { places, id: VolumeId::from_random([7; 16]) };
+        let home = world.link(HOME, &Reach::new());
+        let pool = Pool::init(home.clone(), false).await.unwrap();
+        let opener = Arc::new(Opens { world: world.clone(), reach: Reach::new() });
+        let spread = Spread::open(pool.object().id, Layers::one(home), opener).await.unwrap();
+        let url = URLS[FAR].to_owned();
+        let new = NewStore { url, endpoints: Vec::new(), region: None, weight: 100 };
+        Several::new(pool, spread).add(&new).await.unwrap();
+        let new = NewVolume {
+            chunk_size: 256 << 10,
+            compression: Compression::None,
+            mirrored: true,
+            ..NewVolume::of_size(16 << 20)
+        };
+        let process = world.process(&Reach::new()).await.unwrap();
+        world.id = process.pool.create(&"data".parse().unwrap(), new).await.unwrap();
+        world
+    }
+
+    fn link(&self, place: usize, reach: &Reach) -> Arc<dyn Store> {
+        let memory: Arc<dyn Store> = Arc::new(self.places[place].clone());
+        let inner = match reach.stray {
+            None => memory,
+            Some(seed) => {
+                let store = FaultStore::new(memory, seed + place as u64);
+                let (from, to) = (Duration::from_secs(1), Duration::from_secs(90));
+                let writes = [Op::Put, Op::Delete];
+                let late = Fault::Delay { at: Moment::Before, from, to };
+                store.handle().add(Rule::new(late).on(&writes).with_probability(0.03));
+                let twice = Fault::Duplicate(Duration::from_secs(45));
+                store.handle().add(Rule::new(twice).on(&writes).with_probability(0.03));
+                Arc::new(store)
+            }
+        };
+        Arc::new(Link { inner, place, reach: reach.clone() })
+    }
+
+    async fn process(&self, reach: &Reach) -> Result<Process> {
+        let home = self.link(HOME, reach);
+        let pool = Pool::open(home.clone()).await?;
+        let opener = Arc::new(Opens { world: self.clone(), reach: reach.clone() });
+        let spread = Spread::open(pool.object().id, Layers::one(home), opener).await?;
+        let mirror = Mirror::new(spread, PATIENCE);
+        let pool = Pool::open(mirror.store(Asker::Setup)).await?;
+        Ok(Process { mirror, pool, reach: reach.clone() })
+    }
+
+    async fn now(&self) -> Process {
+        self.process(&Reach::new()).await.unwrap()
+    }
+
+    async fn fork(&self) -> World {
+        let mut places = Vec::new();
+        for place in &self.places {
+            let copy = MemoryStore::new();
+            for object in list_all(place, "").await.unwrap() {
+                let body = place.get(&object.key, GetRange::All).await.unwrap();
+                copy.put(&object.key, body).await.unwrap();
+            }
+            places.push(copy);
+        }
+        World { places: places.try_into().unwrap(), id: self.id }
+    }
+
+    /// Everything of the volume in one store, by the names that it is read by there.
+    async fn copy(
+        &self,
+        state: &MirrorState,
+        place: usize,
+        store: StoreId,
+    ) -> BTreeMap<String, Bytes> {
+        let twin = state.in_sync.iter().find(|twin| twin.store == store).unwrap();
+        let (all, own) = (keys::mirror(self.id), keys::mirror_generation(self.id, twin.generation));
+        let place = &self.places[place];
+        let mut found = BTreeMap::new();
+        for below in [all, own] {
+            for object in list_all(place, &below).await.unwrap() {
+                let rest = object.key.as_str().strip_prefix(&below).unwrap().to_owned();
+                let is_bulk = rest.starts_with("log/") || rest.starts_with("map/");
+                if is_bulk || below.len() > keys::mirror(self.id).len() {
+                    found.insert(rest, place.get(&object.key, GetRange::All).await.unwrap());
+                }
+            }
+        }
+        found
+    }
+
+    /// Both copies are complete, and the same to the last byte.
+    async fn is_twice(&self, process: &Process) {
+        let state = process.mirror.state(self.id).await.unwrap().unwrap();
+        assert_eq!(state.in_sync.len(), 2, "{state:?}");
+        let home = self.copy(&state, HOME, state.replicas[HOME]).await;
+        let far = self.copy(&state, FAR, state.replicas[FAR]).await;
+        assert!(home.len() > 4, "{:?}", home.keys());
+        let differ = |name: &&String| home.get(*name) != far.get(*name);
+        let different: Vec<&String> = home.keys().chain(far.keys()).filter(differ).collect();
+        assert!(different.is_empty(), "{different:?}, {state:?}");
+    }
+}
+
+impl World {
+    /// Each of the two copies is enough: `check` sees the volume when only that one is in sync.
+    async fn each_alone(&self, check: impl AsyncFn(&Volume)) {
+        let state = self.now().await.mirror.state(self.id).await.unwrap().unwrap();
+        assert_eq!(state.in_sync.len(), 2, "{state:?}");
+        for (place, lost) in [(FAR, state.replicas[HOME]), (HOME, state.replicas[FAR])] {
+            let world = self.fork().await;
+            let alone = state.without(lost, uuid::Uuid::new_v4()).unwrap();
+            let key = keys::mirror_state(self.id, alone.number);
+            world.places[place].put(&key, pool::encode_json(&alone).into()).await.unwrap();
+            let process = world.now().await;
+            let report = Doctor::new(&process.pool, true, None).check_all().await.unwrap();
+            assert!(report.clean, "without {lost}: {report:?}");
+            let volume = process.open(self.id, 77).await.unwrap();
+            check(&volume).await;
+            volume.abandon();
+        }
+    }
+}
+
+impl Process {
+    async fn open(&self, id: VolumeId, pid: u32) -> Result<Volume> {
+        let env = Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SystemClock) };
+        let stores = Stores {
+            setup: self.mirror.store(Asker::Setup),
+            live: self.mirror.store(Asker::Live),
+            background: self.mirror.store(Asker::Background),
+        };
+        let options = VolumeOptions {
+            mode: TAKE,
+            cache_bytes: 1 << 20,
+            dirty_bytes: 1 << 20,
+            checkpoint_slots: 16,
+            collection: None,
+            ..VolumeOptions::default()
+        };
+        let opened =
+            timeout(Duration::from_secs(200), Volume::open(env, stores, id, owner(pid), options));
+        opened.await.unwrap_or_else(|_| Err(Error::failed("it takes too long")))
+    }
+
+    async fn in_sync(&self, id: VolumeId) -> Vec<StoreId> {
+        let state = self.mirror.state(id).await.unwrap().unwrap();
+        state.in_sync.iter().map(|twin| twin.store).collect()
+    }
+
+    /// Waits until both copies are complete.
+    async fn resynced(&self, id: VolumeId) {
+        for _ in 0..100 {
+            if self.in_sync(id).await.len() == 2 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        panic!("{:?} only", self.in_sync(id).await);
+    }
+}
+
+/// Writes a piece; true: it was flushed in time.
+async fn put(volume: &Volume, piece: u64, stamp: u64, patience: u64) -> bool {
+    let data = pattern(piece * PIECE, PIECE, stamp);
+    let done =
+        async { write(volume, piece * PIECE, &data).await.is_ok() && volume.flush().await.is_ok() };
+    timeout(Duration::from_secs(patience), done).await.unwrap_or(false)
+}
+
+async fn has(volume: &Volume, piece: u64, stamp: u64) -> bool {
+    let there = read(volume, piece * PIECE, PIECE).await.unwrap();
+    match stamp {
+        0 => there.iter().all(|byte| *byte == 0),
+        _ => there == pattern(piece * PIECE, PIECE, stamp),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_object_is_in_both_stores() {
+    let world = World::new().await;
+    let process = world.now().await;
+    let volume = process.open(world.id, 1).await.unwrap();
+    for piece in 0..PIECES {
+        assert!(put(&volume, piece, piece + 1, 5).await);
+    }
+    volume.close().await.unwrap();
+    world.is_twice(&process).await;
+    let report = Doctor::new(&process.pool, true, None).check_all().await.unwrap();
+    assert!(report.clean, "{report:?}");
+    // Nothing but its description is where other volumes are.
+    for place in &world.places {
+        for object in list_all(place, keys::VOLUMES).await.unwrap() {
+            assert_eq!(object.key, keys::volume(world.id));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn either_store_may_vanish_and_come_back() {
+    for lost in [HOME, FAR] {
+        let world = World::new().await;
+        let process = world.now().await;
+        let volume = process.open(world.id, 1).await.unwrap();
+        for piece in 0..PIECES {
+            assert!(put(&volume, piece, 1, 5).await);
+        }
+        process.reach.set(lost, false);
+        let begun = tokio::time::Instant::now();
+        assert!(put(&volume, 0, 2, 60).await, "{lost}");
+        let stalled = begun.elapsed();
+        let little = Duration::from_secs(1);
+        assert!((PATIENCE - little..PATIENCE * 2).contains(&stalled), "{stalled:?}");
+        for piece in 1..PIECES {
+            assert!(put(&volume, piece, 2, 1).await);
+            assert!(has(&volume, piece, 2).await);
+        }
+        process.reach.set(lost, true);
+        process.resynced(world.id).await;
+        assert!(put(&volume, 3, 3, 1).await);
+        // Now it is the other one that is needed no more.
+        process.reach.set(1 - lost, false);
+        assert!(put(&volume, 4, 3, 60).await);
+        for piece in 0..PIECES {
+            assert!(has(&volume, piece, if piece == 3 || piece == 4 { 3 } else { 2 }).await);
+        }
+        process.reach.set(1 - lost, true);
+        process.resynced(world.id).await;
+        volume.close().await.unwrap();
+        world.is_twice(&process).await;
+        let next = world.now().await;
+        let volume = next.open(world.id, 2).await.unwrap();
+        assert!(has(&volume, 4, 3).await && has(&volume, 5, 2).await);
+        volume.close().await.unwrap();
+        let report = Doctor::new(&next.pool, true, None).check_all().await.unwrap();
+        assert!(report.clean, "{report:?}");
+    }
+}
+
+/// Who sees one store only, and reads there that the other one is complete too, is refused; who sees the one that is complete
+/// alone, is not.
+#[tokio::test(start_paused = true)]
+async fn a_taker_needs_all_that_is_in_sync() {
+    let world = World::new().await;
+    let first = world.now().await;
+    let volume = first.open(world.id, 1).await.unwrap();
+    assert!(put(&volume, 0, 1, 5).await);
+    let other = world.now().await;
+    other.reach.set(FAR, false);
+    let refused = other.open(world.id, 2).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Store, "{refused}");
+    first.reach.set(HOME, false);
+    assert!(put(&volume, 0, 2, 60).await);
+    // Home says what it knew before.
+    let refused = other.open(world.id, 2).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Store, "{refused}");
+    assert!(put(&volume, 1, 2, 1).await, "nobody has taken anything");
+    other.reach.set(FAR, true);
+    let taken = other.open(world.id, 2).await.unwrap();
+    assert!(has(&taken, 0, 2).await && has(&taken, 1, 2).await);
+    assert!(!put(&volume, 1, 3, 60).await, "it was fenced");
+    assert!(put(&taken, 2, 4, 5).await);
+    other.resynced(world.id).await;
+    taken.close().await.unwrap();
+    world.is_twice(&other).await;
+    volume.abandon();
+}
+
+/// A store that answers and has nothing is no copy.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_was_wiped_is_not_in_sync() {
+    for wiped in [HOME, FAR] {
+        let world = World::new().await;
+        let process = world.now().await;
+        let volume = process.open(world.id, 1).await.unwrap();
+        assert!(put(&volume, 0, 1, 5).await);
+        volume.close().await.unwrap();
+        let place = &world.places[wiped];
+        for object in list_all(place, &keys::mirror(world.id)).await.unwrap() {
+            place.delete(&[object.key]).await.unwrap();
+        }
+        let refused = world.now().await.open(world.id, 2).await.err().map(|e| e.to_string());
+        assert!(refused.as_ref().is_some_and(|e| e.contains("wiped, or is not")), "{refused:?}");
+    }
+}
+
+/// A chunk that was never acknowledged lies in a store that was left out, in the slot in which the other one has a fence.
+async fn what_is_in_the_way_gives_way() {
+    let world = World::new().await;
+    let dead = world.now().await;
+    let volume = dead.open(world.id, 1).await.unwrap();
+    assert!(put(&volume, 0, 1, 5).await);
+    dead.reach.set(FAR, false);
+    assert!(!put(&volume, 1, 2, 5).await, "it is in one store only");
+    dead.reach.set(HOME, false);
+    volume.abandon();
+    // Its last act.
+    dead.reach.left.store(-1, SeqCst);
+    let state = world.now().await.mirror.state(world.id).await.unwrap().unwrap();
+    let alone = state.without(state.replicas[HOME], state.term).unwrap();
+    let key = keys::mirror_state(world.id, alone.number);
+    world.places[FAR].put(&key, pool::encode_json(&alone).into()).await.unwrap();
+    let next = world.now().await;
+    let volume = next.open(world.id, 2).await.unwrap();
+    assert!(has(&volume, 0, 1).await && has(&volume, 1, 0).await);
+    assert!(put(&volume, 2, 3, 5).await);
+    next.resynced(world.id).await;
+    // Without a checkpoint, so that its successors read that slot.
+    volume.abandon();
+    let check = async |volume: &Volume| {
+        assert!(has(volume, 0, 1).await && has(volume, 1, 0).await && has(volume, 2, 3).await);
+    };
+    world.each_alone(check).await;
+    let there = list_all(&world.places[HOME], &keys::mirror(world.id)).await.unwrap();
+    let is_anew = |object: &ObjectInfo| {
+        let is_slot = object.key.as_str().contains("/log/");
+        is_slot && keys::parse_mirror_generation(world.id, &object.key).is_some()
+    };
+    assert_eq!(there.iter().filter(|object| is_anew(object)).count(), 1, "{there:?}");
+}
+
+fn paused<T>(work: impl Future<Output = T>) -> T {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().start_paused(true).build().unwrap();
+    let work = async { timeout(Duration::from_secs(10_000), work).await };
+    runtime.block_on(work).expect("it hangs")
+}
+
+#[test]
+fn what_is_left_in_a_store_that_comes_back_is_not_read() {
+    paused(what_is_in_the_way_gives_way());
+}
+
+/// A scene in which a store leaves and comes back; returns what was acknowledged.
+async fn scene(
+    world: &World,
+    process: &Process,
+    acked: &std::cell::RefCell<Vec<u64>>,
+) -> Option<()> {
+    let volume = process.open(world.id, 5).await.ok()?;
+    let put_all = async |stamp: u64, pieces: std::ops::Range<u64>| {
+        for piece in pieces {
+            if !put(&volume, piece, stamp, 120).await {
+                return None;
+            }
+            acked.borrow_mut()[piece as usize] = stamp;
+        }
+        Some(())
+    };
+    let played = async {
+        put_all(2, 0..4).await?;
+        process.reach.set(HOME, false);
+        put_all(3, 2..6).await?;
+        process.reach.set(HOME, true);
+        for _ in 0..60 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if process.mirror.state(world.id).await.ok()??.in_sync.len() == 2 {
+                break;
+            }
+        }
+        put_all(4, 4..8).await
+    };
+    let played = played.await;
+    match played {
+        Some(()) => timeout(Duration::from_secs(100), volume.close()).await.ok()?.ok(),
+        None => {
+            volume.abandon();
+            None
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn death_at_every_step_of_leaving_and_coming_back() {
+    let world = World::new().await;
+    let whole = world.fork().await;
+    let reach = Reach::new();
+    let process = whole.process(&reach).await.unwrap();
+    let before = reach.left.load(SeqCst);
+    let acked = std::cell::RefCell::new(vec![0; PIECES as usize]);
+    scene(&whole, &process, &acked).await.unwrap();
+    let steps = before - reach.left.load(SeqCst);
+    assert!(steps > 100, "{steps} requests");
+    let stride = std::env::var("OBJBLK_STRIDE").map_or(5, |n| n.parse().unwrap());
+    let mut deaths = 0;
+    for step in (0..steps).step_by(stride) {
+        for late in [false, true] {
+            let world = world.fork().await;
+            let reach = Reach { late, ..Reach::new() };
+            let process = world.process(&reach).await.unwrap();
+            reach.left.store(step, SeqCst);
+            let acked = std::cell::RefCell::new(vec![0; PIECES as usize]);
+            let lived = timeout(Duration::from_secs(900), scene(&world, &process, &acked)).await;
+            deaths += usize::from(!matches!(lived, Ok(Some(()))));
+            reach.left.store(-1, SeqCst);
+            let next = world.now().await;
+            let volume = next.open(world.id, 9).await;
+            let volume = volume.unwrap_or_else(|e| panic!("step {step}, late {late}: {e}"));
+            let acked = acked.into_inner();
+            for (piece, stamp) in acked.iter().enumerate() {
+                // What was under way when it died may be there.
+                let mut fits = false;
+                for stamp in [*stamp, 2, 3, 4] {
+                    fits |= stamp >= acked[piece] && has(&volume, piece as u64, stamp).await;
+                }
+                assert!(fits, "step {step}, late {late}: piece {piece} is not {stamp}");
+            }
+            assert!(put(&volume, 0, 9, 60).await, "step {step}, late {late}");
+            next.resynced(world.id).await;
+            volume.close().await.unwrap();
+            world.each_alone(async |volume| assert!(has(volume, 0, 9).await)).await;
+            let report = Doctor::new(&next.pool, true, None).check_all().await.unwrap();
+            assert!(report.clean, "step {step}, late {late}: {report:?}");
+        }
+    }
+    assert!(deaths > 20, "{deaths} deaths");
+    eprintln!("{steps} requests, {deaths} deaths");
+}
+
+/// What is known of the volume.
+#[derive(Default)]
+struct Model {
+    acked: BTreeMap<u64, u64>,
+    /// Written later, and perhaps there.
+    perhaps: BTreeMap<u64, Vec<u64>>,
+}
+
+struct Owner {
+    process: Process,
+    volume: Volume,
+    /// Written, and not flushed yet.
+    written: BTreeMap<u64, u64>,
+}
+
+impl Owner {
+    async fn put(&mut self, model: &mut Model, piece: u64, stamp: u64) -> bool {
+        model.perhaps.entry(piece).or_default().push(stamp);
+        self.written.insert(piece, stamp);
+        let done = put(&self.volume, piece, stamp, 45).await;
+        if done {
+            for (piece, stamp) in std::mem::take(&mut self.written) {
+                model.acked.insert(piece, stamp);
+                model.perhaps.remove(&piece);
+            }
+        }
+        done
+    }
+}
+
+/// Owners and takers at random, of which each reaches what it reaches.
+async fn random(seed: u64) -> (u32, u32) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let world = World::new().await;
+    let mut model = Model::default();
+    let mut deposed: Vec<Owner> = Vec::new();
+    let mut present: Option<Owner> = None;
+    let (mut stamp, mut flushed, mut taken) = (0, 0, 0);
+    for step in 0..40 {
+        stamp += 1;
+        let piece = rng.random_range(0..PIECES);
+        match (rng.random_range(0..12), &mut present) {
+            (0..5, Some(owner)) => {
+                flushed += u32::from(owner.put(&mut model, piece, stamp).await);
+            }
+            (5..7, Some(owner)) => {
+                owner.process.reach.set(rng.random_range(0..2), rng.random_bool(0.6));
+            }
+            (7, Some(_)) | (0..8, None) => {
+                let stray = (seed % 2 == 1).then(|| rng.random::<u64>() >> 1);
+                let reach = Reach { stray, ..Reach::new() };
+                let process = world.process(&reach).await.unwrap();
+                if rng.random() {
+                    let _ = process.mirror.state(world.id).await;
+                }
+                let cut = rng.random_range(0..4);
+                if cut < 2 {
+                    reach.set(cut, false);
+                }
+                if let Ok(volume) = process.open(world.id, 10 + step).await {
+                    taken += 1;
+                    deposed.extend(present.take());
+                    present = Some(Owner { process, volume, written: BTreeMap::new() });
+                }
+            }
+            (8, _) => {
+                if let Some(owner) = deposed.last_mut() {
+                    if rng.random() {
+                        owner.process.reach.set(rng.random_range(0..2), rng.random());
+                    }
+                    let done = put(&owner.volume, piece, 1000 + stamp, 45).await;
+                    assert!(!done, "seed {seed}, step {step}: two owners acknowledge");
+                }
+            }
+            (9, Some(owner)) if rng.random_bool(0.3) => {
+                owner.volume.abandon();
+                present = None;
+            }
+            _ => tokio::time::sleep(Duration::from_secs(rng.random_range(1..20))).await,
+        }
+    }
+    let owners = deposed.into_iter().chain(present).collect();
+    all_is_there(&world, seed, &model, owners).await;
+    (flushed, taken)
+}
+
+/// In the end, in each of the copies.
+async fn all_is_there(world: &World, seed: u64, model: &Model, owners: Vec<Owner>) {
+    let process = world.now().await;
+    let volume = process.open(world.id, 99).await;
+    let volume = volume.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    for owner in &owners {
+        owner.volume.abandon();
+    }
+    for piece in 0..PIECES {
+        let acked = model.acked.get(&piece).copied().unwrap_or(0);
+        let mut fits = has(&volume, piece, acked).await;
+        for stamp in model.perhaps.get(&piece).into_iter().flatten() {
+            fits |= has(&volume, piece, *stamp).await;
+        }
+        assert!(fits, "seed {seed}: piece {piece} has lost {acked}");
+    }
+    assert!(put(&volume, 0, 5000, 60).await, "seed {seed}");
+    process.resynced(world.id).await;
+    let mut expected = Vec::new();
+    for piece in 0..PIECES {
+        expected.push(read(&volume, piece * PIECE, PIECE).await.unwrap());
+    }
+    volume.close().await.unwrap();
+    // What was never acknowledged may be in the one that decides alone.
+    let same = async |volume: &Volume| {
+        for (piece, expected) in (0..PIECES).zip(&expected) {
+            let there = read(volume, piece * PIECE, PIECE).await.unwrap();
+            assert!(there == *expected, "seed {seed}: piece {piece} of one copy");
+        }
+    };
+    world.each_alone(same).await;
+}
+
+fn run_random(seeds: std::ops::Range<u64>) -> (u32, u32) {
+    let mut all = (0, 0);
+    for seed in seeds {
+        let (flushed, taken) = paused(random(seed));
+        all = (all.0 + flushed, all.1 + taken);
+    }
+    all
+}
+
+#[test]
+fn owners_and_takers_with_cut_links_lose_nothing() {
+    let seeds = std::env::var("OBJBLK_SEEDS").map_or(40, |n| n.parse().unwrap());
+    let (flushed, taken) = run_random(0..seeds);
+    assert!(u64::from(flushed) > seeds * 2 && u64::from(taken) > seeds, "{flushed} {taken}");
+    eprintln!("{flushed} flushes, {taken} owners");
+}
+
+/// Each mistake has to be noticed by some seed, or by that scene.
+#[test]
+fn mistakes_are_noticed() {
+    let is_noticed = |mistake, work: &dyn Fn()| {
+        mutant::with(Some(mistake), || catch_unwind(AssertUnwindSafe(work)).is_err())
+    };
+    for mistake in
+        [Mutant::ReplicaLeftUnrecorded, Mutant::ReplicaStaleRead, Mutant::ReplicaTakenAlone]
+    {
+        let seed = |seed: &u64| {
+            is_noticed(mistake, &|| {
+                run_random(*seed..*seed + 1);
+            })
+        };
+        let noticed = (0..100).find(seed);
+        assert!(noticed.is_some(), "{mistake:?} is not noticed");
+        eprintln!("{mistake:?}: seed {noticed:?}");
+    }
+    assert!(is_noticed(Mutant::ReplicaStaleKept, &|| paused(what_is_in_the_way_gives_way())));
+}
