@@ -162,11 +162,16 @@ pub enum Mutant {
     NeedUnchecked,
     /// A step in the trash that somebody else took counts as one's own.
     TrashStepShared,
+    /// The frames of a chunk are taken for whole.
+    ScrubSkipsFrames,
+    /// A chunk is put back with what was found for it, without a look at its checksums.
+    MendUnproved,
 }
 
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`, the
-    /// others of sealed objects for `seal/key.rs`, those of sealed files for `cipher.rs`.
+    /// others of sealed objects for `seal/key.rs`, those of sealed files for `cipher.rs`, those of scrubbing and
+    /// mending for `tests/engine/scrub.rs` and `mend.rs` beside it.
     pub const ALL: [Mutant; 68] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,
