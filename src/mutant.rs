@@ -170,12 +170,17 @@ pub enum Mutant {
     ReplicaStaleKept,
     /// A mirrored volume is taken over by who reaches one of its stores only.
     ReplicaTakenAlone,
+    /// The frames of a chunk are taken for whole.
+    ScrubSkipsFrames,
+    /// A chunk is put back with what was found for it, without a look at its checksums.
+    MendUnproved,
 }
 
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`,
-    /// those of mirrored volumes for `tests/engine/mirror.rs`, the others of sealed objects for `seal/key.rs`,
-    /// those of sealed files for `cipher.rs`.
+    /// those of mirrored volumes for `tests/engine/mirror.rs`, those of scrubbing and mending for `scrub.rs` and
+    /// `mend.rs` beside it, the others of sealed objects for `seal/key.rs`, those of sealed files for
+    /// `cipher.rs`.
     pub const ALL: [Mutant; 68] = [
         Mutant::FlushBeforeCommit,
         Mutant::FlushWithoutOpenChunk,

@@ -38,6 +38,8 @@ mod golden_pool;
 mod idle;
 #[path = "engine/local.rs"]
 mod local;
+#[path = "engine/mend.rs"]
+mod mend;
 #[path = "engine/mirror.rs"]
 mod mirror;
 #[path = "engine/model.rs"]
@@ -66,6 +68,8 @@ mod scale;
 mod schedule;
 #[path = "support/reader.rs"]
 mod script;
+#[path = "engine/scrub.rs"]
+mod scrub;
 #[path = "engine/sealed.rs"]
 mod sealed;
 #[path = "engine/sealed_local.rs"]

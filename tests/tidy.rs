@@ -53,7 +53,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "pool",
         ],
     ),
-    ("doctor", &["units", "error", "store", "format", "map", "log", "volume", "pool"]),
+    ("doctor", &["units", "error", "clock", "store", "format", "map", "log", "volume", "pool"]),
     (
         "daemon",
         &[
@@ -64,8 +64,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "units", "error", "clock", "store", "format", "seal", "image", "device", "volume",
-            "frontend", "host", "settings", "pool", "doctor", "daemon", "bench", "size",
+            "units", "error", "clock", "store", "format", "seal", "image", "device", "cache",
+            "volume", "frontend", "host", "settings", "pool", "doctor", "daemon", "bench", "size",
             "transfer",
         ],
     ),

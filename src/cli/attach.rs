@@ -33,6 +33,7 @@ pub(super) fn plain(location: Location, name: VolumeSpec) -> TargetSpec {
         io_timeout: None,
         heartbeat: default_heartbeat(),
         lazy: false,
+        scrub: None,
         key: None,
     }
 }

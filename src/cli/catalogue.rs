@@ -4,12 +4,13 @@ use super::{Context, damaged, render, retain, schedule, size};
 use crate::daemon::{KnownTarget, RunDir};
 use crate::error::Result;
 use crate::format::VolumeId;
+use crate::format::scrub::ScrubPass;
 use crate::format::stores::StoreId;
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::host::Host;
 use crate::pool::{Entry, Health, Info, Standing, VolumeName, standing};
 use crate::volume::compression_sample;
-use crate::volume::past;
+use crate::volume::{past, scrubbed};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -41,6 +42,9 @@ struct Line {
     created_at_ms: Option<u64>,
     checkpoint_at_ms: Option<u64>,
     schedule: Option<Vec<schedule::Shown>>,
+    /// The last scrub that came to its end, in `info` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scrub: Option<ScrubPass>,
     /// How long the past is kept.
     retention_ms: Option<u64>,
     /// The oldest moment of it that can be read; this and what follows is in `info` only.
@@ -114,6 +118,7 @@ fn bare(name: String, id: VolumeId, state: &'static str, health: String) -> Line
         created_at_ms: None,
         checkpoint_at_ms: None,
         schedule: None,
+        scrub: None,
         retention_ms: None,
         oldest_seq: None,
         oldest_at_ms: None,
@@ -260,6 +265,8 @@ pub(super) async fn info(context: &Context, name: &VolumeName) -> Result<()> {
         in_sync: state.in_sync.iter().map(|twin| twin.store).collect(),
         joining: state.joining.map(|twin| twin.store),
     });
+    let scrub = scrubbed(&**pool.store(), info.volume.id).await;
+    line.scrub = scrub.unwrap_or_default().and_then(|note| note.last);
     line.retention_ms = past.retention.map(|time| time.as_millis() as u64);
     if let Some((seq, at_ms)) = past.oldest.filter(|_| past.retention.is_some()) {
         (line.oldest_seq, line.oldest_at_ms) = (Some(seq.0), Some(at_ms));
@@ -328,6 +335,7 @@ fn details(line: &Line) -> String {
         ("encrypted", line.encryption.unwrap_or("no").into()),
         ("features", or_dash(line.features, bits)),
         ("health", line.health.clone()),
+        ("scrub", render::scrubbed(line.scrub.as_ref())),
         ("made", or_dash(line.created_at_ms, render::time)),
         ("checkpoint", or_dash(line.checkpoint_at_ms, render::time)),
     ];

@@ -1,9 +1,11 @@
 //! Examining volumes.
 
+use super::repair::{self, Repair};
 use super::{Context, args, size};
 use crate::doctor::{Affected, Amount, Damage, Doctor, Progress, Report, VolumeReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::backend::Backend;
+use serde::Serialize;
 use std::io::IsTerminal;
 use std::time::Duration;
 use tokio::time::MissedTickBehavior;
@@ -32,9 +34,41 @@ pub(super) async fn check(context: &Context, check: args::Check) -> Result<()> {
         }
     };
     let mut report = watched(examination, doctor.progress(), check.progress).await?;
+    let repairs = match check.repair {
+        true => {
+            let mut repairs = repair::plan(&report);
+            if repair::carry_out(&backend, &check, &mut repairs).await? {
+                // What it is now, by the store and nothing else.
+                let doctor = Doctor::new(&backend.pool, check.data, rate);
+                let again = async {
+                    match &name {
+                        Some(name) => doctor.check(name).await,
+                        None => doctor.check_all().await,
+                    }
+                };
+                report = watched(again, doctor.progress(), check.progress).await?;
+            }
+            Some(repairs)
+        }
+        false => None,
+    };
     second_copies(&backend, &check, &mut report).await?;
-    context.show(&report, || tell(&report))?;
+    let document = Document { report: &report, repairs: repairs.as_deref() };
+    let told = repairs.iter().flatten().flat_map(Repair::tell);
+    context.show(&document, || {
+        let lines = told.chain(std::iter::once(tell(&report)));
+        lines.collect::<Vec<_>>().join("\n")
+    })?;
     verdict(&report)
+}
+
+/// What was found, after the repair if there was one.
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repairs: Option<&'a [Repair]>,
 }
 
 /// Examines the second copies of mirrored volumes as well, as if there were no others.
@@ -105,8 +139,9 @@ fn verdict(report: &Report) -> Result<()> {
             }
         };
         let objects = if count == 1 { "1 damage".into() } else { format!("{count} damages") };
-        return Err(Error::corrupt(format!("{objects} found, {reach}"))
-            .hint("restore the objects from a copy of the bucket, or write the blocks anew"));
+        return Err(Error::corrupt(format!("{objects} found, {reach}")).hint(
+            "try --repair, restore the objects from a copy of the bucket, or write the blocks anew",
+        ));
     }
     match report.volumes.iter().find_map(|v| Some((&v.name, v.error.as_ref()?))) {
         Some((name, why)) => {

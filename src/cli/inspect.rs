@@ -10,6 +10,7 @@ use crate::pool::VolumeSpec;
 use crate::store::{Key, Store};
 use crate::units::SECTOR_SHIFT;
 use crate::volume::{find_snapshot, ownership};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Prints the object that is called `what`, or those that say what the volume or the snapshot of that name is.
@@ -85,7 +86,14 @@ pub(super) async fn locate(context: &Context, name: &VolumeSpec, at: &str) -> Re
     let byte = byte.ok_or_else(|| Error::usage(format!("sector {at} is too large")))?;
     let backend = context.open().await?;
     let found = look(&backend.pool, name, byte).await?;
-    context.show(&found, || tell_place(&found))?;
+    let object = found.stored.as_ref().and_then(|stored| Key::new(&stored.object));
+    let place = match (object, backend.several()) {
+        (Some(object), Ok(several)) => several.place_of(&object).await?,
+        _ => None,
+    };
+    let (store, name_there) = place.map(|(store, name)| (store, name.to_string())).unzip();
+    let document = Placed { located: &found, store, name_there };
+    context.show(&document, || tell_place(&document))?;
     match &found.problem {
         Some(why) => {
             let sector = found.sector;
@@ -95,7 +103,19 @@ pub(super) async fn locate(context: &Context, name: &VolumeSpec, at: &str) -> Re
     }
 }
 
-fn tell_place(found: &Located) -> String {
+/// Where a sector is, and in which of the pool's stores.
+#[derive(Serialize)]
+struct Placed<'a> {
+    #[serde(flatten)]
+    located: &'a Located,
+    /// The store that has the chunk, where the pool has several or could have.
+    store: Option<String>,
+    /// The chunk's name in that store.
+    name_there: Option<String>,
+}
+
+fn tell_place(placed: &Placed<'_>) -> String {
+    let found = placed.located;
     let item = |item: &Item| {
         format!("{} at {}, {} bytes, crc32c {}", item.object, item.offset, item.length, item.crc32c)
     };
@@ -118,6 +138,9 @@ fn tell_place(found: &Located) -> String {
     }
     if let Some(stored) = &found.stored {
         fields.push(("chunk", stored.object.clone()));
+        fields.extend(placed.store.as_ref().map(|store| ("store", store.clone())));
+        let name = placed.name_there.as_ref().filter(|name| **name != stored.object);
+        fields.extend(name.map(|name| ("there called", name.clone())));
         let (seq, epoch) = (stored.seq, stored.epoch);
         fields.push(("log", format!("slot {seq}, epoch {epoch} of volume {}", stored.volume)));
         fields

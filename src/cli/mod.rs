@@ -31,6 +31,7 @@ mod path;
 mod pool;
 mod recover;
 mod render;
+mod repair;
 mod retain;
 mod schedule;
 mod serve;

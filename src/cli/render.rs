@@ -1,8 +1,10 @@
 //! Output: one document on standard output, as a table, as lines or as JSON.
 
+use super::size;
 use crate::clock;
 pub(super) use crate::clock::show as time;
 use crate::error::{Error, Result};
+use crate::format::scrub::ScrubPass;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use std::io::{ErrorKind, Write};
@@ -51,6 +53,17 @@ pub(super) fn fields(fields: &[(&str, String)]) -> String {
 
 fn trimmed(text: &str) -> String {
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+/// The last scrub of a volume.
+pub(super) fn scrubbed(last: Option<&ScrubPass>) -> String {
+    let Some(last) = last else { return "never complete".into() };
+    let (ended, bytes) = (time(last.ended_at_ms), size::show(last.bytes));
+    let found = match (last.damaged, last.left()) {
+        (0, _) => "nothing damaged".into(),
+        (damaged, left) => format!("{damaged} objects damaged, {left} still are"),
+    };
+    format!("complete at {ended}, {bytes}, {found}")
 }
 
 /// A time as `20261121T030405.678Z`, from milliseconds since 1970: fit for names.

@@ -6,7 +6,9 @@ use crate::daemon::{Attached, KnownTarget, RunDir, TargetStatus, VolumeReport};
 use crate::error::Result;
 use crate::store::paths::PathsReport;
 use crate::store::paths::state::Condition;
-use crate::volume::{DiskCacheStatus, JournalStatus, MapStatus, SourceStatus, SpaceStatus};
+use crate::volume::{
+    DiskCacheStatus, JournalStatus, MapStatus, ScrubStatus, SourceStatus, SpaceStatus,
+};
 use serde::Serialize;
 
 /// An attached volume.
@@ -34,6 +36,8 @@ struct Line {
     /// What the log holds, and what was collected.
     map: Option<MapStatus>,
     space: Option<SpaceStatus>,
+    /// Its scrub, where it is scrubbed.
+    scrub: Option<ScrubStatus>,
     source: Option<SourceStatus>,
     requests: serde_json::Value,
     store_requests: serde_json::Value,
@@ -137,6 +141,7 @@ fn line(target: &KnownTarget, volume: &Attached, told: &Result<Option<TargetStat
         disk_cache: report.and_then(|r| r.disk_cache.clone()),
         map: report.map(|r| r.map.clone()),
         space: report.map(|r| r.space.clone()),
+        scrub: report.and_then(|r| r.scrub),
         source: report.and_then(|r| r.source.clone()),
         requests: report.map(|r| r.frontend.clone()).unwrap_or_default(),
         store_requests: match told {
@@ -222,6 +227,15 @@ fn source_of(source: &SourceStatus) -> String {
     format!("{}, {lacking}{}", source.url, trouble.unwrap_or_default())
 }
 
+fn scrub_of(scrub: &ScrubStatus) -> String {
+    let now = scrub.next_seq.map(|next| {
+        let (read, rate) = (size::show(scrub.now.bytes), size::show(scrub.rate));
+        let (end, left) = (scrub.end_seq, scrub.now.left());
+        format!("at slot {next} of {end}, {read} read, at most {rate}/s, {left} damaged; ")
+    });
+    format!("{}{}", now.unwrap_or_default(), render::scrubbed(scrub.last.as_ref()))
+}
+
 fn table(lines: &[Line]) -> String {
     let header = ["NAME", "DEVICE", "FRONTEND", "PID", "STATE", "SIZE", "DIRTY", "CACHE HITS"];
     let rows = lines.iter().map(|line| {
@@ -271,6 +285,9 @@ fn details(line: &Line) -> String {
     if let Some(space) = &line.space {
         fields.push(("stored", stored(space)));
         fields.push(("collected", collected(space)));
+    }
+    if let Some(scrub) = &line.scrub {
+        fields.push(("scrub", scrub_of(scrub)));
     }
     if let Some(source) = &line.source {
         fields.push(("source", source_of(source)));

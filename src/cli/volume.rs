@@ -167,6 +167,16 @@ fn detach_first(e: Error) -> Error {
 
 /// Opens a volume that nobody has.
 pub(super) async fn own(backend: &Backend, id: VolumeId, name: &VolumeName) -> Result<Volume> {
+    own_with(backend, id, name, VolumeOptions::default()).await
+}
+
+/// Opens a volume that nobody has, with these options but for its mode.
+pub(super) async fn own_with(
+    backend: &Backend,
+    id: VolumeId,
+    name: &VolumeName,
+    options: VolumeOptions,
+) -> Result<Volume> {
     let host = Host::local()?;
     let ownership = ownership(&*backend.stores.setup, id).await?;
     let standing = standing(&ownership, &host);
@@ -174,7 +184,7 @@ pub(super) async fn own(backend: &Backend, id: VolumeId, name: &VolumeName) -> R
         return Err(standing.refusal(name, "take it over with `objblk attach --takeover`"));
     }
     refuse_journaled(&name.clone().into(), &ownership, &standing)?;
-    open_as(backend, id, host.owner(), !ownership.closed).await
+    open_as(backend, id, host.owner(), (!ownership.closed, options)).await
 }
 
 /// Opens a volume that nobody has, or with `takeover` whoever has it, to receive changes.
@@ -193,18 +203,19 @@ pub(super) async fn own_to_receive(
     if !takeover {
         refuse_journaled(&name.clone().into(), &ownership, &standing)?;
     }
-    open_as(backend, id, as_receiver(host.owner()), !ownership.closed).await
+    let options = VolumeOptions::default();
+    open_as(backend, id, as_receiver(host.owner()), (!ownership.closed, options)).await
 }
 
 async fn open_as(
     backend: &Backend,
     id: VolumeId,
     owner: EpochObject,
-    takeover: bool,
+    (takeover, options): (bool, VolumeOptions),
 ) -> Result<Volume> {
     let images: Option<Arc<dyn Images>> = Some(Arc::new(Outside));
     let mode = Mode::ReadWrite { takeover };
-    let options = VolumeOptions { mode, images, ..VolumeOptions::default() };
+    let options = VolumeOptions { mode, images, ..options };
     Volume::open(environment(), backend.stores.clone(), id, owner, options).await
 }
 

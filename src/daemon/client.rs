@@ -8,8 +8,9 @@ use super::rundir::{RunDir, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::schedule::Rule;
+use crate::store::Key;
 use crate::store::paths::PathsReport;
-use crate::volume::{Collected, Flattened};
+use crate::volume::{Collected, Flattened, Mended};
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, BufReader};
@@ -25,6 +26,9 @@ const PATHS: Duration = Duration::from_secs(30);
 
 /// For what takes as long as it takes; the connection ends with the target.
 const ENDLESS: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Damaged objects that one message names.
+const MENDED_AT_ONCE: usize = 1000;
 
 /// How long a forced end may take: the last chance of the data, and the drains of a frontend.
 const FORCED: Duration = Duration::from_secs(120);
@@ -137,6 +141,26 @@ pub async fn flatten(target: &Target, volume: VolumeId) -> Result<Flattened> {
         Reply::Flattened(flattened) => Ok(flattened),
         _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
     }
+}
+
+/// Has a target make whole what it can of these objects of a volume. Dropping the future calls nothing off.
+///
+/// Errors: busy, where the target does not answer; those of the volume.
+pub async fn mend(target: &Target, volume: VolumeId, objects: &[Key]) -> Result<Vec<Mended>> {
+    let mut mended = Vec::new();
+    // A message has a bounded length.
+    for some in objects.chunks(MENDED_AT_ONCE) {
+        let objects = some.iter().map(ToString::to_string).collect();
+        let request = Request::Mend { volume, objects };
+        match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
+            Reply::Mended(more) => mended.extend(more),
+            _ => {
+                let pid = target.state.pid;
+                return Err(Error::failed(format!("process {pid} answered something else")));
+            }
+        }
+    }
+    Ok(mended)
 }
 
 /// Has a target do something about the snapshots of a volume.

@@ -13,7 +13,8 @@ use crate::store::paths::PathsReport;
 use crate::store::paths::selector::Selector;
 use crate::store::paths::spec::PathSpec;
 use crate::volume::{
-    Collected, DiskCacheStatus, Flattened, JournalStatus, MapStatus, SourceStatus, SpaceStatus,
+    Collected, DiskCacheStatus, Flattened, JournalStatus, MapStatus, Mended, ScrubStatus,
+    SourceStatus, SpaceStatus,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,13 @@ pub enum Request {
     Flatten {
         /// The volume.
         volume: VolumeId,
+    },
+    /// Make whole what is damaged of a volume.
+    Mend {
+        /// The volume.
+        volume: VolumeId,
+        /// The names of the damaged objects.
+        objects: Vec<String>,
     },
     /// Make, delete or list snapshots of a volume.
     Snapshots {
@@ -152,6 +160,8 @@ pub enum Reply {
     Collected(Collected),
     /// To a flattening: it is done.
     Flattened(Flattened),
+    /// To a request to mend: what became of each object.
+    Mended(Vec<Mended>),
     /// To a request about snapshots: those that it was about.
     Snapshots(Vec<SnapshotReport>),
     /// To a request to grow: it has.
@@ -265,6 +275,9 @@ pub struct VolumeReport {
     /// What its log holds, and what was collected.
     #[serde(default)]
     pub space: SpaceStatus,
+    /// Its scrub, where it is scrubbed.
+    #[serde(default)]
+    pub scrub: Option<ScrubStatus>,
     /// What it lacks of its source, if it lacks anything.
     #[serde(default)]
     pub source: Option<SourceStatus>,
@@ -378,8 +391,10 @@ mod tests {
         let rules = vec![Rule { every_ms: 60_000, keep: 1 }];
         let schedule = Request::Schedule { volume, rules };
         let retain = Request::Retain { volume, time_ms: None };
+        let mend = Request::Mend { volume, objects: vec!["volumes/a/log/00/1-1".into()] };
         let detach = Request::Detach { force: true };
-        for request in [Request::Ping, Request::Status, collect, make, schedule, retain, detach] {
+        let all = [Request::Ping, Request::Status, collect, make, schedule, retain, mend, detach];
+        for request in all {
             assert_eq!(decode::<Request>(&encode(&request)).unwrap(), request);
         }
         for (kind, _) in KINDS {

@@ -196,6 +196,7 @@ async fn open(
         watch_every: spec.heartbeat,
         images: Some(Arc::new(Outside)),
         hydrate: !spec.lazy,
+        scrub: spec.scrub,
         ..VolumeOptions::default()
     };
     let owner = Host::local().map_err(Refused::ForGood)?.owner();

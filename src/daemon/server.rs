@@ -82,6 +82,10 @@ async fn inquire(
             let flattened = async { shared.flatten(volume).await };
             while_heard(read, write, flattened.map_ok(Reply::Flattened)).await
         }
+        Request::Mend { volume, objects } => {
+            let mended = async { shared.mend(volume, &objects).await };
+            while_heard(read, write, mended.map_ok(Reply::Mended)).await
+        }
         Request::Snapshots { volume, action } => {
             let reply = match shared.snapshots(volume, action).await {
                 Ok(snapshots) => Reply::Snapshots(snapshots),

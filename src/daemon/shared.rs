@@ -7,8 +7,9 @@ use crate::format::schedule::Rule;
 use crate::format::{SnapshotId, VolumeId};
 use crate::frontend::fuse::Image;
 use crate::pool::backend::Backend;
+use crate::store::Key;
 use crate::units::{SECTOR_SIZE, SectorCount};
-use crate::volume::{Collected, Durability, Flattened, Volume};
+use crate::volume::{Collected, Durability, Flattened, Mended, Volume};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -152,6 +153,15 @@ impl Shared {
         self.volume(id)?.flatten(&mut |_| ()).await
     }
 
+    /// Makes whole what is damaged of a volume. Errors: usage, where one is no name; not found; those of the volume.
+    pub(super) async fn mend(&self, id: VolumeId, objects: &[String]) -> Result<Vec<Mended>> {
+        let key = |name: &String| {
+            Key::new(name).ok_or_else(|| Error::usage(format!("{name:?} is no name of an object")))
+        };
+        let objects = objects.iter().map(key).collect::<Result<Vec<Key>>>()?;
+        self.volume(id)?.mend(&objects).await
+    }
+
     /// Does something about the snapshots of a volume. Errors: not found; those of the volume.
     pub(super) async fn snapshots(
         &self,
@@ -242,6 +252,7 @@ impl Shared {
                 disk_cache: now.disk_cache,
                 map: now.map,
                 space: now.space,
+                scrub: now.scrub,
                 source: now.source,
                 frontend: door.as_ref().map(|d| d.counters(&attached.name)).unwrap_or_default(),
             }

@@ -3,7 +3,7 @@ use crate::frontend::nbd::TlsOptions;
 use crate::pool::VolumeSpec;
 use crate::seal::KeyGiven;
 use crate::settings::Location;
-use crate::volume::{Moment, ProfileUse, VolumeOptions};
+use crate::volume::{Moment, ProfileUse, ScrubOptions, VolumeOptions};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,6 +50,9 @@ pub struct TargetSpec {
     /// Of the sources of volumes only that is fetched which somebody asks for.
     #[serde(default)]
     pub lazy: bool,
+    /// Whether and how they are scrubbed.
+    #[serde(default)]
+    pub scrub: Option<ScrubOptions>,
     /// What opens those that are encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyGiven>,

@@ -419,6 +419,7 @@ async fn open(
             watch_every: spec.heartbeat,
             images: Some(Arc::new(Outside)),
             hydrate: !spec.lazy,
+            scrub: spec.scrub,
             ..VolumeOptions::default()
         };
         let owner = match &journal {

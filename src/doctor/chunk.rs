@@ -6,13 +6,12 @@ use crate::error::Result;
 use crate::format::chunk::{ChunkHeader, FRAME_SECTORS};
 use crate::format::codec::FormatError;
 use crate::format::keys::ChunkId;
-use crate::log::fetch::{FetchError, fetch_header, unsealed};
-use crate::store::{GetRange, Store, StoreErrorKind};
-use bytes::Bytes;
+use crate::log::fetch::FetchError;
+use crate::log::verify::{self, FRAMES_AT_ONCE};
+use crate::store::{Store, StoreErrorKind};
 use std::ops::Range;
 
-/// Frames that are read by one request: 4 MiB.
-const FRAMES: usize = 64;
+pub(super) use crate::log::verify::{frame_place, frames};
 
 /// What is wrong with a chunk.
 #[derive(Clone, Debug)]
@@ -32,7 +31,7 @@ impl Bad {
 ///
 /// # Errors
 /// Those of the store that tell nothing of the object.
-pub(super) async fn verify(store: &dyn Store, known: Known, data: bool) -> Result<Option<Bad>> {
+pub(super) async fn examine(store: &dyn Store, known: Known, data: bool) -> Result<Option<Bad>> {
     let header = match header(store, known.id).await? {
         Ok(header) => header,
         Err(flaw) => return Ok(Some(Bad::whole(flaw))),
@@ -83,26 +82,13 @@ pub(super) async fn verify(store: &dyn Store, known: Known, data: bool) -> Resul
 /// # Errors
 /// Those of the store that tell nothing of the object.
 pub(super) async fn header(store: &dyn Store, id: ChunkId) -> Result<Found<ChunkHeader>> {
-    let mut looks = 0;
-    loop {
-        looks += 1;
-        return match fetch_header(store, id).await {
-            Err(FetchError::Damaged { .. }) if looks == 1 => continue,
-            Ok(header) => Ok(Ok(header)),
-            Err(FetchError::Missing(_)) => Ok(Err(Flaw::Missing)),
-            Err(FetchError::Damaged { why, .. }) => Ok(Err(Flaw::Damaged(why))),
-            Err(FetchError::Store(e)) => Err(e.into()),
-            Err(e) => Err(crate::error::Error::failed(e.to_string())),
-        };
+    match verify::header(store, id).await {
+        Ok(header) => Ok(Ok(header)),
+        Err(FetchError::Missing(_)) => Ok(Err(Flaw::Missing)),
+        Err(FetchError::Damaged { why, .. }) => Ok(Err(Flaw::Damaged(why))),
+        Err(FetchError::Store(e)) => Err(e.into()),
+        Err(e) => Err(crate::error::Error::failed(e.to_string())),
     }
-}
-
-/// Where a frame is: from the object's start.
-pub(super) fn frame_place(header: &ChunkHeader, index: u32) -> Range<u64> {
-    let start = u64::from(header.header_len) + header.frames.before(index as usize);
-    let frame = header.frames.entries.get(index as usize);
-    let len = frame.map_or(0, |frame| u64::from(frame.encoded_len));
-    start..start + len
 }
 
 /// The frames that an object of `size` bytes does not have as a whole.
@@ -122,54 +108,10 @@ async fn broken_frames(
 ) -> Result<Vec<(u32, Option<FormatError>)>> {
     let mut broken = Vec::new();
     let count = header.frames.entries.len() as u32;
-    for first in (0..count).step_by(FRAMES) {
-        let run = first..(first + FRAMES as u32).min(count);
-        let once = frames(store, id, header, run.clone()).await?;
-        let mut bad: Vec<(u32, FormatError)> =
-            run.clone().zip(once).filter_map(|(index, why)| Some((index, why?))).collect();
-        if !bad.is_empty() {
-            // Damage on the way and damage in the store look the same once.
-            let again = frames(store, id, header, run.clone()).await?;
-            bad.retain(|(index, _)| again[(index - run.start) as usize].is_some());
-        }
+    for first in (0..count).step_by(FRAMES_AT_ONCE as usize) {
+        let run = first..(first + FRAMES_AT_ONCE).min(count);
+        let bad = verify::broken_frames(store, id, header, run).await?;
         broken.extend(bad.into_iter().map(|(index, why)| (index, Some(why))));
     }
     Ok(broken)
-}
-
-/// What is wrong with each of these frames.
-pub(super) async fn frames(
-    store: &dyn Store,
-    id: ChunkId,
-    header: &ChunkHeader,
-    run: Range<u32>,
-) -> Result<Vec<Option<FormatError>>> {
-    let offset = frame_place(header, run.start).start;
-    let end = frame_place(header, run.end.saturating_sub(1)).end;
-    let bytes = match store.get(&id.key(), GetRange::Part { offset, len: end - offset }).await {
-        Ok(bytes) => bytes,
-        // It ends before them, or went meanwhile: its next reader tells.
-        Err(e) if matches!(e.kind, StoreErrorKind::Range | StoreErrorKind::NotFound) => {
-            Bytes::new()
-        }
-        // Of a sealed chunk nothing comes where a part of it is damaged: each frame by itself, then.
-        Err(e) if e.kind == StoreErrorKind::Damaged => {
-            if run.len() == 1 {
-                return Ok(vec![Some(unsealed("sealed chunk", e))]);
-            }
-            let mut each = Vec::with_capacity(run.len());
-            for index in run {
-                each.extend(Box::pin(frames(store, id, header, index..index + 1)).await?);
-            }
-            return Ok(each);
-        }
-        Err(e) => return Err(e.into()),
-    };
-    let check = |index: u32| {
-        let place = frame_place(header, index);
-        let from = ((place.start - offset) as usize).min(bytes.len());
-        let to = ((place.end - offset) as usize).min(bytes.len());
-        header.frames.open(index as usize, &bytes[from..to]).err()
-    };
-    Ok(run.map(check).collect())
 }

@@ -1,7 +1,7 @@
 //! The examination of one volume.
 
 use super::Doctor;
-use super::chunk::verify;
+use super::chunk;
 use super::flaw::{Affected, Damage, Flaw, read};
 use super::gather::{Gathered, PARALLEL, undescribed, with_stored};
 use super::report::VolumeReport;
@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::features::Access;
 use crate::format::keys::{self, ChunkId, MapObjectId};
+use crate::format::lineage::Ancestor;
 use crate::format::map_object::parse_directory;
 use crate::format::volume::VolumeObject;
 use crate::store::{KEY_HINT, Store};
@@ -119,7 +120,7 @@ impl Doctor {
             }
             count += batch.len() as u64;
             let look = |known: super::used::Known| async move {
-                let found = verify(&*self.store, known, self.data).await?;
+                let found = chunk::examine(&*self.store, known, self.data).await?;
                 self.progress.step();
                 Ok::<_, Error>((known.id, found))
             };
@@ -191,7 +192,7 @@ impl Doctor {
                 let key = keys::map_object(description.id, *object);
                 Damage::of(&key, flaw, "the directory of a map object")
             };
-            report.tell(self.exposed(name, &fresh).await?);
+            report.tell(self.exposed((name, description), &fresh).await?);
             let cut_off = beyond.filter(|chunk| fresh.is_beyond(*chunk));
             report.tell(fresh.damages);
             report.tell(still.map(directory));
@@ -225,7 +226,11 @@ impl Doctor {
     }
 
     /// A clone that needs its origin, which does not know that.
-    async fn exposed(&self, name: &str, fresh: &Gathered) -> Result<Option<Damage>> {
+    async fn exposed(
+        &self,
+        (name, description): (&str, &VolumeObject),
+        fresh: &Gathered,
+    ) -> Result<Option<Damage>> {
         let Some(state) = fresh.states.last().filter(|_| fresh.unknown_to_origin) else {
             return Ok(None);
         };
@@ -235,7 +240,10 @@ impl Doctor {
         let text = format!(
             "{name} needs objects of its origin, which may delete them: it is no child of it"
         );
-        Ok(used.has_foreign(own).then(|| Damage::contradiction(text)))
+        let mark = |of: &Ancestor| keys::child(of.volume, of.snapshot, description.id).to_string();
+        let object = description.origin().map(mark);
+        let damage = Damage { object, ..Damage::contradiction(text) };
+        Ok(used.has_foreign(own).then_some(damage))
     }
 
     async fn is_deleted(&self, name: &str, id: VolumeId) -> Result<bool> {

@@ -3,6 +3,7 @@
 use super::flaw::{Affected, Damage, Flaw, Found, read};
 use super::past::Past;
 use super::state::State;
+use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::checkpoint::Checkpoint;
@@ -10,6 +11,7 @@ use crate::format::fence::Fence;
 use crate::format::key_slots::KeySlots;
 use crate::format::keys::{self, ChunkId};
 use crate::format::profile::Profile;
+use crate::format::scrub::ScrubObject;
 use crate::format::snapshot::{SnapshotEntry, SnapshotObject};
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::log::IN_FLIGHT_MAX;
@@ -76,6 +78,7 @@ impl Gathered {
         gathered.epochs(store, description).await?;
         gathered.fences(store, description).await?;
         gathered.profile(store, description.id).await?;
+        gathered.scrub(store, description.id).await?;
         if description.is_encrypted() {
             gathered.key_slots(store, description.id).await?;
         }
@@ -241,6 +244,31 @@ impl Gathered {
             Err(flaw) => flaw,
         };
         self.damages.push(Damage::of(&key, &flaw, "the profile, on which nothing depends"));
+        Ok(())
+    }
+
+    /// What the last scrub left damaged is damage only if it is found again.
+    async fn scrub(&mut self, store: &dyn Store, id: VolumeId) -> Result<()> {
+        let Some(newest) = store.list(&keys::scrubs(id), None, 1).await?.objects.pop() else {
+            return Ok(());
+        };
+        let flaw = match read(store, &newest.key, ScrubObject::parse).await? {
+            Ok(note) if keys::scrub(note.volume, note.number) == newest.key => {
+                if let Some(last) = note.last.filter(|last| last.left() > 0) {
+                    let (left, ended) = (last.left(), clock::show(last.ended_at_ms));
+                    self.notes.push(format!(
+                        "the scrub that ended at {ended} left {left} objects damaged: look with --data"
+                    ));
+                }
+                return Ok(());
+            }
+            Ok(_) => Flaw::Inconsistent("it is another note than its name says".into()),
+            // A newer one took its place.
+            Err(Flaw::Missing) => return Ok(()),
+            Err(flaw) => flaw,
+        };
+        let what = "the note of a scrub, on which nothing depends";
+        self.damages.push(Damage::of(&newest.key, &flaw, what));
         Ok(())
     }
 

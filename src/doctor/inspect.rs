@@ -17,6 +17,7 @@ use crate::format::profile::{self, Profile};
 use crate::format::received::ReceivedObject;
 use crate::format::record::Record;
 use crate::format::schedule::ScheduleObject;
+use crate::format::scrub::ScrubObject;
 use crate::format::sealed;
 use crate::format::snapshot::{self, SnapshotEntry, SnapshotObject};
 use crate::format::stores::{StoresObject, TermPlacement};
@@ -347,6 +348,9 @@ fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static st
     }
     if keys::parse_schedule(id, key).is_some() {
         return ("schedule", plain(ScheduleObject::parse(bytes)));
+    }
+    if keys::parse_scrub(id, key).is_some() {
+        return ("scrub", plain(ScrubObject::parse(bytes)));
     }
     if let Some((snapshot, child)) = keys::parse_child(id, key) {
         return ("child", Ok((json!({ "snapshot": snapshot, "clone": child }), None)));

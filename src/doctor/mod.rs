@@ -10,6 +10,7 @@
 //! | `space` | objects that nobody needs |
 //! | `trace` | which sectors of which state need what is damaged |
 //! | `exam`, `census` | one volume; a pool |
+//! | `fallback` | whether a damaged checkpoint is needed |
 //! | [`inspect`], [`locate`] | one object decoded; where a sector is |
 //!
 //! **No false alarm.** The owner of a volume deletes what only older checkpoints name, while the doctor
@@ -28,6 +29,7 @@ mod accounts;
 mod census;
 mod chunk;
 mod exam;
+mod fallback;
 mod flaw;
 mod gather;
 pub mod inspect;

@@ -383,6 +383,21 @@ pub fn parse_schedule(id: VolumeId, key: &Key) -> Option<u64> {
     Some(u64::MAX - hex16(key.as_str().strip_prefix(&schedules(id))?)?)
 }
 
+/// Prefix of how far the scrubs of the volume are.
+pub fn scrubs(id: VolumeId) -> String {
+    format!("volumes/{id}/scrubs/")
+}
+
+/// How far the scrub of the volume is, as noted for the time `number`.
+pub fn scrub(id: VolumeId, number: u64) -> Key {
+    key(format!("{}{:016x}", scrubs(id), u64::MAX - number))
+}
+
+/// The number that a key made by [`scrub`] names.
+pub fn parse_scrub(id: VolumeId, key: &Key) -> Option<u64> {
+    Some(u64::MAX - hex16(key.as_str().strip_prefix(&scrubs(id))?)?)
+}
+
 /// The snapshot that a key made by [`snapshot`] names.
 pub fn parse_snapshot(id: VolumeId, key: &Key) -> Option<SnapshotId> {
     let of: SnapshotId = key.as_str().strip_prefix(&snapshots(id))?.parse().ok()?;
@@ -467,6 +482,7 @@ mod tests {
             let key = checkpoint(id, Seq(n), Epoch(3));
             assert_eq!(parse_checkpoint(id, &key), Some((Seq(n), Epoch(3))));
             assert_eq!(parse_schedule(id, &schedule(id, n)), Some(n));
+            assert_eq!(parse_scrub(id, &scrub(id, n)), Some(n));
             assert_eq!(parse_key_set(id, &key_set(id, n)), Some(n));
             let of = super::key(format!("{}epochs/1", mirror_generation(id, n as u32)));
             assert_eq!(parse_mirror_generation(id, &of), Some(n as u32));

@@ -10,6 +10,7 @@
 //! * [`upload`]: sealed chunks to the store
 //! * [`replay`]: reading the log back, fencing its end
 //! * [`fetch`]: frames of committed chunks
+//! * [`verify`]: whether a chunk in the store is whole
 
 pub mod commit;
 pub mod fetch;
@@ -17,6 +18,7 @@ pub mod open_chunk;
 pub mod order;
 pub mod replay;
 pub mod upload;
+pub mod verify;
 
 pub use commit::CommitPoint;
 pub use open_chunk::{OpenChunk, SealedChunk};

@@ -80,9 +80,18 @@ impl Store for SpreadStore {
         Ok(())
     }
 
-    async fn put(&self, key: &Key, _body: Bytes) -> StoreResult<()> {
+    /// A slot is overwritten only where it cannot be anywhere else, or be copied from there meanwhile.
+    async fn put(&self, key: &Key, body: Bytes) -> StoreResult<()> {
+        if slot_of(key).is_none() {
+            return self.home().put(key, body).await;
+        }
+        let version = self.spread.refresh(self.asker).await?;
+        if let [only] = version.all_stays().as_slice() {
+            let store = self.spread.member(self.asker, only.store).await?;
+            return store.put(&name_in(only.generation, key)?, body).await;
+        }
         let object = address(&self.url(), key.as_str());
-        let text = "a pool of several stores never overwrites anything";
+        let text = "a pool of several stores never overwrites a part of a log";
         Err(StoreError::new(StoreErrorKind::Invalid, Op::Put, object, text))
     }
 

@@ -2,8 +2,8 @@
 //!
 //! A [`Store`] keeps byte strings under [`Key`]s. It knows nothing of volumes, chunks or epochs.
 //! The primitive is [`Store::put_if_absent`]: of any number of callers that race for one key,
-//! exactly one succeeds, and the object it wrote is never overwritten. Everything else that
-//! objblk needs (ownership, fencing, ordering) is made of it.
+//! exactly one succeeds, and the object it wrote is never overwritten (but by a repair, where it is
+//! damaged, with what it was). Everything else that objblk needs (ownership, fencing, ordering) is made of it.
 //!
 //! Contract of every implementation:
 //! * **Atomic**: an object is there whole or not at all, to `get`, `head` and `list` alike.

@@ -34,6 +34,7 @@
 //! | `diff` | what changed between two states |
 //! | `received` | which snapshots are copies, and of what |
 //! | `schedule` | snapshots that the owner makes by itself |
+//! | `scrub`, `mend`, `regrow` | everything read and verified now and then; what is damaged made whole |
 //! | `flatten` | a clone does without its origin |
 //! | `hydrate` | what a volume lacks of the image that it began as |
 //! | `collect`, `victims` | moves what is left of mostly dead chunks |
@@ -55,6 +56,7 @@ mod items;
 mod kept;
 mod local;
 mod look;
+mod mend;
 pub mod open;
 mod options;
 mod past;
@@ -67,9 +69,11 @@ mod readahead;
 mod received;
 mod recover;
 mod redo;
+mod regrow;
 mod retention;
 mod rollback;
 mod schedule;
+mod scrub;
 mod shared;
 mod snapshots;
 mod state;
@@ -85,6 +89,7 @@ pub use diff::{Changed, Changes};
 pub use flatten::Flattened;
 pub use hydrate::SourceStatus;
 pub use look::{Ownership, Settled, ownership, settled};
+pub use mend::{Mended, Mending};
 pub use open::{find_snapshot, list_snapshots};
 pub use options::{
     DiskCacheStatus, Durability, Env, JournalOptions, JournalStatus, MAP_BYTES_MIN, MapStatus,
@@ -95,6 +100,7 @@ pub use profile::{ProfileUse, RECORD_FOR};
 pub use ratio::{Sample, compression_sample};
 pub use received::{as_receiver, original, unfinished_receipt};
 pub use schedule::schedule;
+pub use scrub::{ScrubOptions, ScrubStatus, scrubbed};
 pub use snapshots::SNAPSHOTS_MAX;
 
 use crate::error::{Error, ErrorKind, Result};

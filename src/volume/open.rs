@@ -26,6 +26,7 @@ use super::profile;
 use super::recover::{self, Legacy};
 use super::redo::{apply, rolled_back};
 use super::rollback;
+use super::scrub;
 use super::shared::{Parts, Shared};
 use super::snapshots::{self, Snapshots};
 use super::state::State;
@@ -128,6 +129,7 @@ impl Volume {
             Ok(()) => {
                 collect::start(&volume.shared);
                 profile::start(&volume.shared);
+                scrub::start(&volume.shared);
                 Ok(volume)
             }
             Err(e) => {

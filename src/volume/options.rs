@@ -3,6 +3,7 @@
 use super::hydrate::SourceStatus;
 use super::past::Moment;
 use super::profile::ProfileUse;
+use super::scrub::{ScrubOptions, ScrubStatus};
 use crate::cache::disk::DiskCache;
 use crate::clock::Clock;
 use crate::gc::Limits;
@@ -115,6 +116,8 @@ pub struct VolumeOptions {
     pub at: Option<Moment>,
     /// How far dead space is collected; `None`: only chunks that are wholly dead are deleted.
     pub collection: Option<Limits>,
+    /// Everything that the volume needs is read and verified now and then; `None`: it is not.
+    pub scrub: Option<ScrubOptions>,
     /// A request to the device that takes longer fails with EIO; `None`: it waits for as long as
     /// the store takes. The device itself goes on: what was written is stored whenever that is
     /// possible again, a write that timed out perhaps included.
@@ -148,6 +151,7 @@ impl Default for VolumeOptions {
             snapshot: None,
             at: None,
             collection: Some(Limits::default()),
+            scrub: None,
             io_timeout: None,
             images: None,
             hydrate: false,
@@ -236,6 +240,8 @@ pub struct VolumeStatus {
     pub map: MapStatus,
     /// What the log holds, and what the collector has done.
     pub space: SpaceStatus,
+    /// Its scrub, where it is scrubbed.
+    pub scrub: Option<ScrubStatus>,
     /// What the volume lacks of its source, if it lacks anything.
     pub source: Option<SourceStatus>,
 }

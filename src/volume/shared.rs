@@ -9,6 +9,7 @@ use super::options::{Durability, Env, JournalStatus, Stores, VolumeOptions, Volu
 use super::profile::{ProfileUse, Recorder};
 use super::readahead::Readers;
 use super::schedule::Schedule;
+use super::scrub::Scrub;
 use super::snapshots::Snapshots;
 use super::state::{Limits, Phase, State};
 use super::tier::Tier;
@@ -75,6 +76,7 @@ pub(super) struct Shared {
     /// What the volume lacks of its source, if it lacks anything.
     hydration: OnceLock<Arc<Hydration>>,
     pub schedule: Schedule,
+    pub scrub: Scrub,
     /// Held while files of the mirror are removed.
     shortening: Mutex<()>,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -125,6 +127,7 @@ impl Shared {
             snapshots: Mutex::new(parts.snapshots),
             hydration: OnceLock::new(),
             schedule: Schedule::new(),
+            scrub: Scrub::default(),
             shortening: Mutex::new(()),
             tasks: Mutex::new(Vec::new()),
         }
@@ -282,6 +285,7 @@ impl Shared {
             disk_cache: self.disk.as_ref().map(Tier::status),
             map: self.items.status(state.map.changes()),
             space: self.collection.status(&state),
+            scrub: self.scrub.status(),
             source: self.hydration().map(|hydration| hydration.status()),
         }
     }

@@ -39,9 +39,9 @@ const LOOK: usize = 16;
 
 /// A run of sectors that a victim holds.
 #[derive(Clone, Copy, Debug)]
-struct Live {
-    range: SectorRange,
-    place: Location,
+pub(super) struct Live {
+    pub range: SectorRange,
+    pub place: Location,
 }
 
 type Frames = BTreeMap<(Seq, u32), FetchResult<Bytes>>;
@@ -220,7 +220,15 @@ fn payload(shared: &Shared, frames: &Frames, run: &Live) -> FetchResult<Vec<u8>>
 }
 
 /// Moves what is still there of `run`.
-async fn relocate(shared: &Arc<Shared>, pace: &mut Pace, run: Live, data: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// The volume is closed or has failed.
+pub(super) async fn relocate(
+    shared: &Arc<Shared>,
+    pace: &mut Pace,
+    run: Live,
+    data: &[u8],
+) -> Result<()> {
     let (mut done, mut missed) = (0, None);
     while done < run.range.len().0 {
         let start = Sector(run.range.start().0 + done);

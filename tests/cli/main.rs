@@ -25,6 +25,7 @@ mod past;
 mod paths;
 mod program;
 mod reader;
+mod repair;
 #[path = "../support/s3.rs"]
 mod s3;
 mod s3_pool;

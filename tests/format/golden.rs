@@ -20,6 +20,7 @@ use objblk::format::pool::{
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::schedule::ScheduleObject;
+use objblk::format::scrub::ScrubObject;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::stores::{StoreObject, StoresObject, TermPlacement};
 use objblk::format::volume::{EpochObject, VolumeObject};
@@ -159,6 +160,7 @@ fn golden_json_reads_back() {
     assert_eq!(ReceivedObject::parse(&read("received.json")).unwrap(), samples::received());
     let entry = TrashEntry::parse(&read("trash-entry.json")).unwrap();
     assert_eq!((entry.step, entry.name.as_deref()), (TrashStep::Deleted, Some("data")));
+    assert_eq!(ScrubObject::parse(&read("scrub.json")).unwrap(), samples::scrub());
     let schedule = ScheduleObject::parse(&read("schedule.json")).unwrap();
     let rules: Vec<_> = schedule.rules.iter().map(|rule| (rule.period(), rule.keep)).collect();
     assert_eq!((schedule.number, rules), (3, vec![("1h".into(), 24), ("1d".into(), 7)]));
@@ -229,6 +231,7 @@ fn every_flipped_bit_of_a_description_is_noticed() {
                 "epoch.json" => EpochObject::parse(&damaged).map(drop),
                 "received.json" => ReceivedObject::parse(&damaged).map(drop),
                 "schedule.json" => ScheduleObject::parse(&damaged).map(drop),
+                "scrub.json" => ScrubObject::parse(&damaged).map(drop),
                 "stores.json" => StoresObject::parse(&damaged).map(drop),
                 "store.json" => StoreObject::parse(&damaged).map(drop),
                 "mirror-state.json" => MirrorState::parse(&damaged).map(drop),

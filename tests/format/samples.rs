@@ -26,6 +26,7 @@ use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::record::Record;
 use objblk::format::schedule::{Rule, ScheduleObject};
+use objblk::format::scrub::{ScrubObject, ScrubPass};
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::source::SourceObject;
 use objblk::format::stores::{StoreEntry, StoreId, StoreObject, StoresObject, TermPlacement};
@@ -394,12 +395,30 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("received.json", encode_json(&received())),
         ("trash-entry.json", encode_json(&entry)),
         ("schedule.json", encode_json(&schedule)),
+        ("scrub.json", encode_json(&scrub())),
         ("key-slots.json", encode_json(&key_slots())),
         ("stores.json", encode_json(&stores())),
         ("store.json", encode_json(&StoreObject::new(volume(), StoreId::of_number(0xb0b)))),
         ("mirror-state.json", encode_json(&mirror_state())),
         ("placement.json", encode_json(&TermPlacement::new(volume(), Epoch(5), 2))),
     ]
+}
+
+/// One of a second pass that is under way.
+pub fn scrub() -> ScrubObject {
+    let last = ScrubPass {
+        begun_at_ms: 1_700_000_000_000,
+        ended_at_ms: 1_700_000_060_000,
+        chunks: 12,
+        bytes: 12 << 22,
+        damaged: 3,
+        mended: 2,
+    };
+    let now = ScrubPass { begun_at_ms: 1_700_086_400_000, ended_at_ms: 1_700_086_460_000, ..last };
+    let mut scrub = ScrubObject::new(volume());
+    (scrub.number, scrub.next) = (5, Some(Seq(0x1234)));
+    (scrub.now, scrub.last) = (now, Some(last));
+    scrub
 }
 
 /// One slot of each kind.

@@ -85,6 +85,7 @@ fn objects() -> Vec<Seed> {
         "received",
         "trash-entry",
         "schedule",
+        "scrub",
         "key-slots",
         "stores",
         "store",
@@ -102,6 +103,10 @@ fn texts() -> Vec<Seed> {
         r#"{"version":1,"message":"ping"}"#.to_owned(),
         r#"{"version":1,"message":{"detach":{"force":true}}}"#.to_owned(),
         format!(r#"{{"version":1,"message":{{"grow":{{"volume":"{ID}","size":4096}}}}}}"#),
+        format!(
+            r#"{{"version":1,"message":{{"mend":{{"volume":"{ID}","objects":["volumes/{ID}/log/00/0-1"]}}}}}}"#
+        ),
+        r#"{"version":1,"message":{"mended":[{"object":"a","how":"put-back","moved_bytes":0,"lost_bytes":4096}]}}"#.to_owned(),
         r#"{"version":1,"message":{"progress":{"phase":"flushing","dirty_bytes":4096}}}"#.to_owned(),
         r#"{"version":1,"message":{"refused":{"kind":"busy","message":"no"}}}"#.to_owned(),
         format!(

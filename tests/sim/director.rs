@@ -56,6 +56,7 @@ fn options(rng: &mut StdRng) -> VolumeOptions {
         disk_cache: None,
         map_bytes: 0,
         profile: None,
+        scrub: None,
         snapshot: None,
         at: None,
         dirty_bytes: one(rng, &[64 << 10, 256 << 10, 1 << 20]),

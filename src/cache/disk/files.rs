@@ -61,6 +61,18 @@ pub(super) fn open(folder: &Path, wanted: Geometry) -> Result<Files> {
     }
 }
 
+/// How large the cache in `folder` is. Errors: not found.
+pub(super) fn existing(folder: &Path) -> Result<Geometry> {
+    let place = Place { folder, index: folder.join("index"), frames: folder.join("frames") };
+    let none = || Error::not_found(format!("there is no cache in {}", folder.display()));
+    let index = File::open(&place.index).map_err(|e| none().because(e))?;
+    match place.read_head(&index).map_err(|e| none().because(e))? {
+        Head::Sound(geometry) => Ok(geometry),
+        Head::Blank => Err(none()),
+        Head::Damaged(why) | Head::Foreign(why) => Err(none().because(why)),
+    }
+}
+
 fn make_folder(folder: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(folder) {
         Ok(()) => Ok(()),

@@ -139,6 +139,16 @@ impl DiskCache {
         DiskCache::open_over(folder, size, runtime, |slots| slots)
     }
 
+    /// Opens the cache that is in `folder`, as large as it is.
+    ///
+    /// # Errors
+    /// NotFound: there is none. Those of [`DiskCache::open`].
+    pub fn reopen(folder: &Path, runtime: Handle) -> Result<DiskCache> {
+        let geometry = files::existing(folder)?;
+        let size = geometry.frames_len() + geometry.index_len();
+        DiskCache::open(folder, size, runtime)
+    }
+
     /// As [`DiskCache::open`], with slots that `wrap` makes of those of the file.
     ///
     /// # Errors

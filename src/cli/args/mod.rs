@@ -131,7 +131,7 @@ pub(in crate::cli) enum Verb {
         #[arg(long)]
         full: bool,
     },
-    /// Follow every reference and verify every checksum, attached or not; changes nothing
+    /// Follow every reference and verify every checksum, attached or not; change nothing without --repair
     Check(Check),
     /// Show what an object of the pool says, or the objects that say what a volume or a snapshot is
     Inspect {

@@ -6,13 +6,16 @@ use crate::daemon::{CacheSpec, DoorSpec, JournalSpec, TargetSpec};
 use crate::error::{Error, Result};
 use crate::pool::VolumeSpec;
 use crate::settings::Location;
-use crate::volume::{MAP_BYTES_MIN, Moment, ProfileUse};
+use crate::volume::{MAP_BYTES_MIN, Moment, ProfileUse, ScrubOptions};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// The smallest disk cache, in bytes.
 const CACHE_MIN: u64 = 64 << 20;
+
+/// The slowest scrub, in bytes a second: a frame.
+const SCRUB_MIN: u64 = 64 << 10;
 
 /// The smallest journal, in bytes.
 const JOURNAL_MIN: u64 = 16 << 20;
@@ -73,6 +76,13 @@ pub(in crate::cli) struct Open {
     /// volume; 0 or off: none, the next write finds out
     #[arg(long, value_name = "T", default_value = "10s")]
     pub(in crate::cli) heartbeat: String,
+    /// Read everything that the volume and its snapshots need now and then and verify it, at most so many
+    /// bytes a second (8M); what is damaged is told, and made whole where its bytes are in a cache
+    #[arg(long, value_name = "RATE|off", default_value = "off")]
+    pub(in crate::cli) scrub: String,
+    /// Time from one scrub to the next
+    #[arg(long, value_name = "T", default_value = "30d")]
+    pub(in crate::cli) scrub_every: String,
 }
 
 impl Open {
@@ -99,6 +109,7 @@ impl Open {
             io_timeout: self.io_timeout()?,
             heartbeat: self.heartbeat()?,
             lazy: self.lazy,
+            scrub: self.scrub()?,
             key: None,
         })
     }
@@ -197,6 +208,25 @@ impl Open {
     pub(in crate::cli) fn io_timeout(&self) -> Result<Option<Duration>> {
         let text = self.io_timeout.as_deref();
         text.map(|text| duration::parse_some("--io-timeout", text)).transpose()
+    }
+
+    /// What `--scrub` and `--scrub-every` say.
+    pub(in crate::cli) fn scrub(&self) -> Result<Option<ScrubOptions>> {
+        if self.scrub == "off" {
+            return Ok(None);
+        }
+        if self.read_only || self.at.is_some() {
+            return Err(Error::usage("a volume that is only read is not scrubbed")
+                .hint("read all of it with `objblk check --data`"));
+        }
+        let rate = size::parse("--scrub", &self.scrub)?;
+        if rate < SCRUB_MIN {
+            let least = size::show(SCRUB_MIN);
+            return Err(Error::usage(format!("a scrub reads at least {least} a second"))
+                .hint("give --scrub more, or off"));
+        }
+        let every = duration::parse_some("--scrub-every", &self.scrub_every)?;
+        Ok(Some(ScrubOptions { rate, every }))
     }
 
     /// What `--heartbeat` says.

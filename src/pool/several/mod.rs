@@ -23,8 +23,10 @@ pub use moving::{Moved, Progress};
 pub use remove::Writer;
 
 use super::Pool;
+use crate::error::Result;
 use crate::format::stores::{StoreEntry, StoreId};
-use crate::spread::{Asker, Spread};
+use crate::spread::{Asker, Spread, name_in};
+use crate::store::{Key, StoreErrorKind};
 use std::sync::Arc;
 
 /// The stores of a pool, to be changed and looked at.
@@ -70,5 +72,22 @@ impl Several {
     /// All stores.
     pub fn spread(&self) -> &Arc<Spread> {
         &self.spread
+    }
+
+    /// The address of the store that has the slot `key`, and what it is called there; `None` where none has it.
+    ///
+    /// # Errors
+    /// Store.
+    pub async fn place_of(&self, key: &Key) -> Result<Option<(String, Key)>> {
+        for stay in self.spread.version().stays(key) {
+            let store = self.spread.member(Asker::Setup, stay.store).await?;
+            let name = name_in(stay.generation, key)?;
+            match store.head(&name).await {
+                Ok(_) => return Ok(Some((store.url(), name))),
+                Err(e) if e.kind == StoreErrorKind::NotFound => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(None)
     }
 }

@@ -27,6 +27,7 @@ use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::record::Record;
 use objblk::format::schedule::ScheduleObject;
+use objblk::format::scrub::ScrubObject;
 use objblk::format::sealed;
 use objblk::format::snapshot::SnapshotObject;
 use objblk::format::stores::{StoreObject, StoresObject, TermPlacement};
@@ -280,6 +281,7 @@ fn json_as_it_is(data: &[u8]) {
     check_json(data, EpochObject::parse, encode_json);
     check_json(data, ReceivedObject::parse, encode_json);
     check_json(data, ScheduleObject::parse, encode_json);
+    check_json(data, ScrubObject::parse, encode_json);
     check_json(data, StoreObject::parse, encode_json);
     check_json(data, TermPlacement::parse, encode_json);
     check_json(data, MirrorState::parse, encode_json);
