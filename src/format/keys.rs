@@ -25,14 +25,22 @@
 //! volumes/<id>/received/<snapshot>            what a snapshot is a copy of
 //! volumes/<id>/kept/<snapshot>                a snapshot that expires is kept
 //! volumes/<id>/schedules/<~n>                 which snapshots are made by themselves, the newest first
+//! volumes/<id>/scrubs/<~n>                    how far the scrub is, the newest first
 //! volumes/<id>/children/<snapshot>/<id>       a clone was made of it, and needs it
 //! volumes/<id>/children/<snapshot>/closed-<epoch>-<n>  none can be made any more
 //! ```
 //!
-//! Numbers are lower-case hexadecimal of fixed width (16 digits; numbers of map objects, of the trash and `<n>` 8, of
-//! `stores` and `at/<generation>` 4, of mirrors 8), so
-//! byte order is numeric order; ids are UUIDs as hyphenated text. `<hh>` is the low byte of the sequence number: neighbours of the log spread over
+//! Numbers are lower-case hexadecimal of fixed width (16 digits; numbers of map objects, of the trash, of mirrors
+//! and `<n>` 8, of `stores` and `at/<generation>` 4), so byte order is numeric order; ids are UUIDs as hyphenated
+//! text. `<hh>` is the low byte of the sequence number: neighbours of the log spread over
 //! 256 prefixes. `<~seq>` is `u64::MAX - seq`.
+
+mod copies;
+
+pub use copies::{
+    mirror, mirror_generation, mirror_state, mirror_states, parse_mirror_generation,
+    parse_mirror_state,
+};
 
 use crate::format::{SnapshotId, VolumeId};
 use crate::store::Key;
@@ -195,36 +203,6 @@ pub fn volume_prefix(id: VolumeId) -> String {
 /// The volume's description.
 pub fn volume(id: VolumeId) -> Key {
     key(format!("volumes/{id}/volume.json"))
-}
-
-/// Prefix of everything of a mirrored volume in one of its stores.
-pub fn mirror(id: VolumeId) -> String {
-    format!("mirror/{id}/")
-}
-
-/// Prefix of what says which copies of a mirrored volume are complete.
-pub fn mirror_states(id: VolumeId) -> String {
-    format!("{}state/", mirror(id))
-}
-
-/// State `number` of those.
-pub fn mirror_state(id: VolumeId, number: u32) -> Key {
-    key(format!("{}{:08x}", mirror_states(id), u32::MAX - number))
-}
-
-/// The number that a key made by [`mirror_state`] names.
-pub fn parse_mirror_state(id: VolumeId, key: &Key) -> Option<u32> {
-    hex8(key.as_str().strip_prefix(&mirror_states(id))?).map(|n| u32::MAX - n)
-}
-
-/// Prefix of what belongs to one generation of a copy alone.
-pub fn mirror_generation(id: VolumeId, generation: u32) -> String {
-    format!("{}{generation:08x}/", mirror(id))
-}
-
-/// The generation that an object belongs to alone.
-pub fn parse_mirror_generation(id: VolumeId, key: &Key) -> Option<u32> {
-    hex8(key.as_str().strip_prefix(&mirror(id))?.split_once('/')?.0)
 }
 
 /// What is read first after an attach.
