@@ -1,6 +1,6 @@
 //! Volumes of which every object is in two stores of the pool, so that either may vanish.
 //!
-//! A [`MirrorStore`] is a [`Store`](crate::store::Store) above all stores of a pool ([`spread`](crate::spread)) and below what seals.
+//! A [`MirrorStore`] is a [`Store`] above all stores of a pool ([`spread`](crate::spread)) and below what seals.
 //! It knows a mirrored volume by the feature bit in `volume.json`; its objects lie below `mirror/<id>/` in both stores, where
 //! nothing else of a pool looks, and in the home store `volume.json` besides, which keeps older programs away.
 //!
