@@ -7,7 +7,10 @@ use crate::format::keys;
 use crate::format::volume::VolumeObject;
 use crate::spread::Asker;
 use crate::store::limit::Urgent;
-use crate::store::{GetRange, Key, ListPage, ObjectInfo, Store, StoreErrorKind, StoreResult};
+use crate::store::{
+    GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
+    address,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -91,8 +94,16 @@ impl Store for MirrorStore {
         }
     }
 
+    /// Nothing of a mirrored volume is overwritten in two stores at once: a hint is deleted first.
     async fn put(&self, key: &Key, body: Bytes) -> StoreResult<()> {
-        self.inner.put(key, body).await
+        let Some(volume) = self.of(key).await? else { return self.inner.put(key, body).await };
+        if *key == keys::profile(volume.id) {
+            volume.delete(self.asker, std::slice::from_ref(key)).await?;
+            return volume.put(self.asker, key, &body).await;
+        }
+        let object = address(&self.url(), key.as_str());
+        let text = "nothing of a mirrored volume is overwritten";
+        Err(StoreError::new(StoreErrorKind::Invalid, Op::Put, object, text))
     }
 
     async fn delete(&self, keys: &[Key]) -> StoreResult<()> {

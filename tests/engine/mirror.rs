@@ -338,7 +338,18 @@ async fn every_object_is_in_both_stores() {
         assert!(put(&volume, piece, piece + 1, 5).await);
     }
     volume.close().await.unwrap();
+    // What is overwritten is so in both stores, or not at all.
+    let store = &**process.pool.store();
+    for body in ["one", "another"] {
+        store.put(&keys::profile(world.id), Bytes::from(body)).await.unwrap();
+        let there = store.get(&keys::profile(world.id), GetRange::All).await.unwrap();
+        assert_eq!(there, body);
+    }
+    let slots = list_all(store, &keys::log(world.id)).await.unwrap();
+    let refused = store.put(&slots[0].key, Bytes::from_static(b"x")).await.unwrap_err();
+    assert_eq!(refused.kind, StoreErrorKind::Invalid);
     world.is_twice(&process).await;
+    store.delete(&[keys::profile(world.id)]).await.unwrap();
     let report = Doctor::new(&process.pool, true, None).check_all().await.unwrap();
     assert!(report.clean, "{report:?}");
     // Nothing but its description is where other volumes are.
