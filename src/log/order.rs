@@ -12,6 +12,9 @@ use crate::format::record::Record;
 use crate::units::{SECTOR_SIZE, SectorRange};
 use std::borrow::Cow;
 
+/// Records that are put in order at most: it happens while everybody waits, for less than a millisecond.
+const RECORDS_MAX: usize = 4096;
+
 /// Data that begins at sector `from` of the memory and at sector `to` of the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
@@ -40,11 +43,14 @@ fn range_of(record: &Record) -> Option<SectorRange> {
 
 /// `records` in the order of the sectors that they change, and what of their data moves for that. `None`:
 /// they are in order, or cannot be put in order, because one of them says something of another one's
-/// sectors or of the volume.
+/// sectors or of the volume, or because there are too many.
 pub fn in_order(records: &[Record]) -> Option<(Vec<Record>, Vec<Move>)> {
     // The first of a term comes before all others.
     let head = usize::from(records.first() == Some(&Record::EpochStart));
     let (head, rest) = records.split_at(head);
+    if rest.len() > RECORDS_MAX {
+        return None;
+    }
     let mut rest: Vec<(SectorRange, Record)> =
         rest.iter().map(|record| Some((range_of(record)?, *record))).collect::<Option<_>>()?;
     if rest.is_sorted_by_key(|(range, _)| range.start()) {
@@ -214,6 +220,15 @@ mod tests {
         ] {
             assert_eq!(in_order(records), None, "{records:?}");
         }
+    }
+
+    #[test]
+    fn nobody_waits_for_the_order_of_many() {
+        let records = |count: u32| -> Vec<Record> {
+            (0..count).map(|n| data(u64::from(count - n) * 2, 1, n)).collect()
+        };
+        assert!(in_order(&records(RECORDS_MAX as u32)).is_some());
+        assert_eq!(in_order(&records(RECORDS_MAX as u32 + 1)), None);
     }
 
     proptest! {
