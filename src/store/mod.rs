@@ -25,6 +25,7 @@ pub mod fault;
 pub mod hedge;
 pub mod limit;
 pub mod memory;
+pub mod merge;
 pub mod metrics;
 pub mod paths;
 pub mod probe;

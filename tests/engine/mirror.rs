@@ -23,8 +23,7 @@ use objblk::spread::{Asker, Spread};
 use objblk::store::fault::{Fault, FaultStore, Moment, Rule};
 use objblk::store::memory::MemoryStore;
 use objblk::store::{
-    GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
-    list_all,
+    GetRange, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult, list_all,
 };
 use objblk::volume::{Env, Mode, Stores, Volume, VolumeOptions};
 use rand::rngs::StdRng;
@@ -96,36 +95,7 @@ impl Link {
     }
 }
 
-#[async_trait]
-impl Store for Link {
-    fn url(&self) -> String {
-        URLS[self.place].into()
-    }
-
-    async fn get(&self, key: &Key, range: GetRange) -> StoreResult<Bytes> {
-        self.pass(Op::Get, self.inner.get(key, range)).await
-    }
-
-    async fn put_if_absent(&self, key: &Key, body: Bytes) -> StoreResult<()> {
-        self.pass(Op::Put, self.inner.put_if_absent(key, body)).await
-    }
-
-    async fn put(&self, key: &Key, body: Bytes) -> StoreResult<()> {
-        self.pass(Op::Put, self.inner.put(key, body)).await
-    }
-
-    async fn delete(&self, keys: &[Key]) -> StoreResult<()> {
-        self.pass(Op::Delete, self.inner.delete(keys)).await
-    }
-
-    async fn head(&self, key: &Key) -> StoreResult<ObjectInfo> {
-        self.pass(Op::Head, self.inner.head(key)).await
-    }
-
-    async fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> StoreResult<ListPage> {
-        self.pass(Op::List, self.inner.list(prefix, after, limit)).await
-    }
-}
+crate::gate::passes_on!(Link, |link| URLS[link.place]);
 
 #[derive(Clone)]
 struct World {
