@@ -87,6 +87,8 @@ fn objects() -> Vec<Seed> {
         "schedule",
         "scrub",
         "key-slots",
+        "key-slots-v2",
+        "volume-signed",
         "stores",
         "store",
         "placement",
