@@ -198,13 +198,12 @@ impl Ring {
         let (mut place, mut first) = (*avail, 0);
         for (i, (at, len, flags)) in request.iter().enumerate() {
             let more = if i + 1 < request.len() { NEXT } else { 0 };
-            let flags = flags | more | place.available();
+            let mut all = flags | more | place.available();
             if i == 0 {
-                first = flags;
+                // Not available yet.
+                (first, all) = (all, place.used());
             }
-            // Not available yet, if it is the first.
-            let flags = if i == 0 { *flags | place.used() } else { flags };
-            packed_descriptor(memory, table, place.index, (*at, *len), slot, flags);
+            packed_descriptor(memory, table, place.index, (*at, *len), slot, all);
             place = place.next(size);
         }
         let at = GuestAddress(table + 16 * u64::from(avail.index) + 14);
@@ -302,11 +301,13 @@ impl Ring {
 
 /// Writes a chain into a table, from an index on; without one, as a packed ring's tables are.
 fn chain(memory: &GuestMemoryMmap, table: u64, links: &[Link], first: Option<u16>) {
-    for (i, (at, len, flags)) in links.iter().enumerate() {
-        let more = if first.is_some() && i + 1 < links.len() { NEXT } else { 0 };
-        let here = first.unwrap_or(0) + i as u16;
-        let next = if first.is_some() { here + 1 } else { 0 };
-        descriptor(memory, table, here, (*at, *len), flags | more, next);
+    for (i, (at, len, flags)) in (0..).zip(links) {
+        let Some(first) = first else {
+            packed_descriptor(memory, table, i, (*at, *len), 0, *flags);
+            continue;
+        };
+        let more = if usize::from(i) + 1 < links.len() { NEXT } else { 0 };
+        descriptor(memory, table, first + i, (*at, *len), flags | more, first + i + 1);
     }
 }
 

@@ -190,8 +190,9 @@ fn one_packed_layout(master: &mut Master, random: &mut StdRng, base: u32) -> Opt
             let middle = if random.random_bool(0.7) { near } else { far };
             vec![((at, 16), NEXT), (middle, data), ((at + 32, 1), WRITABLE)]
         } else {
+            let count = random.random_range(1..5);
             let any = |_| ((address(random), length(random)), flags(random) & !(AVAIL | USED));
-            (0..5).map(any).take(random.random_range(1..5)).collect()
+            (0..count).map(any).collect()
         };
         for (data, flags) in links {
             let round = match random.random_range(0..40) {
@@ -226,7 +227,7 @@ fn ten_thousand_hostile_packed_rings() {
         // Half of them noted.
         let entries = [256, 16, 7, 64][round as usize % 4];
         let wishes = Wishes { inflight: round % 8 < 4, entries, ..PACKED };
-        let mut master = Master::begin_when_free(&served.path, wishes);
+        let master = Master::begin_when_free(&served.path, wishes);
         assert_eq!(master.frontend.get_vring_base(0).unwrap(), PACKED_START);
         master
     };

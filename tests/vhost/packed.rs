@@ -65,7 +65,7 @@ fn a_guest_comes_back_at_every_place_of_its_ring() {
 /// A ring that is not served yet, of 16 entries.
 fn at_rest(served: &Served<objblk::device::ram::RamDisk>) -> Master {
     let wishes = Wishes { entries: 16, inflight: false, ..PACKED };
-    let mut master = Master::begin_when_free(&served.path, wishes);
+    let master = Master::begin_when_free(&served.path, wishes);
     assert_eq!(master.frontend.get_vring_base(0).unwrap(), PACKED_START);
     // A header of a write, one of a read.
     master.guest.put(HEADER, &[&[1], &[0; 15][..]].concat());
