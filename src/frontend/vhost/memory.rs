@@ -190,8 +190,8 @@ impl Area {
     }
 
     fn slice(&self) -> VolatileSlice<'_> {
-        // SAFETY: the mapping lives as long as `self`, and whatever else is done with a ring's memory
-        // is done by volatile copies: of requests' data, which a guest may have put there.
+        // SAFETY: the mapping lives as long as `self`. A guest may have named the same bytes as the
+        // data of a request: then there are bytes of either, as in `Piece::bytes_mut`.
         unsafe { VolatileSlice::new(self.piece.at, self.piece.len) }
     }
 
