@@ -2,8 +2,10 @@
 //! the next guest as if nothing had been. OBJBLK_FULL=1 takes ten times as many.
 
 use super::device::{Served, ram};
-use super::master::driver_ring::{AVAIL, INDIRECT, PACKED_START, Place, USED, packed_descriptor};
-use super::master::{ENTRIES, Guest, MEMORY, Master, NEXT, PACKED, WRITABLE, Wishes};
+use super::master::driver_ring::{
+    AVAIL, INDIRECT, NEXT, PACKED_START, Place, USED, WRITABLE, packed_descriptor,
+};
+use super::master::{ENTRIES, Guest, MEMORY, Master, PACKED, Wishes};
 use objblk::device::ram::RamDisk;
 use rand::prelude::IndexedRandom;
 use rand::rngs::StdRng;

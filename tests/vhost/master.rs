@@ -3,8 +3,8 @@
 #[path = "driver_ring.rs"]
 pub mod driver_ring;
 
-use driver_ring::{Link, Ring};
-pub use driver_ring::{NEXT, SLOTS, WRITABLE};
+pub use driver_ring::SLOTS;
+use driver_ring::{Link, Ring, WRITABLE};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::io::{Read, Write};

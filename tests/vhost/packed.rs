@@ -2,8 +2,10 @@
 //! and layouts that close the ring, of one kind at a time.
 
 use super::device::{Gate, Served, ram};
-use super::master::driver_ring::{INDIRECT, Link, NEXT, PACKED_START, Place, packed_descriptor};
-use super::master::{Guest, IO_ERROR, Master, OK, PACKED, Request, WRITABLE, Wishes};
+use super::master::driver_ring::{
+    INDIRECT, Link, NEXT, PACKED_START, Place, WRITABLE, packed_descriptor,
+};
+use super::master::{Guest, IO_ERROR, Master, OK, PACKED, Request, Wishes};
 use std::time::{Duration, Instant};
 use vhost::VhostBackend;
 
