@@ -22,7 +22,9 @@ fn a_guest_does_not_notice_that_its_backend_is_killed() {
     let (seconds, kills): (u64, u64) = if full { (120, 20) } else { (10, 2) };
     // Each disk has a pool of its own.
     let homes = [Home::new(), Home::new()];
-    homes.each_ref().map(|home| home.ok(&["create", "disk", "--size", "256M"]));
+    for home in &homes {
+        home.ok(&["create", "disk", "--size", "256M"]);
+    }
     let mut serving = homes.each_ref().map(|home| home.serve(&["disk"]));
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut guest = Command::new(root.join("scripts/vm/run.sh"));
@@ -42,7 +44,9 @@ fn a_guest_does_not_notice_that_its_backend_is_killed() {
     let mut resubmitted = [0, 0];
     for _ in 0..kills {
         std::thread::sleep(Duration::from_millis(seconds * 600 / kills));
-        serving.map(program::Serving::kill);
+        for dying in serving {
+            dying.kill();
+        }
         serving = homes.each_ref().map(|home| home.serve(&["disk"]));
         // QEMU tries once a second.
         std::thread::sleep(Duration::from_millis(1500));
