@@ -169,7 +169,7 @@ fn one_packed_layout(master: &mut Master, random: &mut StdRng, base: u32) -> Opt
         packed_descriptor(&memory, table, place.index, data, id, flags);
     };
     for index in 0..size {
-        let wrap = AVAIL * random.random_range(0..2) | USED * random.random_range(0..2);
+        let wrap = random.random::<u16>() & (AVAIL | USED);
         let flags = if random.random_bool(0.5) { wrap } else { flags(random) | wrap };
         put(Place { index, wrap: true }, (address(random), length(random)), random.random(), flags);
     }
