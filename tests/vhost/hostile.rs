@@ -254,7 +254,7 @@ fn ten_thousand_hostile_packed_rings() {
     let status = served.frontend.status();
     println!("{lost} of {all} connections lost; {status:?}");
     assert!(status.broken_rings > all / 10 && status.errors > all / 10, "they were not hostile");
-    assert!(status.reads.min(status.writes) > all / 100, "nothing of it was a request");
+    assert!(status.reads.min(status.writes) > all / 250, "nothing of it was a request");
     assert_eq!(lost, 0, "a ring that makes no sense is not the VMM's fault");
     assert_no_growth(before);
     drop(master);
