@@ -62,12 +62,13 @@ fn daemon(folder: &Path) -> Server {
     Server::start(command, socket)
 }
 
-fn ours(world: &World, store: &str) -> Server {
+/// With its run directory in memory, as `/run` is: what a successor goes on from is written there.
+fn ours(world: &World, store: &str, run: &Path) -> Server {
     let (size, socket) = (format!("{MIB}M"), world.path("vhost.sock"));
     world.run(&["create", "disk", "--size", &size, "--compress", "none", store]);
     let serve = ["serve", "vhost-user", "disk", "--mem-cache", "512M", store, "--socket"];
     let mut command = world.objblk(&serve);
-    command.arg(&socket);
+    command.arg(&socket).env("OBJBLK_RUN_DIR", run);
     Server::start(command, socket)
 }
 
@@ -139,9 +140,9 @@ fn fill(server: &Server) {
 pub fn run(settings: &Settings, report: &mut Report) {
     let memory = || TempDir::new_in("/dev/shm").unwrap();
     let (turn, world) = (settings.turn(3.0), World::directory());
-    let (store, ram) = (memory(), memory());
+    let (store, ram, run) = (memory(), memory(), memory());
     let store = format!("--store=file://{}", arg(store.path()));
-    let (ours, limit) = (ours(&world, &store), daemon(ram.path()));
+    let (ours, limit) = (ours(&world, &store, run.path()), daemon(ram.path()));
     for server in [&ours, &limit] {
         fill(server);
     }
