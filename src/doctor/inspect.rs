@@ -16,6 +16,7 @@ use crate::format::pool::{
 use crate::format::profile::{self, Profile};
 use crate::format::received::ReceivedObject;
 use crate::format::record::Record;
+use crate::format::replica::ReplicaObject;
 use crate::format::schedule::ScheduleObject;
 use crate::format::scrub::ScrubObject;
 use crate::format::sealed;
@@ -351,6 +352,9 @@ fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static st
     }
     if keys::parse_scrub(id, key).is_some() {
         return ("scrub", plain(ScrubObject::parse(bytes)));
+    }
+    if keys::parse_replica_state(id, key).is_some() {
+        return ("replica", plain(ReplicaObject::parse(bytes)));
     }
     if let Some((snapshot, child)) = keys::parse_child(id, key) {
         return ("child", Ok((json!({ "snapshot": snapshot, "clone": child }), None)));

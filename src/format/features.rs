@@ -45,6 +45,9 @@ impl Features {
     /// Incompat bit: the volume is in two stores of its pool; here is nothing but its description.
     pub const MIRRORED: u64 = 1 << 11;
 
+    /// Incompat bit: the volume is shipped from another pool, or was; what of it is complete is said by its states.
+    pub const REPLICA: u64 = 1 << 12;
+
     /// Compat bits: the level of that; 0 is none in particular. It is of no use to a reader.
     pub const ZSTD_LEVEL: u64 = 31;
 
@@ -57,7 +60,8 @@ impl Features {
             | Features::LZ4
             | Features::ZSTD
             | Features::ENCRYPTED
-            | Features::MIRRORED,
+            | Features::MIRRORED
+            | Features::REPLICA,
     };
 
     /// These features, and what a volume needs that is compressed like that.

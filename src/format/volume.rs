@@ -102,6 +102,11 @@ impl VolumeObject {
         self.features.incompat & Features::MIRRORED != 0
     }
 
+    /// Whether it is shipped from another pool, or was.
+    pub fn is_replica(&self) -> bool {
+        self.features.incompat & Features::REPLICA != 0
+    }
+
     /// Size at creation.
     pub fn sectors(&self) -> SectorCount {
         SectorCount(self.size / SECTOR_SIZE)

@@ -26,6 +26,7 @@ mod paths;
 mod program;
 mod reader;
 mod repair;
+mod replica;
 #[path = "../support/s3.rs"]
 mod s3;
 mod s3_pool;
