@@ -60,7 +60,7 @@
 //!    the chunk's header says ([`frame`]).
 //!
 //! A **replica** (a feature says so) is read by its newest `replica/<~n>`: that names the checkpoint, and the slot at which
-//! the log ends, or goes on in another epoch ([`replica`]).
+//! the log ends, or behind which it goes on in another epoch ([`replica`]).
 //!
 //! A **snapshot** is the checkpoint in its object, without any log behind it: map, size and terms are those
 //! in it. Which object belongs to the volume and which to an ancestor, [`lineage`] says. The

@@ -10,8 +10,8 @@
 //! state of `checkpoint` (none: the state that the volume was made with), and the log behind it up to the slot
 //! `end`, which is the first one that is not in it. All else came early or late, and is nothing.
 //!
-//! From the promotion on the log goes on in slot `end` of the promoted epoch, which nobody claims, without a fence
-//! before it; and checkpoints count only if they are of later epochs, or are `checkpoint`. The promoted epoch is
+//! From the promotion on the log goes on in the slot behind `end`, in the promoted epoch, which nobody claims. Slot `end` is
+//! that of a fence: whatever it holds is not read. And checkpoints count only if they are of later epochs, or are `checkpoint`. The promoted epoch is
 //! chosen at random far behind all that the source will ever claim ([`ReplicaObject::promoted_epoch`]), so no two
 //! objects of one name are ever written by both, and what still comes from the source is not looked at.
 

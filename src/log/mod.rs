@@ -51,9 +51,8 @@ impl Terms {
         self.0.get(after.saturating_sub(1)).map_or(Epoch(0), |term| term.epoch)
     }
 
-    /// From `first` on, slots are written in `epoch`, and a term that would have begun there never did.
+    /// From `first` on, slots are written in `epoch`.
     pub fn begin(&mut self, first: Seq, epoch: Epoch) {
-        self.0.retain(|term| term.first < first);
         self.0.push(Term { first, epoch });
     }
 

@@ -64,7 +64,7 @@ pub struct Cut {
     pub slot: Seq,
     /// The epoch of the log there.
     pub epoch: Epoch,
-    /// The epoch in which it goes on in that slot; `None`: it ends.
+    /// The epoch in which it goes on behind that slot; `None`: it ends.
     pub then: Option<Epoch>,
 }
 
@@ -137,6 +137,7 @@ impl<'a> Replay<'a> {
         loop {
             if self.is_at_cut() {
                 let Some(epoch) = self.cut.and_then(|cut| cut.then) else { return Ok(None) };
+                self.next = self.next.next();
                 (self.cut, self.left, self.epoch) = (None, None, epoch);
                 (self.read, self.barred) = (0, false);
                 self.restart();

