@@ -62,7 +62,7 @@ fn a_replica_is_promoted_after_the_first_pool_vanished() {
     expected.resize(8 << 20, 2);
     expected.resize(16 << 20, 0);
     assert!(image(&there, &["--read-only", "copy"]) == expected);
-    there.run(&["snapshot", "create", "copy@s"]).fails(BUSY, "objblk promote copy");
+    there.run(&["snapshot", "create", "copy@s"]).fails(BUSY, "objblk promote");
     there.run(&["resize", "copy", "--size", "32M"]).fails(BUSY, "objblk promote");
     there.run(&["check", "copy", "--data"]).ok();
     there.run(&["promote", "missing"]).refuses(NOT_FOUND, "missing");
@@ -186,6 +186,43 @@ fn an_encrypted_volume_is_shipped_sealed_and_without_its_key() {
     there.run(&["promote", "other"]).ok();
     there.run(&[&["export", "other", text(&back)][..], &with].concat()).ok();
     assert!(fs::read(&back).unwrap() == plain);
+}
+
+#[test]
+fn a_mirrored_volume_is_shipped_to_a_pool_of_several_stores() {
+    let (home, (there, url)) = (Home::new(), other());
+    for home in [&home, &there] {
+        home.run(&["pool", "init"]).ok();
+        let second = format!("file://{}", home.path("second").display());
+        home.run(&["pool", "add-store", &second]).ok();
+    }
+    let create = ["create", "data", "--size", "16M", "--chunk-size", "256K", "--replicas", "2"];
+    home.run(&create).ok();
+    let once = ["replicate", "data", "--to", &url, "--once"];
+    for round in 1..4 {
+        let server = home.serve(&["data"]);
+        let write = format!("write -P {round} 0 {}M", 9 - round);
+        assert!(qemu_io(&server.uri, &[&write, "flush"]));
+        home.run(&once).ok();
+        server.signal("TERM");
+        assert_eq!(server.ended().0, 0);
+        home.run(&once).ok();
+        there.run(&["pool", "rebalance"]).ok();
+    }
+    there.run(&["check", "data", "--data"]).ok();
+    there.run(&["promote", "data"]).ok();
+    let server = there.serve(&["data"]);
+    assert!(qemu_io(&server.uri, &["write -P 4 0 5M", "flush"]));
+    server.signal("TERM");
+    assert_eq!(server.ended().0, 0);
+    let mut expected = vec![0; 16 << 20];
+    for (pattern, end) in [(1, 8), (2, 7), (3, 6), (4, 5)] {
+        expected[..end << 20].fill(pattern);
+    }
+    assert!(image(&there, &["--read-only", "data"]) == expected);
+    there.run(&["pool", "rebalance"]).ok();
+    there.run(&["check", "data", "--data"]).ok();
+    assert!(image(&there, &["data"]) == expected);
 }
 
 /// ext4 under load in a bucket, shipped meanwhile; the bucket is never looked at again.
