@@ -43,7 +43,6 @@
 //! | [`volume`] | the engine |
 //! | [`frontend`] | ublk, NBD, vhost-user and FUSE |
 //! | [`host`], [`settings`] | which process this is; what the configuration file says |
-//! | [`pool`] | the volumes of a store: names, creation, deletion |
 //! | [`transfer`] | images into volumes and out of them; streams of what changed |
 //! | [`pool`] | the volumes of a store: names, creation, deletion, the trash |
 //! | [`replica`] | volumes shipped to another pool, state by state |

@@ -32,6 +32,8 @@ mod dump;
 mod durability;
 #[path = "engine/file_disk.rs"]
 mod file_disk;
+#[path = "engine/gate.rs"]
+mod gate;
 #[path = "engine/golden_pool.rs"]
 mod golden_pool;
 #[path = "engine/idle.rs"]

@@ -4,6 +4,7 @@ use super::repair::{self, Repair};
 use super::{Context, args, size};
 use crate::doctor::{Affected, Amount, Damage, Doctor, Progress, Report, VolumeReport};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::stores::StoreId;
 use crate::pool::backend::Backend;
 use serde::Serialize;
 use std::io::IsTerminal;
@@ -24,35 +25,20 @@ pub(super) async fn check(context: &Context, check: args::Check) -> Result<()> {
             Error::usage("--rate 0 leaves nothing to read").hint("leave it out for no limit")
         );
     }
-    let name = check.name.as_deref().map(str::parse).transpose()?;
     let backend = context.open().await?;
-    let doctor = Doctor::new(&backend.pool, check.data, rate);
-    let examination = async {
-        match &name {
-            Some(name) => doctor.check(name).await,
-            None => doctor.check_all().await,
-        }
-    };
-    let mut report = watched(examination, doctor.progress(), check.progress).await?;
+    let mut report = examined(&backend, &check, rate).await?;
     let repairs = match check.repair {
         true => {
-            let mut repairs = repair::plan(&report);
-            if repair::carry_out(&backend, &check, &mut repairs).await? {
+            let mut repairs = Vec::new();
+            // What damage hid is found once that is repaired.
+            while repair::carry_out(&backend, &check, &report, &mut repairs).await? {
                 // What it is now, by the store and nothing else.
-                let doctor = Doctor::new(&backend.pool, check.data, rate);
-                let again = async {
-                    match &name {
-                        Some(name) => doctor.check(name).await,
-                        None => doctor.check_all().await,
-                    }
-                };
-                report = watched(again, doctor.progress(), check.progress).await?;
+                report = examined(&backend, &check, rate).await?;
             }
             Some(repairs)
         }
         false => None,
     };
-    second_copies(&backend, &check, &mut report).await?;
     let document = Document { report: &report, repairs: repairs.as_deref() };
     let told = repairs.iter().flatten().flat_map(Repair::tell);
     context.show(&document, || {
@@ -71,18 +57,38 @@ struct Document<'a> {
     repairs: Option<&'a [Repair]>,
 }
 
-/// Examines the second copies of mirrored volumes as well, as if there were no others.
-async fn second_copies(backend: &Backend, check: &args::Check, report: &mut Report) -> Result<()> {
+async fn examined(backend: &Backend, check: &args::Check, rate: Option<u64>) -> Result<Report> {
+    let name = check.name.as_deref().map(str::parse).transpose()?;
+    let doctor = Doctor::new(&backend.pool, check.data, rate);
+    let examination = async {
+        match &name {
+            Some(name) => doctor.check(name).await,
+            None => doctor.check_all().await,
+        }
+    };
+    let mut report = watched(examination, doctor.progress(), check.progress).await?;
     let mut twice = Vec::new();
     for volume in &report.volumes {
         let state = backend.mirror_state(volume.id).await?;
         let second = state.and_then(|state| state.in_sync.get(1).copied());
         twice.extend(second.map(|twin| (volume.name.clone(), twin.store)));
     }
-    let rate = check.rate.as_deref().map(|rate| size::parse("--rate", rate)).transpose()?;
     if !twice.is_empty() {
-        backend.read_second_copies();
+        backend.read_second_copies(true);
+        let done = second_copies(backend, check, (rate, twice), &mut report).await;
+        backend.read_second_copies(false);
+        done?;
     }
+    Ok(report)
+}
+
+/// Examines the second copies of mirrored volumes as well, as if there were no others.
+async fn second_copies(
+    backend: &Backend,
+    check: &args::Check,
+    (rate, twice): (Option<u64>, Vec<(String, StoreId)>),
+    report: &mut Report,
+) -> Result<()> {
     for (name, store) in twice {
         let doctor = Doctor::new(&backend.pool, check.data, rate);
         let name = name.parse()?;

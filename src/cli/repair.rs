@@ -2,7 +2,7 @@
 //!
 //! What can be repaired is planned and shown first. The owner of a volume does it, if it is on this host;
 //! nobody else has the volume meanwhile, if none has it. A repair that was broken off is begun again: what is
-//! whole stays as it is.
+//! whole stays as it is. What is damaged in one copy of a mirrored volume is repaired from the other one.
 
 use super::args::Check;
 use super::confirm::confirm;
@@ -18,6 +18,7 @@ use crate::pool::backend::Backend;
 use crate::store::Key;
 use crate::volume::{Mended, Mending, Volume, VolumeOptions};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -36,6 +37,9 @@ pub(super) struct Repair {
     objects: Vec<Mended>,
     /// Why it was not repaired, or not to the end.
     error: Option<String>,
+    /// It is in two stores.
+    #[serde(skip)]
+    twice: bool,
     #[serde(skip)]
     damaged: Damaged,
 }
@@ -48,8 +52,19 @@ struct Damaged {
 }
 
 impl Repair {
-    fn of(volume: &VolumeReport) -> Option<Repair> {
-        let mut damaged = Damaged::default();
+    fn of(volume: &VolumeReport, twice: bool) -> Repair {
+        Repair {
+            name: volume.name.clone(),
+            id: volume.id,
+            planned: Vec::new(),
+            objects: Vec::new(),
+            error: None,
+            twice,
+            damaged: Damaged::default(),
+        }
+    }
+
+    fn add(&mut self, volume: &VolumeReport) {
         for damage in &volume.damages {
             let Some(key) = object(damage) else { continue };
             let Some(of) = keys::parse_volume(&key) else { continue };
@@ -57,26 +72,24 @@ impl Repair {
                 || keys::parse_map_object(of, &key).is_some()
                 || keys::parse_child(of, &key).is_some()
                 || keys::parse_scrub(of, &key).is_some()
-                || key == keys::profile(of);
+                || key == keys::profile(of)
+                || self.twice && keys::parse_snapshot(of, &key).is_some();
             let list = match keys::parse_checkpoint(volume.id, &key) {
-                Some(_) => &mut damaged.checkpoints,
-                None if is_other => &mut damaged.others,
+                Some(_) => &mut self.damaged.checkpoints,
+                None if is_other => &mut self.damaged.others,
                 None => continue,
             };
             if !list.contains(&key) {
+                self.planned.push(key.to_string());
                 list.push(key);
             }
         }
-        let planned: Vec<String> =
-            damaged.checkpoints.iter().chain(&damaged.others).map(ToString::to_string).collect();
-        (!planned.is_empty()).then(|| Repair {
-            name: volume.name.clone(),
-            id: volume.id,
-            planned,
-            objects: Vec::new(),
-            error: None,
-            damaged,
-        })
+    }
+
+    fn join(&mut self, later: Repair) {
+        self.planned.extend(later.planned);
+        self.objects.extend(later.objects);
+        self.error = later.error.or(self.error.take());
     }
 
     pub(super) fn tell(&self) -> Vec<String> {
@@ -114,17 +127,43 @@ fn words(mended: &Mended) -> String {
     }
 }
 
-/// What can be repaired of what was found.
-pub(super) fn plan(report: &Report) -> Vec<Repair> {
-    report.volumes.iter().filter_map(Repair::of).collect()
+/// What can be repaired of what was found, and was not tried.
+async fn plan(backend: &Backend, report: &Report, done: &[Repair]) -> Result<Vec<Repair>> {
+    let mut repairs: Vec<Repair> = Vec::new();
+    // A volume that is in two stores is reported once for each.
+    for volume in &report.volumes {
+        let known = repairs.iter().position(|repair| repair.id == volume.id);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let state = backend.mirror_state(volume.id).await?;
+                let twice = state.is_some_and(|state| state.in_sync.len() > 1);
+                repairs.push(Repair::of(volume, twice));
+                repairs.len() - 1
+            }
+        };
+        repairs[at].add(volume);
+    }
+    for repair in &mut repairs {
+        let tried = done.iter().filter(|done| done.id == repair.id).flat_map(|done| &done.planned);
+        let tried: BTreeSet<&String> = tried.collect();
+        repair.planned.retain(|object| !tried.contains(object));
+        let is_new = |key: &Key| !tried.contains(&key.to_string());
+        repair.damaged.checkpoints.retain(is_new);
+        repair.damaged.others.retain(is_new);
+    }
+    repairs.retain(|repair| !repair.planned.is_empty());
+    Ok(repairs)
 }
 
-/// Shows the plan, asks, and does it. False: nothing was done.
+/// Shows what is to be done about a report, asks, does it, and adds it to what was `done`. False: nothing was.
 pub(super) async fn carry_out(
     backend: &Backend,
     check: &Check,
-    repairs: &mut [Repair],
+    report: &Report,
+    done: &mut Vec<Repair>,
 ) -> Result<bool> {
+    let mut repairs = plan(backend, report, done).await?;
     if repairs.is_empty() {
         return Ok(false);
     }
@@ -140,6 +179,7 @@ pub(super) async fn carry_out(
         }
     }
     if check.dry_run {
+        done.append(&mut repairs);
         return Ok(false);
     }
     let count: usize = repairs.iter().map(|repair| repair.planned.len()).sum();
@@ -147,6 +187,12 @@ pub(super) async fn carry_out(
     for repair in repairs.iter_mut() {
         if let Err(e) = mend(backend, repair, cache.clone()).await {
             repair.error = Some(e.to_string());
+        }
+    }
+    for repair in repairs {
+        match done.iter_mut().find(|done| done.id == repair.id) {
+            Some(done) => done.join(repair),
+            None => done.push(repair),
         }
     }
     Ok(true)
@@ -160,7 +206,12 @@ fn reopen(folder: &Path) -> Result<Arc<DiskCache>> {
 
 async fn mend(backend: &Backend, repair: &mut Repair, cache: Option<Arc<DiskCache>>) -> Result<()> {
     let name: VolumeName = repair.name.parse()?;
-    for key in &repair.damaged.checkpoints {
+    let Damaged { mut checkpoints, mut others } = std::mem::take(&mut repair.damaged);
+    if repair.twice {
+        // Whoever opens it reads the other copy.
+        others.append(&mut checkpoints);
+    }
+    for key in &checkpoints {
         let how = match Doctor::new(&backend.pool, true, None).is_whole_without(&name, key).await? {
             true => {
                 backend.pool.store().delete(std::slice::from_ref(key)).await?;
@@ -171,8 +222,7 @@ async fn mend(backend: &Backend, repair: &mut Repair, cache: Option<Arc<DiskCach
         let object = key.to_string();
         repair.objects.push(Mended { object, how, moved_bytes: 0, lost_bytes: 0 });
     }
-    let damaged = &repair.damaged.others;
-    if damaged.is_empty() {
+    if others.is_empty() {
         return Ok(());
     }
     let run_dir = RunDir::open()?;
@@ -184,11 +234,11 @@ async fn mend(backend: &Backend, repair: &mut Repair, cache: Option<Arc<DiskCach
             if cache.is_some() {
                 eprintln!("objblk: {name} is attached: its own cache counts, not --cache-dir");
             }
-            client::mend(&target, repair.id, damaged).await
+            client::mend(&target, repair.id, &others).await
         }
         None => {
             let held = run_dir.take(&[(repair.id, name.clone().into())])?;
-            let mended = detached(backend, (repair.id, &name), damaged, cache).await;
+            let mended = detached(backend, (repair.id, &name), &others, cache).await;
             held.release();
             mended
         }

@@ -1,6 +1,7 @@
 //! Frames of committed chunks: header once, then ranged GETs, everything verified. Frames that a chunk begins with
 //! come by one GET with its header.
 
+use super::suspects::Suspects;
 use crate::flight::{Flights, Turn};
 use crate::format::FormatError;
 use crate::format::chunk::{self, ChunkHeader, HEADER_MAX};
@@ -59,11 +60,14 @@ struct Placed {
 pub struct Fetcher {
     tables: Mutex<LruCache<ChunkId, Arc<Placed>>>,
     flights: Flights<ChunkId, FetchResult<Arc<Placed>>>,
+    /// Chunks of which one copy was damaged, and another one was read.
+    pub suspects: Suspects,
 }
 
 impl Default for Fetcher {
     fn default() -> Fetcher {
-        Fetcher { tables: Mutex::new(LruCache::new(TABLES)), flights: Flights::default() }
+        let tables = Mutex::new(LruCache::new(TABLES));
+        Fetcher { tables, flights: Flights::default(), suspects: Suspects::default() }
     }
 }
 
@@ -102,11 +106,36 @@ impl Fetcher {
     }
 
     /// The payloads of frames `range` of a chunk in `store`, by one ranged GET: one result a frame, since
-    /// damage to one is none to the others.
+    /// damage to one is none to the others. What is damaged or missing comes from another copy, if there are several.
     ///
     /// # Errors
     /// As a whole: the object is missing, its header is damaged, the store refuses.
     pub async fn frames(
+        &self,
+        store: &dyn Store,
+        id: ChunkId,
+        range: Range<u32>,
+    ) -> FetchResult<Vec<FetchResult<Bytes>>> {
+        let mut found = self.frames_of(store, id, range.clone()).await;
+        if !lacks(&found) {
+            return found;
+        }
+        for copy in store.copies(&id.key()) {
+            let Ok(others) = self.frames_of(&*copy, id, range.clone()).await else { continue };
+            found = Ok(match found {
+                Ok(frames) => frames.into_iter().zip(others).map(|(a, b)| a.or(b)).collect(),
+                Err(_) => others,
+            });
+            if !lacks(&found) {
+                self.suspects.note(id.key());
+                break;
+            }
+        }
+        found
+    }
+
+    /// The same, of one copy.
+    async fn frames_of(
         &self,
         store: &dyn Store,
         id: ChunkId,
@@ -175,6 +204,14 @@ impl Fetcher {
             Ok(payload.map_or(encoded, Bytes::from))
         });
         Ok(frames.collect())
+    }
+}
+
+/// Whether something is damaged or missing.
+fn lacks(found: &FetchResult<Vec<FetchResult<Bytes>>>) -> bool {
+    match found {
+        Ok(frames) => frames.iter().any(Result::is_err),
+        Err(e) => matches!(e, FetchError::Missing(_) | FetchError::Damaged { .. }),
     }
 }
 

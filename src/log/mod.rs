@@ -17,6 +17,7 @@ pub mod fetch;
 pub mod open_chunk;
 pub mod order;
 pub mod replay;
+pub mod suspects;
 pub mod upload;
 pub mod verify;
 

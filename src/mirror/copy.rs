@@ -4,9 +4,9 @@
 use crate::format::VolumeId;
 use crate::format::keys;
 use crate::format::mirror::Twin;
+use crate::store::merge::Merge;
 use crate::store::{
-    Key, ListPage, MAX_PAGE, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
-    list_all,
+    Key, ListPage, MAX_PAGE, Op, Store, StoreError, StoreErrorKind, StoreResult, list_all,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -120,27 +120,13 @@ impl Copy {
             true => Some((base.clone(), *bulk)),
             false => wanted.starts_with(bulk).then(|| (base.clone(), wanted)),
         });
-        let mut found: BTreeMap<Key, u64> = BTreeMap::new();
-        let mut complete: Option<Key> = None;
+        let mut merge = Merge::default();
         for (below, wanted) in bulk.chain([(own.clone(), wanted)]) {
             let after = after.map(|after| named(format!("{below}{after}"))).transpose()?;
             let page = store.list(&format!("{below}{wanted}"), after.as_ref(), limit).await?;
-            let plain = |object: ObjectInfo| Some((self.plain(&below, &object.key)?, object.size));
-            let objects: Vec<(Key, u64)> = page.objects.into_iter().filter_map(plain).collect();
-            if let (true, Some((last, _))) = (page.more, objects.last())
-                && complete.as_ref().is_none_or(|complete| last < complete)
-            {
-                complete = Some(last.clone());
-            }
-            found.extend(objects);
+            merge.add(page, |key| self.plain(&below, key));
         }
-        let mut more = complete.is_some();
-        if let Some(complete) = complete {
-            found.retain(|key, _| *key <= complete);
-        }
-        more |= found.len() > limit;
-        let objects = found.into_iter().take(limit).map(|(key, size)| ObjectInfo { key, size });
-        Ok(ListPage { objects: objects.collect(), more })
+        Ok(merge.page(limit))
     }
 
     /// All of its objects.

@@ -32,11 +32,16 @@
 //! 7. **What a taker builds upon is in all copies**: what it has read until it begins its own term is completed in the others
 //!    before its fence is put; a name that was refused by the one that decides, too.
 //!
+//! 8. **Damage is mended with what another copy has**, once that is proved by its own checksums, and by nothing but the
+//!    bytes that the object was written with: whenever such a put takes effect, even late, it leaves what was to be
+//!    there, or, where the object was deleted meanwhile, an object that nobody needs.
+//!
 //! A copy that answers and knows no state of the volume was wiped, or is not mounted: it counts as away.
 
 mod chain;
 mod copy;
 mod mirrored;
+mod one;
 mod requests;
 mod resync;
 mod store;
@@ -101,9 +106,10 @@ impl Mirror {
         }
     }
 
-    /// From now on, reads ask the second of two complete copies, and never the first one: for who examines it.
-    pub fn read_second(&self) {
-        self.second.store(true, Relaxed);
+    /// From now on, reads ask the second of two complete copies, and never the first one, for who examines it;
+    /// or they do not any more.
+    pub fn read_second(&self, second: bool) {
+        self.second.store(second, Relaxed);
     }
 
     fn known(&self, id: VolumeId) -> Option<Option<Arc<Mirrored>>> {

@@ -31,7 +31,7 @@ enum Put {
 
 impl Mirrored {
     /// Makes a request by the newest state that is known, and again whenever there is a newer one.
-    async fn by_state<T, F>(
+    pub(super) async fn by_state<T, F>(
         &self,
         asker: Asker,
         looks: impl Fn(&Result<T, Halt>) -> bool,
@@ -77,7 +77,7 @@ impl Mirrored {
         if second { state.in_sync[state.in_sync.len() - 1] } else { state.in_sync[0] }
     }
 
-    async fn get_at(
+    pub(super) async fn get_at(
         &self,
         asker: Asker,
         twin: Twin,
@@ -94,9 +94,8 @@ impl Mirrored {
 
     /// Bytes of an object: of the copy that decides, of the other one if that is late.
     pub async fn get(&self, asker: Asker, key: &Key, range: GetRange) -> StoreResult<Bytes> {
-        // What an owner's map names does not change.
         let is_part = matches!(range, GetRange::Part { offset: 1.., .. });
-        let settled = is_bulk(self.id, key) && (is_part || self.is_steady());
+        let settled = self.is_settled(key, range);
         let looks = |answer: &Result<Bytes, Halt>| answer.is_err() || !settled;
         let request = |state: Arc<MirrorState>| async move {
             let twin = match is_part && mutant::on(Mutant::ReplicaStaleRead) {
@@ -157,6 +156,12 @@ impl Mirrored {
             self.at(asker, twin.store, list).await
         };
         self.by_state(asker, |_| true, request).await
+    }
+
+    /// What an owner's map names does not change.
+    pub(super) fn is_settled(&self, key: &Key, range: GetRange) -> bool {
+        let is_part = matches!(range, GetRange::Part { offset: 1.., .. });
+        is_bulk(self.id, key) && (is_part || self.is_steady())
     }
 
     /// It has begun its own term.

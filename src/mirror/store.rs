@@ -1,9 +1,12 @@
 //! All stores of a pool as one, with its mirrored volumes.
 
 use super::Mirror;
+use super::copy::is_bulk;
 use super::mirrored::Mirrored;
+use super::one::CopyStore;
 use crate::format::VolumeId;
 use crate::format::keys;
+use crate::format::mirror::Twin;
 use crate::format::volume::VolumeObject;
 use crate::spread::Asker;
 use crate::store::limit::Urgent;
@@ -94,12 +97,16 @@ impl Store for MirrorStore {
         }
     }
 
-    /// Nothing of a mirrored volume is overwritten in two stores at once: a hint is deleted first.
+    /// Only what keeps its name is overwritten in its copies, by a repair with what it was, so that it does not matter
+    /// which copy has it when. A hint is deleted first.
     async fn put(&self, key: &Key, body: Bytes) -> StoreResult<()> {
         let Some(volume) = self.of(key).await? else { return self.inner.put(key, body).await };
         if *key == keys::profile(volume.id) {
             volume.delete(self.asker, std::slice::from_ref(key)).await?;
             return volume.put(self.asker, key, &body).await;
+        }
+        if is_bulk(volume.id, key) {
+            return volume.overwrite(self.asker, key, &body).await;
         }
         let object = address(&self.url(), key.as_str());
         let text = "nothing of a mirrored volume is overwritten";
@@ -156,5 +163,18 @@ impl Store for MirrorStore {
 
     fn hurry(&self, key: &Key) -> Option<Urgent> {
         self.inner.hurry(key)
+    }
+
+    fn copies(&self, key: &Key) -> Vec<Arc<dyn Store>> {
+        let volume = keys::parse_volume(key).and_then(|id| self.mirror.known(id)).flatten();
+        let Some(volume) = volume else { return Vec::new() };
+        let state = volume.known();
+        let one = |twin: &Twin| -> Arc<dyn Store> {
+            Arc::new(CopyStore::new((self.inner.url(), self.asker), volume.clone(), *twin))
+        };
+        match state.in_sync.len() {
+            0 | 1 => Vec::new(),
+            _ => state.in_sync.iter().map(one).collect(),
+        }
     }
 }

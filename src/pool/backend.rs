@@ -210,9 +210,9 @@ impl Backend {
         }
     }
 
-    /// From now on, reads of mirrored volumes ask the second copy alone.
-    pub fn read_second_copies(&self) {
-        self.mirror.iter().for_each(|mirror| mirror.read_second());
+    /// From now on, reads of mirrored volumes ask the second copy alone, or do not any more.
+    pub fn read_second_copies(&self, second: bool) {
+        self.mirror.iter().for_each(|mirror| mirror.read_second(second));
     }
 
     /// The paths to a bucket.

@@ -144,6 +144,32 @@ impl Store for SealStore {
         keys::parse_volume(key).is_some_and(|id| self.ring.of(id).is_some())
     }
 
+    fn copies(&self, key: &Key) -> Vec<Arc<dyn Store>> {
+        let copies = self.inner.copies(key).into_iter();
+        let mut salts = self.salts.lock().unwrap_or_else(PoisonError::into_inner);
+        let sealed = copies.map(|copy| -> Arc<dyn Store> {
+            Arc::new(SealStore::new(copy, self.ring.clone(), StdRng::from_rng(&mut *salts)))
+        });
+        sealed.collect()
+    }
+
+    /// What is sealed is put there as it is sealed: its own seal proves it.
+    async fn restore(&self, key: &Key, body: Bytes) -> StoreResult<bool> {
+        let Some(volume_key) = self.ring.sealing(key) else {
+            return self.inner.restore(key, body).await;
+        };
+        let sealed = self.inner.get(key, GetRange::All).await?;
+        let opened = volume_key.open(key, &sealed).map_err(|e| self.damaged(key, &e))?;
+        match opened == body {
+            true => self.inner.restore(key, sealed).await,
+            false => Err(self.error(
+                StoreErrorKind::Unavailable,
+                key,
+                "it is another object than was read before",
+            )),
+        }
+    }
+
     fn local_key(&self, key: &Key) -> Option<Arc<LocalKey>> {
         let id = keys::parse_volume(key)?;
         let volume_key = self.ring.of(id)?;

@@ -3,8 +3,8 @@
 use super::{Asker, Spread, name_in};
 use crate::format::VolumeId;
 use crate::format::keys;
-use crate::store::{Key, ListPage, MAX_PAGE, ObjectInfo, StoreResult};
-use std::collections::BTreeMap;
+use crate::store::merge::Merge;
+use crate::store::{Key, ListPage, MAX_PAGE, StoreResult};
 
 /// Whether slots of a volume's log may be listed by this prefix. Prefixes of several volumes list what
 /// the home store has.
@@ -34,33 +34,15 @@ impl Spread {
     ) -> StoreResult<ListPage> {
         let limit = limit.clamp(1, MAX_PAGE);
         let version = self.refresh(asker).await?;
-        let mut found: BTreeMap<Key, u64> = BTreeMap::new();
-        // Up to here every listing is complete.
-        let mut complete: Option<Key> = None;
+        let mut merge = Merge::default();
         for stay in version.all_stays() {
             let store = self.member(asker, stay.store).await?;
             let below = keys::generation(stay.generation);
             let after = after.map(|after| name_in(stay.generation, after)).transpose()?;
             let page = store.list(&format!("{below}{prefix}"), after.as_ref(), limit).await?;
-            let plain = |info: ObjectInfo| {
-                let key = Key::new(info.key.as_str().strip_prefix(&below)?)?;
-                Some((key, info.size))
-            };
-            let objects: Vec<(Key, u64)> = page.objects.into_iter().filter_map(plain).collect();
-            if let (true, Some((last, _))) = (page.more, objects.last())
-                && complete.as_ref().is_none_or(|complete| last < complete)
-            {
-                complete = Some(last.clone());
-            }
-            found.extend(objects);
+            merge.add(page, |key| Key::new(key.as_str().strip_prefix(&below)?));
         }
-        let mut more = complete.is_some();
-        if let Some(complete) = complete {
-            found.retain(|key, _| *key <= complete);
-        }
-        more |= found.len() > limit;
-        let objects = found.into_iter().take(limit).map(|(key, size)| ObjectInfo { key, size });
-        Ok(ListPage { objects: objects.collect(), more })
+        Ok(merge.page(limit))
     }
 }
 

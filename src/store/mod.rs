@@ -25,6 +25,7 @@ pub mod fault;
 pub mod hedge;
 pub mod limit;
 pub mod memory;
+pub mod merge;
 pub mod metrics;
 pub mod paths;
 pub mod probe;
@@ -323,10 +324,23 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn local_key(&self, _key: &Key) -> Option<Arc<LocalKey>> {
         None
     }
+
+    /// The complete copies of the volume that the object `key` is of, each by itself, where there are several:
+    /// for who was given something damaged.
+    fn copies(&self, _key: &Key) -> Vec<Arc<dyn Store>> {
+        Vec::new()
+    }
+
+    /// Of one of the [copies](Store::copies): puts `body`, which was read from this one and is proved, in the
+    /// place of what the others have, where that is something else. Whether it was. Errors: `Invalid`: it is no copy.
+    async fn restore(&self, key: &Key, _body: Bytes) -> StoreResult<bool> {
+        let object = address(&self.url(), key.as_str());
+        Err(StoreError::new(StoreErrorKind::Invalid, Op::Put, object, "this is no copy of several"))
+    }
 }
 
 /// Reads an object. One that does not parse is read once more: damage on the way and damage in the
-/// store look the same once.
+/// store look the same once. Then its other copies are read, where it has any.
 ///
 /// # Errors
 /// Those of the store; the inner one is what is wrong with the object.
@@ -335,10 +349,28 @@ pub async fn get_parsed<T, E>(
     key: &Key,
     parse: impl Fn(&[u8]) -> std::result::Result<T, E>,
 ) -> StoreResult<std::result::Result<T, E>> {
-    let first = parse(&store.get(key, GetRange::All).await?);
-    if first.is_ok() {
-        return Ok(first);
+    let mut found = read_parsed(store, key, &parse).await;
+    if let Ok(Err(_)) = found {
+        found = read_parsed(store, key, &parse).await;
     }
+    match &found {
+        Ok(Err(_)) => {}
+        Err(e) if e.kind == StoreErrorKind::Damaged => {}
+        _ => return found,
+    }
+    for copy in store.copies(key) {
+        if let Ok(Ok(whole)) = read_parsed(&*copy, key, &parse).await {
+            return Ok(Ok(whole));
+        }
+    }
+    found
+}
+
+async fn read_parsed<T, E>(
+    store: &dyn Store,
+    key: &Key,
+    parse: &impl Fn(&[u8]) -> std::result::Result<T, E>,
+) -> StoreResult<std::result::Result<T, E>> {
     Ok(parse(&store.get(key, GetRange::All).await?))
 }
 

@@ -12,6 +12,7 @@ use crate::format::page::{
     ChunkPage, Extent, ItemRef, MapPage, parse_chunk_page, parse_leaf, parse_map_page,
 };
 use crate::log::fetch::unsealed;
+use crate::log::suspects::Suspects;
 use crate::map::{ItemSource, Missing};
 use crate::store::{GetRange, Key, Store, StoreError, StoreErrorKind};
 use bytes::Bytes;
@@ -82,6 +83,8 @@ pub struct Items {
     capacity: u64,
     /// Bytes of checkpoints that were stored.
     written: AtomicU64,
+    /// Map objects of which one copy was damaged, and another one was read.
+    pub suspects: Suspects,
 }
 
 impl Items {
@@ -89,7 +92,8 @@ impl Items {
     pub fn new(lineage: Lineage, stores: &Stores, capacity: u64) -> Items {
         let (stores, cache) = (stores.clone(), FifoCache::new(capacity));
         let (flights, written) = (Flights::default(), AtomicU64::new(0));
-        Items { lineage, stores, cache, flights, capacity, written }
+        let suspects = Suspects::default();
+        Items { lineage, stores, cache, flights, capacity, written, suspects }
     }
 
     /// Whose objects the items may be in.
@@ -172,11 +176,13 @@ impl Items {
                 Ok(Some(bytes)) => decode(&key, ItemKind::Leaf, item, bytes),
                 // By itself it may still be there, or a better error.
                 Ok(None) => self.fetch(store, ItemKind::Leaf, item).await,
-                Err(e) if matches!(e.kind, StoreErrorKind::Range | StoreErrorKind::Damaged) => {
+                Err(e)
+                    if matches!(
+                        e.kind,
+                        StoreErrorKind::Range | StoreErrorKind::Damaged | StoreErrorKind::NotFound
+                    ) =>
+                {
                     self.fetch(store, ItemKind::Leaf, item).await
-                }
-                Err(e) if e.kind == StoreErrorKind::NotFound => {
-                    Err(ItemError::Missing(key.clone()))
                 }
                 Err(e) => Err(e.clone().into()),
             };
@@ -235,12 +241,23 @@ impl Items {
     }
 
     /// One GET; one more where what came is damaged: damage in transit and damage in the store look
-    /// the same once, only the second is final.
+    /// the same once, only the second is final. Then another copy, where there are several.
     async fn fetch(&self, store: &dyn Store, kind: ItemKind, item: ItemRef) -> ItemResult<Item> {
-        match self.fetch_once(store, kind, item).await {
+        let fetched = match self.fetch_once(store, kind, item).await {
             Err(ItemError::Damaged(..)) => self.fetch_once(store, kind, item).await,
             fetched => fetched,
+        };
+        if !matches!(fetched, Err(ItemError::Damaged(..) | ItemError::Missing(_))) {
+            return fetched;
         }
+        let key = self.lineage.map_object(item.object);
+        for copy in store.copies(&key) {
+            if let Ok(found) = self.fetch_once(&*copy, kind, item).await {
+                self.suspects.note(key);
+                return Ok(found);
+            }
+        }
+        fetched
     }
 
     async fn fetch_once(

@@ -20,6 +20,7 @@ use super::look::{
     Beginning, LOOKUPS, Ownership, check_beginning, check_features, is_newest, newest_checkpoint,
     only_newest_checkpoint, ownership, read_description, read_owner,
 };
+use super::mend;
 use super::options::{Env, MAP_BYTES_MIN, Mode, Stores, VolumeOptions};
 use super::past::{self, View};
 use super::profile;
@@ -134,6 +135,7 @@ impl Volume {
                 collect::start(&volume.shared);
                 profile::start(&volume.shared);
                 scrub::start(&volume.shared);
+                mend::start(&volume.shared);
                 Ok(volume)
             }
             Err(e) => {

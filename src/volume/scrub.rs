@@ -256,14 +256,31 @@ async fn look(
     Ok(())
 }
 
-/// What is wrong with a chunk, if something is.
+/// What is wrong with a chunk, if something is: with any of its copies, where there are several.
 async fn examine(
     shared: &Shared,
     id: ChunkId,
     meter: &mut Meter,
     pass: &mut ScrubPass,
 ) -> Result<Option<String>> {
-    let store = &*shared.stores.background;
+    pass.chunks += 1;
+    let copies = shared.stores.background.copies(&id.key());
+    if copies.is_empty() {
+        return examine_copy(&*shared.stores.background, shared, id, (meter, pass)).await;
+    }
+    let mut problem = None;
+    for copy in copies {
+        problem = problem.or(examine_copy(&*copy, shared, id, (meter, pass)).await?);
+    }
+    Ok(problem)
+}
+
+async fn examine_copy(
+    store: &dyn Store,
+    shared: &Shared,
+    id: ChunkId,
+    (meter, pass): (&mut Meter, &mut ScrubPass),
+) -> Result<Option<String>> {
     let header = match verify::header(store, id).await {
         Ok(header) => header,
         Err(FetchError::Store(e)) => return Err(e.into()),
@@ -284,7 +301,6 @@ async fn examine(
             problem.get_or_insert(format!("frame {index}: {why}"));
         }
     }
-    pass.chunks += 1;
     Ok(problem)
 }
 

@@ -1,7 +1,7 @@
 //! Mirrored volumes: either store vanishes under a server and comes back, on directories and on S3.
 
 use crate::gate::Gate;
-use crate::program::{BUSY, Home, STORE, USAGE, noise, qemu_io, until};
+use crate::program::{BUSY, CORRUPT, Home, STORE, USAGE, noise, qemu_io, until};
 use crate::s3::S3Lab;
 use crate::s3_pool;
 use serde_json::Value;
@@ -130,6 +130,60 @@ fn mistakes_with_replicas() {
     home.run(&["check", "data", "--data", "--key-file", key]).ok();
     let (here, there) = (bulk(&home.store()), bulk(&second));
     assert!(here.len() > 1 && here == there, "{} and {} objects", here.len(), there.len());
+}
+
+/// Damage in either directory: it is told which, reads go around it, and a repair takes the other copy.
+#[test]
+fn what_one_directory_has_damaged_is_repaired_from_the_other() {
+    let home = Home::new();
+    home.run(&["pool", "init"]).ok();
+    let second = home.path("second");
+    home.run(&["pool", "add-store", &format!("file://{}", second.display())]).ok();
+    let key = home.path("key");
+    fs::write(&key, noise(64)).unwrap();
+    let key_file = ["--key-file", key.to_str().unwrap()];
+    for (encrypted, place) in [
+        (false, home.store()),
+        (false, second.clone()),
+        (true, second.clone()),
+        (true, home.store()),
+    ] {
+        let with_key: &[&str] = if encrypted { &key_file } else { &[] };
+        let create = ["create", "data", "--size", "64M", "--chunk-size", "256K", "--replicas", "2"];
+        let encrypt: &[&str] = if encrypted { &["--encrypt"] } else { &[] };
+        home.run(&[&create[..], encrypt, with_key].concat()).ok();
+        let server = home.serve(&[&["data"], with_key].concat());
+        assert!(qemu_io(&server.uri, &["write -P 1 0 3M", "write -P 2 3M 3M", "flush"]));
+        home.run(&["detach", "data"]).ok();
+        assert_eq!(server.ended().0, 0);
+        let whole = bulk(&place);
+        for (name, bytes) in &whole {
+            let mut bytes = bytes.clone();
+            let at = bytes.len() / 2;
+            bytes[at] ^= 16;
+            fs::write(place.join(name), bytes).unwrap();
+        }
+        let copy = home.path("copy");
+        home.run(&[&["export", "data", copy.to_str().unwrap()], with_key].concat()).ok();
+        let mut image = vec![1; 3 << 20];
+        image.resize(6 << 20, 2);
+        assert!(fs::read(&copy).unwrap()[..6 << 20] == image);
+        fs::remove_file(copy).unwrap();
+        assert!(bulk(&place) != whole, "who may only read has changed something");
+        let check = [&["check", "data", "--data"], with_key].concat();
+        let told = home.run(&check);
+        assert_eq!(told.code, CORRUPT, "{told:?}");
+        home.run(&[&check[..], &["--repair", "--yes"]].concat()).ok();
+        let now = bulk(&place);
+        for (name, bytes) in &whole {
+            // Who repairs owns it, and has made a checkpoint since.
+            let is_map = name.to_str().unwrap().contains("/map/");
+            let there = now.get(name);
+            assert!(there == Some(bytes) || is_map && there.is_none(), "{name:?} {encrypted}");
+        }
+        home.run(&[&["delete", "data", "--yes"], with_key].concat()).ok();
+        home.run(&[&["trash", "empty", "--yes"], with_key].concat()).ok();
+    }
 }
 
 /// A bucket is cut off and comes back: what is copied is what changed meanwhile.

@@ -227,6 +227,7 @@ fn a_web_server_is_a_source_and_only_what_is_read_is_fetched() {
     assert!(qemu_io_reading(&served.uri, &reads));
     let moved = web.given.load(Ordering::Relaxed) - begun;
     let blocks = 18 * (64 << 10);
+    eprintln!("{moved} bytes moved, {blocks} in the blocks that were read");
     assert!((blocks..blocks + 16).contains(&moved), "{moved} bytes for {blocks} of blocks");
     home.run(&["detach", "disk"]).ok();
     served.ended();

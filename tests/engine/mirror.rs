@@ -1,6 +1,9 @@
 //! Volumes in two stores: whichever of them vanishes, whoever takes over, nothing acknowledged is lost, and no two owners
 //! acknowledge.
 
+#[path = "mirror/damaged.rs"]
+mod damaged;
+
 use crate::rig::{owner, pattern, read, write};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,10 +26,9 @@ use objblk::spread::{Asker, Spread};
 use objblk::store::fault::{Fault, FaultStore, Moment, Rule};
 use objblk::store::memory::MemoryStore;
 use objblk::store::{
-    GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
-    list_all,
+    GetRange, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult, list_all,
 };
-use objblk::volume::{Env, Mode, Stores, Volume, VolumeOptions};
+use objblk::volume::{Env, Mode, ScrubOptions, Stores, Volume, VolumeOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
@@ -96,36 +98,7 @@ impl Link {
     }
 }
 
-#[async_trait]
-impl Store for Link {
-    fn url(&self) -> String {
-        URLS[self.place].into()
-    }
-
-    async fn get(&self, key: &Key, range: GetRange) -> StoreResult<Bytes> {
-        self.pass(Op::Get, self.inner.get(key, range)).await
-    }
-
-    async fn put_if_absent(&self, key: &Key, body: Bytes) -> StoreResult<()> {
-        self.pass(Op::Put, self.inner.put_if_absent(key, body)).await
-    }
-
-    async fn put(&self, key: &Key, body: Bytes) -> StoreResult<()> {
-        self.pass(Op::Put, self.inner.put(key, body)).await
-    }
-
-    async fn delete(&self, keys: &[Key]) -> StoreResult<()> {
-        self.pass(Op::Delete, self.inner.delete(keys)).await
-    }
-
-    async fn head(&self, key: &Key) -> StoreResult<ObjectInfo> {
-        self.pass(Op::Head, self.inner.head(key)).await
-    }
-
-    async fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> StoreResult<ListPage> {
-        self.pass(Op::List, self.inner.list(prefix, after, limit)).await
-    }
-}
+crate::gate::passes_on!(Link, |link| URLS[link.place]);
 
 #[derive(Clone)]
 struct World {
@@ -277,6 +250,15 @@ impl World {
 
 impl Process {
     async fn open(&self, id: VolumeId, pid: u32) -> Result<Volume> {
+        self.open_with(id, pid, None).await
+    }
+
+    async fn open_with(
+        &self,
+        id: VolumeId,
+        pid: u32,
+        scrub: Option<ScrubOptions>,
+    ) -> Result<Volume> {
         let env = Env { runtime: tokio::runtime::Handle::current(), clock: Arc::new(SystemClock) };
         let stores = Stores {
             setup: self.mirror.store(Asker::Setup),
@@ -289,6 +271,7 @@ impl Process {
             dirty_bytes: 1 << 20,
             checkpoint_slots: 16,
             collection: None,
+            scrub,
             ..VolumeOptions::default()
         };
         let opened =
@@ -345,8 +328,8 @@ async fn every_object_is_in_both_stores() {
         let there = store.get(&keys::profile(world.id), GetRange::All).await.unwrap();
         assert_eq!(there, body);
     }
-    let slots = list_all(store, &keys::log(world.id)).await.unwrap();
-    let refused = store.put(&slots[0].key, Bytes::from_static(b"x")).await.unwrap_err();
+    let checkpoint = list_all(store, &keys::checkpoints(world.id)).await.unwrap().remove(0).key;
+    let refused = store.put(&checkpoint, Bytes::from_static(b"x")).await.unwrap_err();
     assert_eq!(refused.kind, StoreErrorKind::Invalid);
     world.is_twice(&process).await;
     store.delete(&[keys::profile(world.id)]).await.unwrap();

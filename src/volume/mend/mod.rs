@@ -10,12 +10,17 @@
 //!   chunk goes. Snapshots and clones go on to need it.
 //! * What is found nowhere stays as it is. A read of it fails, as the checksums say; a write heals it.
 //! * A leaf of the map is made again from what the log says (`regrow`).
+//! * **Of several copies** of an object the first one that is whole takes the place of the others (`copies`), before
+//!   anything else is tried. An owner of a mirrored volume does that whenever a read had to ask another copy.
 //! * A fence says what the terms say, and is made again. A profile or a note of a scrub that is damaged goes:
 //!   nothing depends on it. A clone that its origin does not know of is made known to it.
 //!
 //! Nothing is deleted meanwhile that is being put back: both hold the checkpointer.
 
+mod copies;
 mod others;
+
+pub(super) use copies::start;
 
 use super::collect::Pace;
 use super::regrow::regrow;
@@ -118,6 +123,10 @@ pub(super) async fn mend(shared: &Arc<Shared>, objects: &[Key]) -> Result<Vec<Me
     let mut mended = Vec::new();
     let mut apart = Vec::new();
     for key in objects {
+        if let Some(how) = copies::restore(shared, key).await? {
+            mended.push(Mended::of(key, how));
+            continue;
+        }
         let chunk = chunk_of(shared, key);
         if let Some((id, next)) = chunk.and_then(|id| Some((id, fenced_for(shared, id)?))) {
             mended.push(Mended::of(key, mend_fence(shared, id, next).await?));
@@ -197,7 +206,7 @@ async fn put_back(shared: &Shared, id: ChunkId) -> Result<std::result::Result<Me
     };
     match put {
         Ok(()) => {}
-        // A pool of several stores overwrites nothing of a log.
+        // A pool of several stores overwrites nothing of a log, unless it is mirrored.
         Err(e) if e.kind == StoreErrorKind::Invalid => return Ok(Err(Found::Frames(lacking))),
         Err(e) => return Err(e.into()),
     }
@@ -240,13 +249,18 @@ async fn gather(shared: &Shared, id: ChunkId, header: &ChunkHeader) -> Result<(F
     Ok((frames, lacking))
 }
 
-/// What the caches have for a frame.
+/// What the caches have for a frame, and the copies of its chunk.
 async fn elsewhere(shared: &Shared, frame: FrameId) -> Vec<Bytes> {
     let mut found: Vec<Bytes> = shared.frames.get(&frame).into_iter().collect();
     if let Some(disk) = &shared.disk {
         let index = std::iter::once(frame.index);
         let read = disk.read(&*shared.stores.setup, frame.chunk, index).await;
         found.extend(read.into_iter().flatten());
+    }
+    for copy in shared.stores.setup.copies(&frame.chunk.key()) {
+        let run = frame.index..frame.index + 1;
+        let read = shared.fetcher.frames(&*copy, frame.chunk, run).await;
+        found.extend(read.into_iter().flatten().flatten());
     }
     found
 }
