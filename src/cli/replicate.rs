@@ -198,7 +198,7 @@ impl Job {
         let location = copy::destination(context, other)?;
         let source = context.open().await?;
         let (id, volume) = source.pool.lookup(&name).await?;
-        source.pool.can_replicate(&name, &volume)?;
+        let branches = source.pool.can_replicate(&name, &volume).await?;
         let target = match args.status {
             true => {
                 let (url, s3) = location.parts()?;
@@ -209,7 +209,7 @@ impl Job {
         let of = source.pool.object().id;
         if !args.status {
             let from = format!("{} as {name}", source.pool.store().url());
-            target.pool.begin_replica(&new, &volume, (of, &from)).await?;
+            target.pool.begin_replica(&new, &volume, (of, &from, &branches)).await?;
         } else if !target.pool.is_called(&new, id).await? {
             return Err(Error::not_found(format!(
                 "there is no replica called {new} in {}",
@@ -221,7 +221,8 @@ impl Job {
             plain: backend.stores.setup.clone(),
         };
         let places = (place(&source), place(&target));
-        let way = Way::new((volume, of), places, Arc::new(SystemClock), rate);
+        let way =
+            Way::new((volume, of, branches.last().copied()), places, Arc::new(SystemClock), rate);
         Ok(Job { name, new, target, way })
     }
 

@@ -230,7 +230,7 @@ impl Gathered {
         for pair in terms.as_slice().windows(2) {
             // A clone begins without one.
             let is_branch = description.ancestors.iter().any(|a| a.next == pair[1].first)
-                || self.promoted() == Some(pair[1].epoch);
+                || self.replica.as_ref().is_some_and(|state| state.is_branch(pair[1].epoch));
             let Some(slot) = pair[1].first.0.checked_sub(1).filter(|_| !is_branch) else {
                 continue;
             };

@@ -303,6 +303,15 @@ fn decode_profile(_: &Key, id: Option<VolumeId>, bytes: &[u8]) -> Decoded {
     Ok((json!({ "volume": profile.volume, "runs": runs.collect::<Vec<_>>() }), damage))
 }
 
+fn decode_volume(id: VolumeId, bytes: &[u8]) -> Decoded {
+    let foreign = |volume: &VolumeObject| {
+        (volume.id != id).then(|| format!("it describes volume {}", volume.id))
+    };
+    let parsed = VolumeObject::parse(bytes);
+    let damage = parsed.as_ref().ok().and_then(foreign);
+    plain(parsed).map(|(contents, _)| (contents, damage))
+}
+
 fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static str, Decoded) {
     let name = key.as_str();
     if *key == keys::pool() {
@@ -328,12 +337,7 @@ fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static st
     }
     let Some(id) = id else { return ("unknown", unknown()) };
     if *key == keys::volume(id) {
-        let foreign = |volume: &VolumeObject| {
-            (volume.id != id).then(|| format!("it describes volume {}", volume.id))
-        };
-        let parsed = VolumeObject::parse(bytes);
-        let damage = parsed.as_ref().ok().and_then(foreign);
-        return ("volume", plain(parsed).map(|(contents, _)| (contents, damage)));
+        return ("volume", decode_volume(id, bytes));
     }
     if keys::parse_epoch(id, key).is_some() {
         return ("epoch", plain(EpochObject::parse(bytes)));

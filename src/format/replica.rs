@@ -3,6 +3,7 @@
 //! ```text
 //! replica/<~n>  version (1), volume, number, pool (that it is shipped from), from (its address, for people),
 //!               shipped {checkpoint {next, epoch} or none, end {next, epoch}, seen_at_ms},
+//!               branches [epochs], where the volume is one that was a replica itself,
 //!               promoted {epoch, at_ms, by}, once it is a volume of its own
 //! ```
 //!
@@ -26,6 +27,8 @@ use serde::{Deserialize, Serialize};
 pub const REPLICA_VERSION: u32 = 1;
 /// So many epochs lie between a source and a replica that is promoted, at least.
 const APART: u64 = 1 << 40;
+/// How often a volume may be promoted, and shipped on.
+pub const BRANCHES_MAX: usize = 256;
 /// The greatest epoch that a replica may be promoted to: there are enough behind it for all owners.
 const EPOCH_MAX: u64 = u64::MAX / 4;
 
@@ -80,6 +83,9 @@ pub struct ReplicaObject {
     pub from: String,
     /// What is complete.
     pub shipped: Shipped,
+    /// The epochs that the volume was promoted to before it was shipped, ascending: their terms begin without a fence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub branches: Vec<Epoch>,
     /// It is no replica any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promoted: Option<Promoted>,
@@ -96,6 +102,7 @@ impl ReplicaObject {
             pool,
             from,
             shipped: Shipped { checkpoint: None, end, seen_at_ms: 0 },
+            branches: Vec::new(),
             promoted: None,
         }
     }
@@ -115,12 +122,21 @@ impl ReplicaObject {
         if checkpoint.is_some_and(|from| from.next > end.next || from.epoch > end.epoch) {
             return bad("checkpoint", "it is behind the end".into());
         }
+        let ascend = object.branches.windows(2).all(|pair| pair[0] < pair[1]);
+        if object.branches.len() > BRANCHES_MAX || !ascend {
+            return bad("branches", format!("{}, or out of order", object.branches.len()));
+        }
         match &object.promoted {
             Some(promoted) if promoted.epoch <= end.epoch || promoted.epoch.0 > EPOCH_MAX => {
                 bad("promoted", promoted.epoch.to_string())
             }
             _ => Ok(object),
         }
+    }
+
+    /// Whether a term of that epoch begins without a fence.
+    pub fn is_branch(&self, epoch: Epoch) -> bool {
+        self.branches.contains(&epoch) || self.promoted.as_ref().is_some_and(|p| p.epoch == epoch)
     }
 
     /// An epoch to promote it to, by 40 `random` bits; none are left, where it was promoted millions of times.
@@ -167,6 +183,9 @@ mod tests {
         assert!(!parses(|r| r.shipped.end.next = Seq(8)));
         assert!(!parses(|r| r.shipped.end.epoch = Epoch(1)));
         assert!(!parses(|r| r.shipped.end.next = Seq(u64::MAX)));
+        assert!(parses(|r| r.branches = vec![Epoch(1), Epoch(2)]));
+        assert!(!parses(|r| r.branches = vec![Epoch(2), Epoch(2)]));
+        assert!(!parses(|r| r.branches = (0..=BRANCHES_MAX as u64).map(Epoch).collect()));
         let mut object = replica();
         for (epoch, good) in [(3, false), (4, true), (u64::MAX, false)] {
             object.promoted = promoted(epoch);

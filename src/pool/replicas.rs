@@ -18,39 +18,58 @@ use crate::format::keys;
 use crate::format::pool::encode_json;
 use crate::format::replica::{Promoted, ReplicaObject};
 use crate::format::volume::VolumeObject;
-use crate::store::StoreErrorKind;
+use crate::store::{StoreErrorKind, list_all};
+use crate::units::Epoch;
 use crate::volume::{commit_replica_state, replica_state};
 
 /// How often a state is tried that others make at the same time.
 const TRIES: usize = 16;
 
 impl Pool {
-    /// Refuses volumes that cannot be shipped to another pool. Errors: usage.
-    pub fn can_replicate(&self, name: &VolumeName, volume: &VolumeObject) -> Result<()> {
+    /// Refuses volumes that cannot be shipped to another pool. Returns the epochs that it was promoted to so far.
+    /// Errors: usage; busy, where it was promoted and nobody has had it since; corrupt.
+    pub async fn can_replicate(
+        &self,
+        name: &VolumeName,
+        volume: &VolumeObject,
+    ) -> Result<Vec<Epoch>> {
         let refuse = |what: &str, hint: &str| {
             Err(Error::usage(format!("{name} {what}")).hint(hint.to_owned()))
         };
+        let copy = "copy it with `objblk copy`, and replicate that";
         if volume.origin().is_some() {
-            let hint = "copy it into a volume that is none, with `objblk copy`, and replicate that";
-            return refuse("is a clone, whose data is in part its origin's", hint);
+            return refuse("is a clone, whose data is in part its origin's", copy);
         }
         if volume.source.is_some() {
-            let hint =
-                "copy it into a volume that needs none, with `objblk copy`, and replicate that";
-            return refuse("began as an image outside the pool, which is not replicated", hint);
+            return refuse("began as an image outside the pool, which is not replicated", copy);
         }
-        Ok(())
+        if !volume.is_replica() {
+            return Ok(Vec::new());
+        }
+        let state = replica_state(&*self.store, volume.id).await?;
+        let promoted = state.and_then(|state| Some((state.promoted?.epoch, state.branches)));
+        let Some((epoch, mut branches)) = promoted else {
+            return refuse("is a replica", "replicate what it is one of, or promote it");
+        };
+        let listed = list_all(&*self.store, &keys::checkpoints(volume.id)).await?;
+        let is_own = |key| keys::parse_checkpoint(volume.id, key).is_some_and(|(_, e)| e > epoch);
+        if !listed.iter().any(|object| is_own(&object.key)) {
+            let text = format!("{name} was promoted, and nobody has had it since");
+            return Err(Error::new(ErrorKind::Busy, text).hint("attach it once, or serve it"));
+        }
+        branches.push(epoch);
+        Ok(branches)
     }
 
-    /// Makes the replica `name` of the `source`, a volume of the pool `of`, which is at `from`; or finds it.
-    /// Returns whether it was made.
+    /// Makes the replica `name` of the `source`, a volume of the pool `of`, which is at `from` and was promoted to
+    /// these epochs; or finds it. Returns whether it was made.
     ///
     /// Errors: exists, where that name is another volume's, or the volume is here already; busy, where it is in the trash.
     pub async fn begin_replica(
         &self,
         name: &VolumeName,
         source: &VolumeObject,
-        (of, from): (VolumeId, &str),
+        (of, from, branches): (VolumeId, &str, &[Epoch]),
     ) -> Result<bool> {
         if self.object.id == of {
             return Err(Error::usage(format!(
@@ -80,6 +99,7 @@ impl Pool {
         // Of one that has a name, it would be lost.
         if named.is_none() && replica_state(&*self.store, id).await?.is_none() {
             let first = ReplicaObject::initial(id, of, from.into());
+            let first = ReplicaObject { branches: branches.to_vec(), ..first };
             commit_replica_state(&*self.store, &first).await?;
         }
         if named.is_some() {

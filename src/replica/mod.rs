@@ -53,6 +53,7 @@ use crate::format::VolumeId;
 use crate::format::replica::ReplicaObject;
 use crate::format::volume::VolumeObject;
 use crate::store::Store;
+use crate::units::Epoch;
 use crate::volume::replica_state;
 use pace::Pace;
 use std::sync::Arc;
@@ -72,6 +73,8 @@ pub struct Place {
 pub struct Way {
     volume: VolumeObject,
     pool: VolumeId,
+    /// Checkpoints of this epoch and before are not the source's own: it was a replica itself.
+    floor: Option<Epoch>,
     source: Place,
     target: Place,
     clock: Arc<dyn Clock>,
@@ -80,10 +83,10 @@ pub struct Way {
 }
 
 impl Way {
-    /// Of `volume`, which is in `source`, the pool of that id, to `target`, where the replica was begun; at most `rate` bytes
-    /// a second.
+    /// Of `volume`, which is in `source`, the pool of that id, and was promoted to the epoch `floor`, to `target`, where the
+    /// replica was begun; at most `rate` bytes a second.
     pub fn new(
-        (volume, pool): (VolumeObject, VolumeId),
+        (volume, pool, floor): (VolumeObject, VolumeId, Option<Epoch>),
         (source, target): (Place, Place),
         clock: Arc<dyn Clock>,
         rate: Option<u64>,
@@ -91,6 +94,7 @@ impl Way {
         Way {
             volume,
             pool,
+            floor,
             source,
             target,
             clock,

@@ -164,7 +164,11 @@ impl Way {
         let id = self.id();
         let listed = list_all(&*self.source.raw, &keys::checkpoints(id)).await?;
         let keys = listed.into_iter().map(|object| object.key);
-        Ok(keys.filter(|key| keys::parse_checkpoint(id, key).is_some()).collect())
+        let is_own = |key: &Key| {
+            let epoch = keys::parse_checkpoint(id, key).map(|(_, epoch)| epoch);
+            epoch.is_some_and(|epoch| self.floor.is_none_or(|floor| epoch > floor))
+        };
+        Ok(keys.filter(is_own).collect())
     }
 
     fn position(&self, key: &Key) -> Position {

@@ -21,15 +21,19 @@ use objblk::store::{
     GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
     list_all,
 };
-use objblk::units::Epoch;
-use objblk::volume::{Env, Mode, Stores, Volume, VolumeOptions, list_snapshots, replica_state};
+use objblk::units::{Epoch, Seq};
+use objblk::volume::{
+    Env, Mode, Moment, Stores, Volume, VolumeOptions, list_snapshots, past, replica_state,
+};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::Mutex;
 
 const SIZE: u64 = 2 << 20;
 const BLOCK: u64 = 8;
@@ -81,8 +85,9 @@ impl Store for Mortal {
 
     async fn get(&self, key: &Key, range: GetRange) -> StoreResult<Bytes> {
         if key.as_str().contains("/log/") {
-            let meanwhile = self.meanwhile.lock().unwrap().take();
-            if let Some(meanwhile) = meanwhile {
+            // Others wait for its end.
+            let mut meanwhile = self.meanwhile.lock().await;
+            if let Some(meanwhile) = meanwhile.take() {
                 meanwhile.await;
             }
         }
@@ -159,7 +164,7 @@ impl World {
         Pool::init(Arc::new(world.target.clone()), false).await.unwrap();
         let pool = world.pool_there().await;
         let volume = world.description().await;
-        assert!(pool.begin_replica(&name(), &volume, (world.pool, "there")).await.unwrap());
+        assert!(pool.begin_replica(&name(), &volume, (world.pool, "there", &[])).await.unwrap());
         world
     }
 
@@ -218,7 +223,7 @@ impl World {
         let target = mortal(Arc::new(self.target.clone()), Meanwhile::default());
         let target = Place { raw: target.clone(), plain: target };
         let source = Place { raw, plain };
-        let of = (self.description().await, self.pool);
+        let of = (self.description().await, self.pool, None);
         Way::new(of, (source, target), Arc::new(SystemClock), None)
     }
 
@@ -228,6 +233,10 @@ impl World {
 
     async fn ship(&self) -> Round {
         self.round(&Shipper::immortal()).await.unwrap()
+    }
+
+    async fn ship_refused(&self) -> ErrorKind {
+        self.round(&Shipper::immortal()).await.unwrap_err().kind()
     }
 
     async fn change(&mut self, volume: &Volume, times: u64) {
@@ -400,9 +409,9 @@ async fn the_source_goes_on(seed: u64) {
     });
     world.writes.extend(0..BLOCKS);
     let shipper = Shipper::immortal();
-    *shipper.meanwhile.lock().unwrap() = Some(meanwhile);
+    *shipper.meanwhile.lock().await = Some(meanwhile);
     world.round(&shipper).await.unwrap();
-    assert!(shipper.meanwhile.lock().unwrap().is_none(), "it happened");
+    assert!(shipper.meanwhile.lock().await.is_none(), "it happened");
     assert_eq!(world.check().await, world.writes.len() as u64, "as what was lost was needed");
 }
 
@@ -485,6 +494,104 @@ async fn late_requests(seed: u64) {
 fn what_comes_late_is_nothing_to_a_promoted_one() {
     for seed in 0..3 {
         block_on(late_requests(seed));
+    }
+}
+
+/// Who promotes may die at any request: it is promoted, or it is not, and then can be.
+async fn promotion_dies_anywhere() {
+    let mut world = World::new(1).await;
+    let volume = world.rig.open().await;
+    world.change(&volume, 60).await;
+    world.flush(&volume).await;
+    world.ship().await;
+    let mut deaths = 0;
+    for left in 0.. {
+        let mut came_to_its_end = false;
+        for late in [false, true] {
+            let fork = world.fork().await;
+            let left = Arc::new(AtomicI64::new(left));
+            let meanwhile = Meanwhile::default();
+            let mortal = Mortal { inner: fork.there(), left, late, meanwhile };
+            let promoted = async {
+                let pool = Pool::open(Arc::new(mortal)).await?;
+                pool.promote(&name(), "dead").await
+            };
+            came_to_its_end = promoted.await.is_ok();
+            deaths += u32::from(!came_to_its_end);
+            assert_eq!(fork.check().await, world.flushed);
+            let by_the_dead = fork.state().await.promoted.is_some();
+            let (state, is_new) = fork.pool_there().await.promote(&name(), "far").await.unwrap();
+            assert_eq!(is_new, !by_the_dead);
+            assert_eq!(state.promoted.unwrap().by, if is_new { "far" } else { "dead" });
+            assert_eq!(fork.ship_refused().await, ErrorKind::Fenced);
+            let options = VolumeOptions { mode: TAKE, ..fork.rig.options.clone() };
+            let there = fork.open_there(options).await.unwrap();
+            assert_eq!(fork.stamp(&there).await, world.flushed);
+            there.close().await.unwrap();
+            assert_eq!(fork.check().await, world.flushed);
+        }
+        if came_to_its_end {
+            break;
+        }
+    }
+    assert!(deaths > 6, "{deaths}");
+    volume.abandon();
+}
+
+#[test]
+fn whoever_promotes_may_die_at_any_request() {
+    block_on(promotion_dies_anywhere());
+}
+
+/// Its past is that of the source as far as it was shipped, then its own.
+async fn the_past(seed: u64) {
+    let mut world = World::new(seed).await;
+    let volume = world.rig.open().await;
+    volume.retain(Some(Duration::from_secs(3600))).await.unwrap();
+    let pieces = async |world: &mut World, volume: &Volume, times: usize| {
+        for _ in 0..times {
+            world.change(volume, 25).await;
+            world.flush(volume).await;
+        }
+    };
+    pieces(&mut world, &volume, 12).await;
+    volume.close().await.unwrap();
+    let volume = world.rig.take_over(2).await;
+    pieces(&mut world, &volume, 5).await;
+    world.ship().await;
+    let promoted_at = world.flushed;
+    pieces(&mut world, &volume, 5).await;
+    let end = world.promote().await.shipped.end.next;
+    world.put_everything_late().await;
+    let mut own = world.fork().await;
+    own.target = world.target.clone();
+    own.writes.truncate(promoted_at as usize);
+    let options = VolumeOptions { mode: TAKE, ..own.rig.options.clone() };
+    let there = own.open_there(options).await.unwrap();
+    pieces(&mut own, &there, 8).await;
+    there.close().await.unwrap();
+    own.check().await;
+    let (oldest, _) = past(&*own.there(), own.rig.id).await.unwrap().oldest.unwrap();
+    assert!(oldest < end);
+    let mut seen = Vec::new();
+    for slot in oldest.0.. {
+        let at = Some(Moment::Slot(Seq(slot)));
+        match own.open_there(VolumeOptions { at, ..own.rig.options.clone() }).await {
+            Ok(view) => seen.push(own.stamp(&view).await),
+            Err(e) if e.kind() == ErrorKind::NotFound => break,
+            Err(e) => panic!("slot {slot}: {e}"),
+        }
+    }
+    assert!(seen.is_sorted(), "{seen:?}");
+    assert!(seen.len() > 25 && seen.contains(&promoted_at), "{seen:?}");
+    assert_eq!(seen.last(), Some(&(own.writes.len() as u64)));
+    volume.abandon();
+}
+
+#[test]
+fn any_moment_of_a_promoted_one_can_be_read() {
+    for seed in 0..3 {
+        block_on(the_past(seed));
     }
 }
 
@@ -577,10 +684,12 @@ fn a_replica_is_written_by_nobody_and_refused_by_others() {
         let pool = world.pool_there().await;
         let mut other = world.description().await;
         other.id = VolumeId::from_bytes([4; 16]);
-        let e = pool.begin_replica(&name(), &other, (world.pool, "there")).await.unwrap_err();
+        let e = pool.begin_replica(&name(), &other, (world.pool, "there", &[])).await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Exists, "{e}");
         let volume_here = world.description().await;
-        assert!(!pool.begin_replica(&name(), &volume_here, (world.pool, "there")).await.unwrap());
+        assert!(
+            !pool.begin_replica(&name(), &volume_here, (world.pool, "there", &[])).await.unwrap()
+        );
         let slot = world.rig.objects("log/").await.pop().unwrap();
         world.rig.replace(&slot, vec![1; 40]).await;
         let e = world.round(&Shipper::immortal()).await.unwrap_err();

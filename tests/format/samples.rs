@@ -276,6 +276,7 @@ pub fn replica() -> ReplicaObject {
             end: at(4101, 4),
             seen_at_ms: 1_763_700_000_000,
         },
+        branches: vec![Epoch(2)],
         promoted: Some(Promoted {
             epoch: Epoch((1 << 40) + 4),
             at_ms: 1_763_700_060_000,
