@@ -77,9 +77,7 @@ impl Volume {
         if let Some(view) = past::asked_for(store, &description, &mut options).await? {
             return Volume::open_view(env, stores, description, view, options).await;
         }
-        if options.mode != Mode::ReadOnly {
-            replica::check_writable(store, &description).await?;
-        }
+        replica::check_mode(store, &description, options.mode).await?;
         let mut ownership = ownership(store, id).await?;
         let mut claims = vec![(ownership.epoch, ownership.owner.clone())];
         let Legacy { mirror, journal, is_alone } =
@@ -315,13 +313,10 @@ async fn load(
     let id = description.id;
     // No owner has that epoch.
     let is_first = checkpoint.epoch == description.lineage().first_epoch();
-    let worth = replica::worth(store, description).await?;
-    if let Some(worth) = &worth
-        && !worth.is_of(&checkpoint)
-    {
+    let (is_newest, cut) = replica::log_behind(store, description, &checkpoint).await?;
+    if !is_newest {
         return Ok(None);
     }
-    let cut = worth.and_then(|worth| worth.cut(checkpoint.epoch));
     let mut map = rollback::map_of(&checkpoint);
     let mut size = checkpoint.size;
     let mut terms = Terms::new(checkpoint.terms.clone());

@@ -6,6 +6,7 @@
 //! else is as with any other volume.
 
 use super::look::LOOKUPS;
+use super::options::Mode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checkpoint::Checkpoint;
 use crate::format::replica::{Position, ReplicaObject};
@@ -79,11 +80,33 @@ pub(super) async fn worth(store: &dyn Store, description: &VolumeObject) -> Resu
     Ok(Some(Worth { state }))
 }
 
+/// Whether the log behind `checkpoint` is the one that counts, as far as the volume is a replica, and where it is cut off.
+///
+/// # Errors
+/// As [`worth`].
+pub(super) async fn log_behind(
+    store: &dyn Store,
+    description: &VolumeObject,
+    checkpoint: &Checkpoint,
+) -> Result<(bool, Option<Cut>)> {
+    Ok(match worth(store, description).await? {
+        None => (true, None),
+        Some(worth) => (worth.is_of(checkpoint), worth.cut(checkpoint.epoch)),
+    })
+}
+
 /// Refuses to have anybody write to a replica.
 ///
 /// # Errors
 /// Busy: it is one. As [`worth`].
-pub(super) async fn check_writable(store: &dyn Store, description: &VolumeObject) -> Result<()> {
+pub(super) async fn check_mode(
+    store: &dyn Store,
+    description: &VolumeObject,
+    mode: Mode,
+) -> Result<()> {
+    if mode == Mode::ReadOnly {
+        return Ok(());
+    }
     match worth(store, description).await? {
         Some(worth) if worth.state.promoted.is_none() => {
             let text = format!("the volume is a replica of one in {}", worth.state.from);
@@ -121,7 +144,7 @@ impl Worth {
     }
 
     /// Whether it is this checkpoint that the log goes on behind: neither is older than the other.
-    pub fn is_of(&self, checkpoint: &Checkpoint) -> bool {
+    fn is_of(&self, checkpoint: &Checkpoint) -> bool {
         let is_own = self.promoted().is_some_and(|promoted| checkpoint.epoch > promoted);
         let named = self.state.shipped.checkpoint;
         let beginning = Position { next: Seq(0), epoch: Epoch(0) };
