@@ -182,6 +182,8 @@ pub enum Mutant {
     ScrubSkipsFrames,
     /// A chunk is put back with what was found for it, without a look at its checksums.
     MendUnproved,
+    /// An encrypted volume is used as its description says, whoever has written that.
+    DescriptionUnchecked,
     /// What the first copy of an object has takes the place of the others, whether it is whole or not.
     CopyUnproved,
 }
@@ -189,7 +191,7 @@ pub enum Mutant {
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`,
     /// those of mirrored volumes for `tests/engine/mirror.rs` and what is below it, those of scrubbing and mending for `scrub.rs` and
-    /// `mend.rs` beside it, the others of sealed objects for `seal/key.rs`, those of sealed files for
+    /// `mend.rs` beside it, the others of sealed objects for `seal/key.rs` and `seal/store.rs`, those of sealed files for
     /// `cipher.rs`.
     pub const ALL: [Mutant; 68] = [
         Mutant::FlushBeforeCommit,

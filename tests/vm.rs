@@ -258,8 +258,8 @@ fn s3_volumes_go_from_kernel_to_kernel() {
 /// all of them if there is time for it.
 fn recovery(kernel: &str, short: &[&str]) {
     let all = [
-        "cycles", "journal", "refuse", "start", "table", "ending", "loop", "pressure", "grow",
-        "growing",
+        "cycles", "sealed", "journal", "refuse", "start", "table", "ending", "loop", "pressure",
+        "grow", "growing",
     ];
     assert!(short.iter().all(|step| all.contains(step)));
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -270,7 +270,7 @@ fn recovery(kernel: &str, short: &[&str]) {
 
 #[test]
 fn s3_volumes_outlive_their_targets_on_kernel_6_12() {
-    recovery("6.12", &["cycles", "start", "table", "ending"]);
+    recovery("6.12", &["sealed", "start", "table", "ending"]);
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl Repair {
                 || keys::parse_child(of, &key).is_some()
                 || keys::parse_scrub(of, &key).is_some()
                 || key == keys::profile(of)
-                || self.twice && keys::parse_snapshot(of, &key).is_some();
+                || self.twice && key != keys::volume(of);
             let list = match keys::parse_checkpoint(volume.id, &key) {
                 Some(_) => &mut self.damaged.checkpoints,
                 None if is_other => &mut self.damaged.others,

@@ -45,8 +45,11 @@ impl Features {
     /// Incompat bit: the volume is in two stores of its pool; here is nothing but its description.
     pub const MIRRORED: u64 = 1 << 11;
 
+    /// Incompat bit: the description of the encrypted volume says what only who has the key can say of it.
+    pub const SIGNED: u64 = 1 << 12;
+
     /// Incompat bit: the volume is shipped from another pool, or was; what of it is complete is said by its states.
-    pub const REPLICA: u64 = 1 << 12;
+    pub const REPLICA: u64 = 1 << 13;
 
     /// Compat bits: the level of that; 0 is none in particular. It is of no use to a reader.
     pub const ZSTD_LEVEL: u64 = 31;
@@ -61,6 +64,7 @@ impl Features {
             | Features::ZSTD
             | Features::ENCRYPTED
             | Features::MIRRORED
+            | Features::SIGNED
             | Features::REPLICA,
     };
 

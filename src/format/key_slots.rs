@@ -1,13 +1,14 @@
 //! The slots of an encrypted volume's key: each holds the whole key, wrapped by something else that a user has.
 //!
 //! ```text
-//! keys/<~n>  version (1), key (an id), slots: [{number, label, made_at_ms, kdf, wrapped}, ...], by number
+//! keys/<~n>  version (1 or 2), key (an id), slots: [{number, label, made_at_ms, kdf, wrapped}, ...], by number
 //!            kdf: {"argon2id": {salt, memory_kib, passes, lanes}} of a passphrase
 //!                 {"hkdf": {salt}} of a key file, or of what a command prints
 //! ```
 //!
 //! JSON; bytes are base64. Each object names all slots there are: what changes is a new object, and the one
-//! before is deleted. `key` goes with the key and is the same in all of them, those of clones too. How the
+//! before is deleted. A wrapped key can only be had as one of the version of its set: with version 2, the
+//! description of the volume is signed, and is refused where it is not. `key` goes with the key and is the same in all of them, those of clones too. How the
 //! text is checked is told in [`pool`](super::pool). Costs are bounded here, so that no object makes its reader
 //! run out of memory or time.
 
@@ -16,7 +17,9 @@ use super::pool::parse_json;
 use serde::{Deserialize, Serialize};
 
 /// The version of a set of slots.
-pub const KEY_SLOTS_VERSION: u32 = 1;
+pub const KEY_SLOTS_VERSION: u32 = 2;
+/// That of volumes whose description is not signed.
+pub const KEY_SLOTS_UNSIGNED: u32 = 1;
 /// The most slots of a volume.
 pub const SLOTS_MAX: usize = 16;
 /// Longest label, in bytes.
@@ -108,7 +111,7 @@ impl KeySlots {
     pub fn check(&self) -> FormatResult<()> {
         let error = |field, problem| FormatError { object: "key slots", field, offset: 0, problem };
         let bad = |field, value: String| Err(error(field, Problem::Value(value)));
-        if self.version != KEY_SLOTS_VERSION {
+        if ![KEY_SLOTS_UNSIGNED, KEY_SLOTS_VERSION].contains(&self.version) {
             return Err(error("version", Problem::Unsupported(self.version.to_string())));
         }
         let count = self.slots.len();

@@ -131,7 +131,7 @@ const CRC_DIGITS: usize = 8;
 const OPEN_END: &str = "\n}\n";
 
 /// Verifies the checksum and returns the object without it.
-fn check_json<'a>(object: &'static str, bytes: &'a [u8]) -> FormatResult<&'a [u8]> {
+pub fn check_json<'a>(object: &'static str, bytes: &'a [u8]) -> FormatResult<&'a [u8]> {
     let error = |offset, problem| FormatError { object, field: "crc32c", offset, problem };
     let sealed = bytes.strip_suffix(CRC_END.as_bytes());
     let digits = sealed.and_then(|bytes| bytes.split_last_chunk::<CRC_DIGITS>());

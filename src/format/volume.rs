@@ -3,7 +3,7 @@
 //! ```text
 //! volume.json  version (1), id, size (at creation, in bytes), block_size, chunk_size (in bytes), features (as
 //!              those of the pool), created_at_ms; of a clone ancestors: [{volume, snapshot,
-//!              next, epoch}, ...], the oldest first (see `lineage`)
+//!              next, epoch}, ...], the oldest first (see `lineage`); of an encrypted one mac, hexadecimal
 //! epochs/<n>   host, boot_id, pid, pid_start, claimed_at_ms, nonce; journal, a path, if there is one
 //! ```
 //!
@@ -14,7 +14,7 @@ use super::chunk::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN};
 use super::codec::{FormatError, FormatResult, Problem};
 use super::features::Features;
 use super::lineage::{Ancestor, Lineage};
-use super::pool::parse_json;
+use super::pool::{encode_json, parse_json};
 use super::source::SourceObject;
 use crate::units::{BlockSize, SECTOR_SIZE, SectorCount};
 use serde::{Deserialize, Serialize};
@@ -49,7 +49,13 @@ pub struct VolumeObject {
     /// The image that it began as, unless it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceObject>,
+    /// Of an encrypted volume: what only who has its key can make of [`VolumeObject::signed`], in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
 }
+
+/// Digits of a [`VolumeObject::mac`].
+pub const MAC_DIGITS: usize = 64;
 
 impl VolumeObject {
     /// Parses a volume's description and checks every value.
@@ -79,6 +85,12 @@ impl VolumeObject {
             return Err(error("source", Problem::Value("not as the features say".into())));
         }
         volume.source.as_ref().map(SourceObject::check).transpose()?;
+        let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let is_mac = |mac: &String| mac.len() == MAC_DIGITS && mac.bytes().all(is_digit);
+        let is_signed = volume.features.incompat & Features::SIGNED != 0;
+        if is_signed != volume.mac.is_some() || !volume.mac.iter().all(is_mac) {
+            return Err(error("mac", Problem::Value("not as the features say".into())));
+        }
         Ok(volume)
     }
 
@@ -95,6 +107,13 @@ impl VolumeObject {
     /// Whether most of its objects are sealed, so that nobody can use it without its key.
     pub fn is_encrypted(&self) -> bool {
         self.features.incompat & Features::ENCRYPTED != 0
+    }
+
+    /// What its `mac` is of: the object without it. Whether it is a replica is left out: who ships it need not have its key.
+    pub fn signed(&self) -> Vec<u8> {
+        let incompat = self.features.incompat & !Features::REPLICA;
+        let features = Features { incompat, ..self.features };
+        encode_json(&VolumeObject { mac: None, features, ..self.clone() })
     }
 
     /// Whether it is in two stores of its pool.

@@ -136,6 +136,7 @@ impl NewVolume {
             created_at_ms: SystemClock.now_ms(),
             ancestors: Vec::new(),
             source,
+            mac: None,
         }
     }
 }
@@ -178,16 +179,20 @@ impl Pool {
         }
         let id = VolumeId::from_random(rand::random());
         let mut volume = new.described(id, source);
-        if let Some(material) = lock {
-            volume.features.incompat |= Features::ENCRYPTED;
-            if !new.mirrored {
-                self.lay_key(id, material).await?;
+        match lock {
+            None => put_description(&*self.store, &volume).await?,
+            Some(material) => {
+                volume.features.incompat |= Features::ENCRYPTED;
+                let key = self.new_key(id, material).await?;
+                // The description of a mirrored volume is what has everything of it put twice.
+                if new.mirrored {
+                    put_description(&*self.store, &volume).await?;
+                    self.lay_key(id, key, material).await?;
+                } else {
+                    self.lay_key(id, key, material).await?;
+                    put_description(&*self.store, &volume).await?;
+                }
             }
-        }
-        put_description(&*self.store, &volume).await?;
-        // The description of a mirrored volume is what has everything of it put twice.
-        if let Some(material) = lock.filter(|_| new.mirrored) {
-            self.lay_key(id, material).await?;
         }
         let named = self.give_name(name, id).await;
         // After any other error the name may be there, or may come yet: it needs its volume.

@@ -316,13 +316,15 @@ fn clone_of(origin: &VolumeObject, found: &SnapshotObject) -> VolumeObject {
         block_size: origin.block_size,
         chunk_size: origin.chunk_size,
         features: Features {
-            // What it shares is mirrored where its origin is, or was shipped; its own is not.
-            incompat: origin.features.incompat & !(Features::MIRRORED | Features::REPLICA)
+            // What it shares is mirrored where its origin is, or was shipped; its own is not. It is signed by itself.
+            incompat: origin.features.incompat
+                & !(Features::MIRRORED | Features::SIGNED | Features::REPLICA)
                 | Features::CLONE,
             ..origin.features
         },
         created_at_ms: SystemClock.now_ms(),
         ancestors,
         source: origin.source.clone(),
+        mac: None,
     }
 }

@@ -136,7 +136,8 @@ impl Pool {
         let mut volume = new.described(id, None);
         if let Some(material) = lock {
             volume.features.incompat |= Features::ENCRYPTED;
-            self.lay_key(id, material).await?;
+            let key = self.new_key(id, material).await?;
+            self.lay_key(id, key, material).await?;
         }
         put_description(&*self.store, &volume).await?;
         Ok(volume)

@@ -77,6 +77,13 @@ impl Pool {
             unwrap(&slots, &material)?.ok_or_else(|| wrong_key(&what))
         })
         .await?;
+        // It was read when nobody could say whose it is.
+        if !key.has_signed(volume) {
+            let text = format!("the description of volume {label} is not what it was made with");
+            return Err(Error::corrupt(text)
+                .because("it was changed by somebody who has not the volume's key")
+                .hint(format!("restore {} from a copy of the bucket", keys::volume(volume.id))));
+        }
         let ancestors = volume.ancestors.iter().map(|ancestor| ancestor.volume);
         self.keys.ring.add(ancestors.chain([volume.id]), key);
         Ok(())
@@ -194,25 +201,35 @@ impl Pool {
         }
     }
 
-    /// Makes a key for a new volume, or takes the one that an attempt before has made. Errors: failed, where
-    /// `material` does not open that; the store's.
-    pub(super) async fn lay_key(&self, id: VolumeId, material: &Material) -> Result<()> {
+    /// A key for a new volume, and what its slots are to be. This process seals and signs with it from now on.
+    /// Errors: failed.
+    pub(super) async fn new_key(&self, id: VolumeId, material: &Material) -> Result<KeySlots> {
         let key = VolumeKey::generate().map_err(Error::failed)?;
         let key_id: [u8; 16] = rand::random();
         let copy = key.copy();
         let slot = self.make_slot((copy, key_id), (0, String::new()), material.clone()).await?;
-        let set = KeySlots { version: KEY_SLOTS_VERSION, key: key_id, slots: vec![slot] };
-        let put = self.store.put_if_absent(&keys::key_set(id, 0), encode_json(&set).into()).await;
-        let key = match put {
+        self.keys.ring.add([id], key);
+        Ok(KeySlots { version: KEY_SLOTS_VERSION, key: key_id, slots: vec![slot] })
+    }
+
+    /// Stores them, or takes the key that an attempt before has made. Errors: failed, where `material` does not
+    /// open that; the store's.
+    pub(super) async fn lay_key(
+        &self,
+        id: VolumeId,
+        set: KeySlots,
+        material: &Material,
+    ) -> Result<()> {
+        match self.store.put_if_absent(&keys::key_set(id, 0), encode_json(&set).into()).await {
             Err(e) if e.kind == StoreErrorKind::AlreadyExists => {
                 let label = id.to_string();
                 let slots = self.key_slots(&label, id).await?;
-                self.open_slots(&label, &slots, material.clone()).await?.0
+                let (key, _) = self.open_slots(&label, &slots, material.clone()).await?;
+                self.keys.ring.add([id], key);
+                Ok(())
             }
-            put => put.map(|()| key)?,
-        };
-        self.keys.ring.add([id], key);
-        Ok(())
+            put => Ok(put?),
+        }
     }
 
     /// Gives a clone the slots and the key of its origin. Errors: as [`Pool::key_slots`].

@@ -43,6 +43,9 @@ impl Pool {
         if volume.source.is_some() {
             return refuse("began as an image outside the pool, which is not replicated", copy);
         }
+        if volume.is_mirrored() && volume.mac.is_some() {
+            return refuse("is mirrored and encrypted, and signed as such", copy);
+        }
         if !volume.is_replica() {
             return Ok(Vec::new());
         }

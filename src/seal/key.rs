@@ -3,14 +3,17 @@
 use crate::cipher::LocalKey;
 use crate::format::VolumeId;
 use crate::format::codec::{FormatError, FormatResult, Problem};
+use crate::format::features::Features;
 use crate::format::sealed::{
     HEADER_LEN, OVERHEAD, SALT_LEN, SEGMENT, Segment, TAG_LEN, check_header, header, sealed_len,
     split,
 };
+use crate::format::volume::VolumeObject;
 use crate::mutant::{self, Mutant};
 use crate::store::Key;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
+use aws_lc_rs::hmac;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use std::fmt;
@@ -20,6 +23,8 @@ use zeroize::Zeroizing;
 pub(super) const KEY_LEN: usize = 32;
 /// What keys of objects are made for, so that the volume's key can be used for other things as well.
 const PURPOSE: &[u8] = b"objblk sealed object 1";
+/// The same, for descriptions.
+const SIGNS: &[u8] = b"objblk description 1";
 
 /// Random bytes that no other sealing has.
 pub type Salt = [u8; SALT_LEN];
@@ -28,6 +33,8 @@ pub type Salt = [u8; SALT_LEN];
 pub struct VolumeKey {
     bytes: Zeroizing<[u8; KEY_LEN]>,
     derives: Prk,
+    /// Descriptions of its volumes are signed with it.
+    signs: bool,
 }
 
 impl fmt::Debug for VolumeKey {
@@ -45,10 +52,15 @@ pub(super) struct Opened {
 }
 
 impl VolumeKey {
-    /// The key of these bytes, which nobody can guess.
+    /// The key of these bytes, which nobody can guess, of volumes whose descriptions are not signed.
     pub fn new(bytes: [u8; KEY_LEN]) -> VolumeKey {
         let derives = Prk::new_less_safe(HKDF_SHA256, &bytes);
-        VolumeKey { bytes: Zeroizing::new(bytes), derives }
+        VolumeKey { bytes: Zeroizing::new(bytes), derives, signs: false }
+    }
+
+    /// The same, where they are.
+    pub fn signing(self) -> VolumeKey {
+        VolumeKey { signs: true, ..self }
     }
 
     /// A new one, from the operating system's random numbers.
@@ -58,12 +70,47 @@ impl VolumeKey {
     pub fn generate() -> Result<VolumeKey, String> {
         let mut bytes = Zeroizing::new([0; KEY_LEN]);
         aws_lc_rs::rand::fill(&mut *bytes).map_err(|_| "no random numbers".to_owned())?;
-        Ok(VolumeKey::new(*bytes))
+        Ok(VolumeKey::new(*bytes).signing())
     }
 
     /// Another handle of the same key.
     pub fn copy(&self) -> VolumeKey {
-        VolumeKey::new(*self.bytes)
+        VolumeKey { signs: self.signs, ..VolumeKey::new(*self.bytes) }
+    }
+
+    pub(super) fn signs(&self) -> bool {
+        self.signs
+    }
+
+    /// The description, signed, where descriptions are.
+    pub fn sign(&self, description: VolumeObject) -> VolumeObject {
+        if !self.signs {
+            return description;
+        }
+        let Features { incompat, .. } = description.features;
+        let features = Features { incompat: incompat | Features::SIGNED, ..description.features };
+        let unsigned = VolumeObject { features, mac: None, ..description };
+        let tag = hmac::sign(&self.of_description(), &unsigned.signed());
+        let mac = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        VolumeObject { mac: Some(mac), ..unsigned }
+    }
+
+    /// Whether the description was signed with this key, or need not be.
+    pub fn has_signed(&self, description: &VolumeObject) -> bool {
+        if !self.signs || mutant::on(Mutant::DescriptionUnchecked) {
+            return true;
+        }
+        let digits = description.mac.as_deref().unwrap_or_default().as_bytes().chunks(2);
+        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        let mac: Option<Vec<u8>> = digits.map(byte).collect();
+        mac.is_some_and(|mac| {
+            hmac::verify(&self.of_description(), &description.signed(), &mac).is_ok()
+        })
+    }
+
+    fn of_description(&self) -> hmac::Key {
+        let derived = self.derives.expand(&[SIGNS], hmac::HMAC_SHA256);
+        hmac::Key::from(derived.expect("32 bytes can always be derived"))
     }
 
     /// For the local files of the volume `id`, with salts from `random`.

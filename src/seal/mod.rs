@@ -31,8 +31,14 @@
 //! * The name of the object, with the volume's id in it: an object that is moved or swapped fails.
 //! * All segments that a request gets are of one sealing.
 //!
-//! Not authenticated are the objects that are clear: who owned the volume, its children, and its description. Who
-//! can change that can make it unusable, or a clone read what another clone of the same origin holds.
+//! The description of the volume is clear, and signed: it has an HMAC of itself, by a key that is derived from the
+//! volume's, which the layer makes when the description is put and verifies whenever it is read and the key is known. That it has to
+//! be signed follows from the version of the key's slots, to which the wrapped key is bound: neither can be taken back. Volumes with
+//! slots of version 1 are older, and have none. Whether it is a replica is not signed, nor is which state of that is complete: who
+//! can change these can have it be what it was before, or nothing at all.
+//!
+//! Not authenticated are the other objects that are clear: who owned the volume, its children, the slots as a whole. Who
+//! can change those can make it unusable, or have it lose what its clones need.
 //!
 //! What fails is read once more, then it is damage ([`StoreErrorKind::Damaged`]). Not noticed is what no
 //! checksum notices: an object that is missing, or the list of all of them being an older one. The engine

@@ -6,7 +6,9 @@ use super::ring::Keyring;
 use crate::cipher::LocalKey;
 use crate::format::FormatError;
 use crate::format::keys;
+use crate::format::pool::encode_json;
 use crate::format::sealed::{self, Span, is_sealed, plain_len};
+use crate::format::volume::VolumeObject;
 use crate::store::{
     GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
     address, limit,
@@ -41,6 +43,36 @@ impl SealStore {
         let Some(volume_key) = self.ring.sealing(key) else { return body };
         let salt: Salt = self.salts.lock().unwrap_or_else(PoisonError::into_inner).random();
         volume_key.seal(key, &body, salt)
+    }
+
+    /// The key of the volume that the object of that name describes, if it was given.
+    fn signing(&self, key: &Key) -> Option<Arc<VolumeKey>> {
+        let id = keys::parse_volume(key).filter(|id| keys::volume(*id) == *key)?;
+        self.ring.of(id)
+    }
+
+    /// A description that is signed, where those of the volume are.
+    fn sign(&self, key: &Key, body: Bytes) -> Bytes {
+        let Some(volume_key) = self.signing(key) else { return body };
+        match VolumeObject::parse(&body) {
+            Ok(description) => encode_json(&volume_key.sign(description)).into(),
+            Err(_) => body,
+        }
+    }
+
+    /// A description, once it is known to be its volume's.
+    async fn described(&self, by: &VolumeKey, key: &Key, range: GetRange) -> StoreResult<Bytes> {
+        let bytes = self.inner.get(key, GetRange::All).await?;
+        // What is no description is told by whoever reads it.
+        if VolumeObject::parse(&bytes).is_ok_and(|description| !by.has_signed(&description)) {
+            let text = "somebody has changed it who has not the volume's key";
+            return Err(self.error(StoreErrorKind::Damaged, key, text));
+        }
+        let part = range.within(bytes.len() as u64);
+        let part = part.map(|part| bytes.slice(part.start as usize..part.end as usize));
+        part.ok_or_else(|| {
+            self.error(StoreErrorKind::Range, key, "the object ends before the range")
+        })
     }
 
     fn error(&self, kind: StoreErrorKind, key: &Key, detail: impl Into<String>) -> StoreError {
@@ -103,6 +135,9 @@ impl Store for SealStore {
     }
 
     async fn get(&self, key: &Key, range: GetRange) -> StoreResult<Bytes> {
+        if let Some(volume_key) = self.signing(key) {
+            return self.described(&volume_key, key, range).await;
+        }
         let Some(volume_key) = self.ring.sealing(key) else {
             let bytes = self.inner.get(key, range).await?;
             return self.refuse_sealed(key, range, bytes);
@@ -115,7 +150,7 @@ impl Store for SealStore {
     }
 
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> StoreResult<()> {
-        self.inner.put_if_absent(key, self.seal(key, body)).await
+        self.inner.put_if_absent(key, self.seal(key, self.sign(key, body))).await
     }
 
     async fn put(&self, key: &Key, body: Bytes) -> StoreResult<()> {
@@ -182,6 +217,9 @@ impl Store for SealStore {
 mod tests {
     use super::*;
     use crate::format::VolumeId;
+    use crate::format::features::Features;
+    use crate::format::frame::Compression;
+    use crate::mutant::{self, Mutant};
     use crate::store::memory::MemoryStore;
     use futures::FutureExt;
     use proptest::prelude::*;
@@ -233,6 +271,60 @@ mod tests {
         let e = now(other.get(&key, GetRange::All)).unwrap_err();
         assert_eq!(e.kind, StoreErrorKind::Locked);
         assert!(store.unseals(&key) && !other.unseals(&key));
+    }
+
+    fn description() -> VolumeObject {
+        let features = Features { incompat: Features::ENCRYPTED, ..Features::default() };
+        VolumeObject {
+            version: 1,
+            id: VolumeId::from_bytes([7; 16]),
+            size: 1 << 20,
+            block_size: 4096,
+            chunk_size: 1 << 20,
+            features,
+            created_at_ms: 0,
+            ancestors: Vec::new(),
+            source: None,
+            mac: None,
+        }
+    }
+
+    /// Whether each of these changes to a description is noticed.
+    fn notices(volume_key: VolumeKey) -> Vec<bool> {
+        let memory = MemoryStore::new();
+        let (ring, key) = (Arc::new(Keyring::default()), keys::volume(description().id));
+        ring.add([description().id], volume_key);
+        let store = SealStore::new(Arc::new(memory.clone()), ring, StdRng::seed_from_u64(1));
+        now(store.put_if_absent(&key, encode_json(&description()).into())).unwrap();
+        let whole = now(store.get(&key, GetRange::All)).unwrap();
+        let made = VolumeObject::parse(&whole).unwrap();
+        let zeros = made.mac.as_ref().map(|mac| mac.replace(|_| true, "0"));
+        let bare = Features { incompat: Features::ENCRYPTED, ..made.features };
+        let changed = [
+            VolumeObject { size: 2 << 20, ..made.clone() },
+            VolumeObject { chunk_size: 2 << 20, ..made.clone() },
+            VolumeObject { created_at_ms: 1, ..made.clone() },
+            VolumeObject { features: made.features.compressed(Compression::Lz4), ..made.clone() },
+            VolumeObject { mac: zeros, ..made.clone() },
+            VolumeObject { features: bare, mac: None, ..made.clone() },
+        ];
+        let told = changed.map(|changed| {
+            now(memory.put(&key, encode_json(&changed).into())).unwrap();
+            now(store.get(&key, GetRange::All)).is_err_and(|e| e.kind == StoreErrorKind::Damaged)
+        });
+        now(memory.put(&key, whole.clone())).unwrap();
+        assert_eq!(now(store.get(&key, GetRange::All)).unwrap(), whole);
+        told.to_vec()
+    }
+
+    #[test]
+    fn a_description_that_somebody_else_has_changed_is_noticed() {
+        let key = || VolumeKey::new([3; 32]);
+        assert_eq!(notices(key().signing()), [true; 6]);
+        assert_eq!(notices(key()), [false; 6], "older volumes have none");
+        let mistaken =
+            mutant::with(Some(Mutant::DescriptionUnchecked), || notices(key().signing()));
+        assert_ne!(mistaken, [true; 6], "the mistake is not noticed");
     }
 
     #[test]

@@ -3,13 +3,15 @@
 use super::given::Material;
 use super::key::{KEY_LEN, VolumeKey};
 use crate::error::{Error, Result};
-use crate::format::key_slots::{Kdf, KeySlot, KeySlots, WRAPPED_LEN};
+use crate::format::key_slots::{KEY_SLOTS_UNSIGNED, Kdf, KeySlot, KeySlots, WRAPPED_LEN};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use zeroize::Zeroizing;
 
 /// What a slot's key is made for.
 const PURPOSE: &[u8] = b"objblk key slot 1";
+/// What is wrapped is a key that signs.
+const SIGNS: &[u8] = b"objblk key slot 2";
 
 /// What opening a slot by its passphrase costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +54,7 @@ pub fn new_slot(
     let mut wrapped = [0; WRAPPED_LEN];
     let (body, rest) = wrapped.split_at_mut(KEY_LEN);
     body.copy_from_slice(key.bytes());
-    let aad = Aad::from(bound(id, number));
+    let aad = Aad::from(bound(id, number, key.signs()));
     let tag = wraps.seal_in_place_separate_tag(Nonce::assume_unique_for_key([0; 12]), aad, body);
     let tag = tag.map_err(|_| Error::failed("cannot wrap the key"))?;
     rest.copy_from_slice(tag.as_ref());
@@ -68,18 +70,20 @@ pub fn unwrap(slots: &KeySlots, material: &Material) -> Result<Option<(VolumeKey
         let Some(wraps) = wrapping_key(&slot.kdf, material)? else { continue };
         let (body, tag) = slot.wrapped.split_at(KEY_LEN);
         let mut key = Zeroizing::new([0; KEY_LEN]);
-        let aad = Aad::from(bound(slots.key, slot.number));
+        let signs = slots.version != KEY_SLOTS_UNSIGNED;
+        let aad = Aad::from(bound(slots.key, slot.number, signs));
         let nonce = Nonce::assume_unique_for_key([0; 12]);
         if wraps.open_separate_gather(nonce, aad, body, tag, &mut *key).is_ok() {
-            return Ok(Some((VolumeKey::new(*key), slot.number)));
+            let key = VolumeKey::new(*key);
+            return Ok(Some((if signs { key.signing() } else { key }, slot.number)));
         }
     }
     Ok(None)
 }
 
 /// What a slot is bound to.
-fn bound(id: [u8; 16], number: u32) -> Vec<u8> {
-    [PURPOSE, &id, &number.to_le_bytes()].concat()
+fn bound(id: [u8; 16], number: u32, signs: bool) -> Vec<u8> {
+    [if signs { SIGNS } else { PURPOSE }, &id, &number.to_le_bytes()].concat()
 }
 
 /// The key that wraps; `None` where the slot is not for such material.
@@ -123,7 +127,7 @@ mod tests {
 
     #[test]
     fn each_slot_opens_by_its_own_only() {
-        let key = VolumeKey::new([7; 32]);
+        let key = VolumeKey::new([7; 32]).signing();
         let bytes = Material::Bytes(Secret::new(vec![8; 32]));
         let materials = [passphrase("correct horse"), bytes];
         let slot = |(number, material): (u32, &Material)| {
@@ -144,6 +148,9 @@ mod tests {
         let mut moved = slots.clone();
         moved.slots.iter_mut().for_each(|slot| slot.number += 5);
         assert!(materials.iter().all(|material| unwrap(&moved, material).unwrap().is_none()));
+        // As those of a volume whose description may be anybody's.
+        let unsigned = KeySlots { version: KEY_SLOTS_UNSIGNED, ..slots };
+        assert!(materials.iter().all(|material| unwrap(&unsigned, material).unwrap().is_none()));
     }
 
     #[test]

@@ -1,8 +1,12 @@
 //! Encrypted volumes: every verb with the key, a clear refusal without, and nothing of them anywhere on disk.
 
-use crate::program::{BUSY, Home, NOT_FOUND, USAGE, noise, qemu_io};
+use crate::program::{BUSY, CORRUPT, Home, NOT_FOUND, USAGE, noise, qemu_io};
 use crate::s3_pool;
 use crate::script::{command, run};
+use objblk::format::features::Features;
+use objblk::format::key_slots::KeySlots;
+use objblk::format::pool::encode_json;
+use objblk::format::volume::VolumeObject;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -112,6 +116,47 @@ fn every_verb_works_with_the_key_and_nothing_is_on_disk() {
     with(&["snapshot", "rollback", "data@payday", "--yes"]).ok();
     with(&["delete", "copy", "--yes"]).ok();
     with(&["trash", "restore", "copy"]).ok();
+}
+
+/// Whoever can write to the bucket and has no key cannot have the volume used as another one.
+#[test]
+fn a_description_that_was_changed_is_refused() {
+    let (home, key, _) = home();
+    let from = image(&home);
+    let with = |args: &[&str]| home.run(&[args, &["--key-file", &key]].concat());
+    with(&["import", &from, "data", "--encrypt"]).ok();
+    let id = with(&["info", "data", "--json"]).json()["id"].as_str().unwrap().to_owned();
+    let file = home.store().join("volumes").join(&id).join("volume.json");
+    let whole = fs::read(&file).unwrap();
+    let made = VolumeObject::parse(&whole).unwrap();
+    let incompat = made.features.incompat & !Features::SIGNED;
+    let unsigned = Features { incompat, ..made.features };
+    let changed = [
+        VolumeObject { chunk_size: made.chunk_size * 2, ..made.clone() },
+        VolumeObject { size: made.size * 2, ..made.clone() },
+        VolumeObject { features: unsigned, mac: None, ..made.clone() },
+    ];
+    let before = files(&home.store()).into_keys().collect::<Vec<_>>();
+    for changed in changed {
+        fs::write(&file, encode_json(&changed)).unwrap();
+        for args in [
+            &["check", "data"][..],
+            &["export", "data", "/dev/null", "--force"],
+            &["snapshot", "create", "data@s"],
+        ] {
+            with(args).fails(CORRUPT, "changed by somebody who has not the volume's key");
+        }
+    }
+    fs::write(&file, &whole).unwrap();
+    // As those of volumes that are not signed.
+    let set = home.store().join("volumes").join(&id).join("keys");
+    let (slots, body) = files(&set).pop_first().unwrap();
+    let old = KeySlots { version: 1, ..KeySlots::parse(&body).unwrap() };
+    fs::write(&slots, encode_json(&old)).unwrap();
+    with(&["check", "data"]).fails(FAILED, "opens no slot of the key");
+    fs::write(&slots, &body).unwrap();
+    assert_eq!(files(&home.store()).into_keys().collect::<Vec<_>>(), before);
+    with(&["check", "data", "--data"]).ok();
 }
 
 /// What only the journal of a killed owner has, and what is in a cache: sealed, and had again by the key alone.

@@ -23,6 +23,7 @@ mod mount;
 mod outage;
 mod past;
 mod paths;
+mod profile;
 mod program;
 mod reader;
 mod repair;

@@ -3,7 +3,7 @@
 //! Needs FUSE and xfs in the kernel, root, fsx, and the programs of Debian's `e2fsprogs`, `fio`, `mount`, `xfsprogs` and
 //! `qemu-utils`.
 
-use crate::program::{BUSY, Home, NOT_FOUND, USAGE, noise, tool, until};
+use crate::program::{BUSY, CORRUPT, Home, NOT_FOUND, USAGE, noise, tool, until};
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -297,6 +297,49 @@ fn ext4_on_a_file_withstands_fsx_fio_and_kill_9() {
 #[test]
 fn xfs_on_a_file_withstands_fsx_fio_and_kill_9() {
     file_system_on_a_file("xfs");
+}
+
+/// Of what cannot be read any more the files are named: those that lie there, and no others.
+#[test]
+fn the_files_that_damage_hits_are_named() {
+    for kind in ["ext4", "xfs"] {
+        let home = Home::new();
+        home.run(&["create", "disk", "--size", "320M", "--chunk-size", "256K"]).ok();
+        let mount = Mount::new(&home, &[]);
+        let (path, on) = (mount.file("disk.raw"), home.path(kind));
+        fs::create_dir(&on).unwrap();
+        tool(&format!("mkfs.{kind}"), &["-q", arg(&path)]);
+        tool("mount", &["-o", "loop", arg(&path), arg(&on)]);
+        for name in ["whole", "hit", "whole too"] {
+            fs::write(on.join(name), noise(3 << 20)).unwrap();
+        }
+        let extents = tool("filefrag", &["-e", "-s", "-b512", arg(&on.join("hit"))]);
+        tool("umount", &[arg(&on)]);
+        until("the loop device is gone", || mount.umount(&[]).code == 0);
+        // `0:  0..  6143:  67584..  73727: ...`: the first sector of its first extent, and one of its middle.
+        let first = extents.lines().find_map(|line| line.trim().strip_prefix("0:")).unwrap();
+        let sector = first.split([':', '.']).filter_map(|n| n.trim().parse::<u64>().ok()).nth(2);
+        let at = (sector.unwrap() + 2048).to_string();
+        let found = home.run(&["locate", "disk", &at, "--json"]).json();
+        let stored = &found["stored"];
+        let object = home.store().join(stored["object"].as_str().unwrap());
+        let mut body = fs::read(&object).unwrap();
+        let byte = stored["offset"].as_u64().or(stored["frame_offset"].as_u64()).unwrap();
+        body[byte as usize] ^= 1;
+        fs::write(&object, body).unwrap();
+        let report = home.run(&["check", "disk", "--data", "--json"]);
+        assert_eq!(report.code, CORRUPT, "{report:?}");
+        fs::write(home.path("report"), &report.out).unwrap();
+        let mount = Mount::new(&home, &["--read-only"]);
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/affected.py");
+        let command = format!("{script} disk {} <{}", arg(&path), arg(&home.path("report")));
+        let told = tool("sh", &["-c", &command]);
+        let files: Vec<&str> =
+            told.lines().filter_map(|line| line.trim().split_once("  ")).map(|f| f.1).collect();
+        assert_eq!(files.first().map(|f| f.trim_start_matches('/')), Some("hit"), "{kind}: {told}");
+        assert!(files[1..].iter().all(|file| file.starts_with('(')), "{kind}: {told}");
+        until("nobody uses it", || mount.umount(&[]).code == 0);
+    }
 }
 
 #[test]

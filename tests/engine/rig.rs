@@ -5,7 +5,7 @@ use objblk::clock::SystemClock;
 use objblk::device::{BlockDevice, DeviceError, WriteFlags};
 use objblk::error::Result;
 use objblk::format::frame::Compression;
-use objblk::format::key_slots::{KEY_SLOTS_VERSION, KeySlots};
+use objblk::format::key_slots::{KEY_SLOTS_UNSIGNED, KeySlots};
 use objblk::format::volume::{EpochObject, VolumeObject};
 use objblk::format::{VolumeId, features::Features, keys, pool};
 use objblk::seal::{Cost, Keyring, Material, SealStore, Secret, VolumeKey, new_slot};
@@ -75,7 +75,7 @@ impl Rig {
         let material = Material::Bytes(Secret::new(vec![5; 32]));
         let (key, cost) = (VolumeKey::new([3; 32]), Cost::default());
         let slot = new_slot(&key, [1; 16], (0, String::new(), 0), &material, cost).unwrap();
-        let slots = KeySlots { version: KEY_SLOTS_VERSION, key: [1; 16], slots: vec![slot] };
+        let slots = KeySlots { version: KEY_SLOTS_UNSIGNED, key: [1; 16], slots: vec![slot] };
         rig.replace(keys::key_set(rig.id, 0).as_str(), pool::encode_json(&slots)).await;
         Rig { store, ..rig }
     }
@@ -103,6 +103,7 @@ impl Rig {
             created_at_ms: 0,
             ancestors: Vec::new(),
             source: None,
+            mac: None,
         };
         let body = Bytes::from(pool::encode_json(&description));
         memory.put_if_absent(&keys::volume(id), body).await.unwrap();

@@ -125,6 +125,7 @@ impl World {
             created_at_ms: 0,
             ancestors: Vec::new(),
             source: None,
+            mac: None,
         };
         let body = Bytes::from(pool::encode_json(&description));
         home.put_if_absent(&keys::volume(world.id), body).await.unwrap();

@@ -25,6 +25,7 @@ use objblk::format::scrub::ScrubObject;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
 use objblk::format::stores::{StoreObject, StoresObject, TermPlacement};
 use objblk::format::volume::{EpochObject, VolumeObject};
+use objblk::seal::VolumeKey;
 use objblk::units::{Epoch, Seq};
 
 fn hex(bytes: &[u8]) -> String {
@@ -68,6 +69,10 @@ fn golden_sealed_object_and_key_slots_open() {
     assert_eq!(Fence::parse(&opened), Ok(samples::fence()));
     let slots = std::fs::read(path("key-slots.json")).unwrap();
     assert_eq!(KeySlots::parse(&slots), Ok(samples::key_slots()));
+    let signed = std::fs::read(path("volume-signed.json")).unwrap();
+    let signed = VolumeObject::parse(&signed).unwrap();
+    assert!(VolumeKey::new([7; 32]).signing().has_signed(&signed));
+    assert!(!VolumeKey::new([8; 32]).signing().has_signed(&signed));
 }
 
 #[test]

@@ -346,6 +346,7 @@ fn descriptions(features: Features, created_at_ms: u64) -> [VolumeObject; 3] {
         created_at_ms,
         ancestors: Vec::new(),
         source: None,
+        mac: None,
     };
     let ancestor = |n: u8| Ancestor {
         volume: VolumeId::from_bytes([n; 16]),
@@ -421,6 +422,8 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("schedule.json", encode_json(&schedule)),
         ("scrub.json", encode_json(&scrub())),
         ("key-slots.json", encode_json(&key_slots())),
+        ("key-slots-v2.json", encode_json(&KeySlots { version: 2, ..key_slots() })),
+        ("volume-signed.json", encode_json(&signed(description))),
         ("stores.json", encode_json(&stores())),
         ("store.json", encode_json(&StoreObject::new(volume(), StoreId::of_number(0xb0b)))),
         ("mirror-state.json", encode_json(&mirror_state())),
@@ -446,6 +449,12 @@ pub fn scrub() -> ScrubObject {
 }
 
 /// One slot of each kind.
+/// What the description of an encrypted volume becomes in the store.
+pub fn signed(plain: VolumeObject) -> VolumeObject {
+    let features = Features { incompat: Features::ENCRYPTED, ..plain.features };
+    VolumeKey::new([7; 32]).signing().sign(VolumeObject { features, ..plain })
+}
+
 pub fn key_slots() -> KeySlots {
     let bytes = |from: u8| std::array::from_fn(|at| from + at as u8);
     let slot = |number, label: &str, kdf| KeySlot {

@@ -88,6 +88,8 @@ fn objects() -> Vec<Seed> {
         "schedule",
         "scrub",
         "key-slots",
+        "key-slots-v2",
+        "volume-signed",
         "stores",
         "store",
         "placement",

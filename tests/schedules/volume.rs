@@ -190,6 +190,7 @@ impl World {
             created_at_ms: 0,
             ancestors: Vec::new(),
             source: None,
+            mac: None,
         };
         let (sender, sealed) = unbounded_channel();
         let open = OpenChunk::first_of_term(Seq(FIRST), CHUNK);

@@ -135,6 +135,7 @@ impl Director {
             created_at_ms: 0,
             ancestors: Vec::new(),
             source: None,
+            mac: None,
         };
         let body = Bytes::from(pool::encode_json(&description));
         let stored = world.memory.put_if_absent(&keys::volume(world.id), body).await;

@@ -88,6 +88,7 @@ impl World {
             created_at_ms: 0,
             ancestors: Vec::new(),
             source: Some(SourceObject::new("sim".into(), size, "first".into())),
+            mac: None,
         };
         let body = pool::encode_json(&description).into();
         let put = self.memory.put_if_absent(&keys::volume(id), body).now_or_never();

@@ -116,6 +116,7 @@ impl World {
             created_at_ms: 0,
             ancestors: Vec::new(),
             source: None,
+            mac: None,
         };
         let body = pool::encode_json(&description).into();
         let put = self.memory.put_if_absent(&keys::volume(id), body).now_or_never();

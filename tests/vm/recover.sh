@@ -6,6 +6,7 @@
 # usage: recover.sh STEP...
 #   cycles   under load: the target killed (its supervisor acts), and both killed (`objblk recover`),
 #            CYCLES times each; now and then the successor is killed before it is ready
+#   sealed   cycles, of an encrypted volume
 #   journal  the same with --durability local: it is in the journal that the successors find most of it
 #   pressure memory is short: a journal, and a file system on the device
 #   refuse   what a dead target's device refuses; detach --force; a damaged mirror; another owner
@@ -46,9 +47,11 @@ none_running() { [ -z "$(running)" ]; }
 target() { objblk status "$1" --json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' | head -1; }
 parent() { sed -n 's/^PPid:[[:space:]]*//p' "/proc/$1/status"; }
 
-volume() { objblk info vol >/dev/null 2>&1 || run "create" objblk create vol --size 1G; }
+# The words that give a key, where the volume is encrypted.
+key=()
+volume() { objblk info vol >/dev/null 2>&1 || run "create" objblk create vol --size 1G ${key[0]:+--encrypt} "${key[@]}"; }
 attach() {
-    dev=$(objblk attach "$@" 2>"$T/err") || { fail "attach $*: $(tail -2 "$T/err")"; return 1; }
+    dev=$(objblk attach "$@" "${key[@]}" 2>"$T/err") || { fail "attach $*: $(tail -2 "$T/err")"; return 1; }
     [ -b "$dev" ] || { fail "attach $1 printed '$dev'"; return 1; }
 }
 nothing_left() {
@@ -199,6 +202,16 @@ cycles() {
     attach vol || return
     run "fsck after a clean attach" e2fsck -fn "$dev"
     run "detach" objblk detach vol
+}
+
+sealed() {
+    objblk delete vol --now --yes >/dev/null 2>&1
+    head -c 64 /dev/urandom >"$T/key"
+    key=(--key-file "$T/key")
+    cycles
+    run "the volume goes" objblk delete vol --now --yes "${key[@]}"
+    key=()
+    rm -f "$T/times"
 }
 
 journaled() {

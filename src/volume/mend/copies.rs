@@ -13,6 +13,7 @@ use crate::format::fence::Fence;
 use crate::format::keys::{self, ChunkId, MapObjectId};
 use crate::format::map_object::{check_item, parse_directory};
 use crate::format::page::ItemRef;
+use crate::format::pool::check_json;
 use crate::format::profile::Profile;
 use crate::format::snapshot::SnapshotObject;
 use crate::log::verify;
@@ -138,6 +139,14 @@ fn is_other(shared: &Shared, key: &Key, bytes: &[u8]) -> bool {
     if keys::parse_snapshot(id, key).is_some() {
         return SnapshotObject::parse(bytes)
             .is_ok_and(|of| keys::snapshot(of.checkpoint.volume, of.entry.id) == *key);
+    }
+    let is_json = keys::parse_epoch(id, key).is_some()
+        || keys::parse_key_set(id, key).is_some()
+        || keys::parse_received(id, key).is_some()
+        || keys::parse_schedule(id, key).is_some()
+        || keys::parse_scrub(id, key).is_some();
+    if is_json {
+        return check_json("copy", bytes).is_ok();
     }
     *key == keys::profile(id) && Profile::parse(bytes).is_ok_and(|of| of.volume == id)
 }

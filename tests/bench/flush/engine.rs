@@ -39,6 +39,7 @@ impl Engine {
                 created_at_ms: 0,
                 ancestors: Vec::new(),
                 source: None,
+                mac: None,
             };
             let body = Bytes::from(pool::encode_json(&description));
             store.put_if_absent(&keys::volume(id), body).await.unwrap();

@@ -47,6 +47,7 @@ impl Ground {
             created_at_ms: 0,
             ancestors: Vec::new(),
             source: None,
+            mac: None,
         };
         let body = Bytes::from(pool::encode_json(&description));
         self.wait(self.store.put_if_absent(&keys::volume(id), body)).unwrap();
