@@ -67,7 +67,6 @@ fn a_replica_is_promoted_after_the_first_pool_vanished() {
     there.run(&["check", "copy", "--data"]).ok();
     there.run(&["promote", "missing"]).refuses(NOT_FOUND, "missing");
     home.run(&["promote", "data"]).refuses(USAGE, "data is no replica");
-    let home_url = format!("file://{}", home.store().display());
     // The first pool goes away, with what was flushed since.
     assert!(qemu_io(&server.uri, &["write -P 9 0 4k", "flush"]));
     server.kill();
@@ -93,7 +92,13 @@ fn a_replica_is_promoted_after_the_first_pool_vanished() {
     home.run(&once).fails(BUSY, "its log has gone on by itself");
     assert!(home.run(&status).json()["promoted_by"].is_string());
     assert!(there.run(&["promote", "copy"]).err.contains("was promoted before"));
-    // Back to where it was, as a replica of the replica.
+    goes_back((&home, &there), expected);
+}
+
+/// Back to where it was, as a replica of the replica.
+fn goes_back((home, there): (&Home, &Home), mut expected: Vec<u8>) {
+    let url = |home: &Home| format!("file://{}", home.store().display());
+    let (url, home_url) = (url(there), url(home));
     there.run(&["replicate", "twin", "--to", &home_url, "--once"]).refuses(USAGE, "is a clone");
     let back = ["replicate", "copy", "--to", &home_url, "--as", "data", "--once"];
     there.run(&back).fails(EXISTS, "has volume");
@@ -104,13 +109,13 @@ fn a_replica_is_promoted_after_the_first_pool_vanished() {
     home.run(&["promote", "data"]).ok();
     home.run(&["replicate", "data", "--to", &url, "--once"])
         .refuses(BUSY, "nobody has had it since");
-    assert!(image(&home, &["data"]) == expected);
+    assert!(image(home, &["data"]) == expected);
     let server = home.serve(&["data"]);
     assert!(qemu_io(&server.uri, &["write -P 5 9M 1M", "flush"]));
     server.signal("TERM");
     assert_eq!(server.ended().0, 0);
     expected[9 << 20..10 << 20].fill(5);
-    assert!(image(&home, &["data"]) == expected);
+    assert!(image(home, &["data"]) == expected);
     home.run(&["check", "data", "--data"]).ok();
 }
 
