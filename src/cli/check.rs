@@ -211,6 +211,11 @@ fn of_volume(volume: &VolumeReport, data: bool) -> Vec<String> {
             let first = space.orphans_named.first().map_or("", String::as_str);
             lines.push(format!("  {} are needed by nobody, as {first}", amount(orphans)));
         }
+        if space.damaged.objects > 0 {
+            let first = space.damaged_named.first().map_or("", String::as_str);
+            let damaged = amount(&space.damaged);
+            lines.push(format!("  {damaged} of what nobody needs are damaged, as {first}"));
+        }
     }
     lines.extend(volume.notes.iter().map(|note| format!("  note: {note}")));
     lines

@@ -84,7 +84,7 @@ impl Doctor {
         gathered.past.note(&mut family.used);
         let mut beyond = None;
         if let Some(sorter) = Sorter::new(id, &gathered, &survey.map_objects) {
-            let (space, found) = sorter.sort(store, &mut family.used).await?;
+            let (space, found) = sorter.sort(store, &mut family.used, self.data).await?;
             (report.space, beyond) = (Some(space), found);
         }
         report.chunks = self.verify_chunks(name, family).await?;

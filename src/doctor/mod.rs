@@ -7,7 +7,7 @@
 //! | `walk`, `survey` | maps from their roots, accounts, which chunks are named and how far |
 //! | `used`, `accounts`, `runs` | bookkeeping (pure) |
 //! | `chunk` | one chunk: header, size, frames |
-//! | `space` | objects that nobody needs |
+//! | `space`, `unneeded` | objects that nobody needs, and whether they are whole |
 //! | `trace` | which sectors of which state need what is damaged |
 //! | `exam`, `census` | one volume; a pool |
 //! | `fallback` | whether a damaged checkpoint is needed |
@@ -43,6 +43,7 @@ mod space;
 mod state;
 mod survey;
 mod trace;
+mod unneeded;
 mod used;
 mod walk;
 

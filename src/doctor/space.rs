@@ -1,6 +1,7 @@
 //! What of a volume's objects nobody needs.
 
 use super::gather::Gathered;
+use super::unneeded;
 use super::used::Used;
 use crate::error::Result;
 use crate::format::checkpoint::Garbage;
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// No fence is longer, in bytes.
 const FENCE_MAX: u64 = 1 << 10;
 /// Orphans that are named.
-const NAMED: usize = 16;
+pub(super) const NAMED: usize = 16;
 
 /// A number of objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -46,6 +47,10 @@ pub struct Space {
     pub orphans: Amount,
     /// Some of the orphans.
     pub orphans_named: Vec<String>,
+    /// What is damaged of `pending` and `orphans`, and of fences of old terms; looked for with the data.
+    pub damaged: Amount,
+    /// Some of these.
+    pub damaged_named: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,8 +99,8 @@ impl<'a> Sorter<'a> {
         })
     }
 
-    /// Lists all objects of the volume; sizes of chunks go to `used`. Returns a chunk, too, that lies
-    /// behind the end of the log where none can be.
+    /// Lists all objects of the volume; sizes of chunks go to `used`. With `data`, those that nobody needs are
+    /// read. Returns a chunk, too, that lies behind the end of the log where none can be.
     ///
     /// # Errors
     /// Those of the store.
@@ -103,14 +108,19 @@ impl<'a> Sorter<'a> {
         mut self,
         store: &dyn Store,
         used: &mut Used,
+        data: bool,
     ) -> Result<(Space, Option<ChunkId>)> {
         let prefix = keys::volume_prefix(self.id);
         let (mut space, mut after) = (Space::default(), None::<Key>);
         loop {
             let page = store.list(&prefix, after.as_ref(), MAX_PAGE).await?;
+            let mut unneeded = Vec::new();
             for object in &page.objects {
                 space.stored.add(object);
                 let mut sort = self.sort_one(object, used);
+                if data && matches!(sort, Sort::Pending | Sort::Orphan | Sort::Fence) {
+                    unneeded.push(object.clone());
+                }
                 if sort == Sort::Fence {
                     let is_fence = is_fence(store, &object.key).await?;
                     sort = if is_fence { Sort::Needed } else { Sort::Orphan };
@@ -127,6 +137,7 @@ impl<'a> Sorter<'a> {
                     }
                 }
             }
+            unneeded::verify(store, unneeded, &mut space).await?;
             after = page.objects.last().map(|object| object.key.clone());
             if !page.more || after.is_none() {
                 return Ok((space, self.beyond));

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex};
 pub struct Gate {
     endpoint: String,
     closed: Arc<AtomicBool>,
+    /// What comes is taken, and goes nowhere.
+    swallows: Arc<AtomicBool>,
     streams: Arc<Mutex<Vec<TcpStream>>>,
 }
 
@@ -19,8 +21,9 @@ impl Gate {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let closed = Arc::new(AtomicBool::new(false));
+        let swallows = Arc::new(AtomicBool::new(false));
         let streams = Arc::new(Mutex::new(Vec::new()));
-        let (shut, all) = (closed.clone(), streams.clone());
+        let (shut, all, mute) = (closed.clone(), streams.clone(), swallows.clone());
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let Ok(server) = TcpStream::connect(&target) else { continue };
@@ -31,11 +34,12 @@ impl Gate {
                 for (from, to) in [(&client, &server), (&server, &client)] {
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
                     all.push(from.try_clone().unwrap());
-                    std::thread::spawn(move || carry(from, to));
+                    let mute = mute.clone();
+                    std::thread::spawn(move || carry(from, to, &mute));
                 }
             }
         });
-        Gate { endpoint, closed, streams }
+        Gate { endpoint, closed, swallows, streams }
     }
 
     /// Its URL.
@@ -52,15 +56,27 @@ impl Gate {
         }
     }
 
-    /// Lets connections through again.
+    /// From now on nothing gets through, and nobody is told: as if packets were dropped.
+    pub fn swallow(&self) {
+        self.swallows.store(true, Ordering::SeqCst);
+    }
+
+    /// Lets connections through again. Of what was swallowed nothing comes back.
     pub fn reopen(&self) {
         self.closed.store(false, Ordering::SeqCst);
+        self.swallows.store(false, Ordering::SeqCst);
     }
 }
 
-fn carry(mut from: TcpStream, mut to: TcpStream) {
+fn carry(mut from: TcpStream, mut to: TcpStream, swallows: &AtomicBool) {
     let mut buffer = [0; 64 << 10];
+    let mut lost = false;
     while let Ok(read @ 1..) = from.read(&mut buffer) {
+        // A stream that lacks a part never goes on.
+        lost |= swallows.load(Ordering::SeqCst);
+        if lost {
+            continue;
+        }
         if to.write_all(&buffer[..read]).is_err() {
             break;
         }

@@ -17,6 +17,7 @@ mod doctor;
 mod encrypted;
 mod gate;
 mod journal;
+mod loss;
 mod mirror;
 mod mistakes;
 mod mount;
