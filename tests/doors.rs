@@ -1,6 +1,6 @@
 //! One suite for every way into a volume: the same requests, the same faults, one oracle.
 //!
-//! NBD, vhost-user and FUSE are here; the block device of an attached volume has the suite run through it
+//! NBD, vhost-user over rings of either shape and FUSE are here; the block device of an attached volume has the suite run through it
 //! in a guest whose kernel has ublk (`tests/vm.rs`). `OBJBLK_FULL=1` takes ten times as many requests,
 //! `OBJBLK_SEED` other ones.
 //!
@@ -46,9 +46,9 @@ use fuse_door::FUSE;
 use home::Home;
 use nbd_door::NBD;
 use s3::S3Lab;
-use vhost_door::VHOST;
+use vhost_door::{VHOST, VHOST_PACKED};
 
-const DOORS: [Kind; 3] = [NBD, VHOST, FUSE];
+const DOORS: [Kind; 4] = [NBD, VHOST, VHOST_PACKED, FUSE];
 
 /// The same for every door, unless another is wished for.
 fn seed() -> u64 {
@@ -77,6 +77,11 @@ fn nbd_is_a_disk() {
 #[test]
 fn vhost_user_is_a_disk() {
     suite::conforms(VHOST, seed(), amount());
+}
+
+#[test]
+fn vhost_user_is_a_disk_over_packed_rings() {
+    suite::conforms(VHOST_PACKED, seed(), amount());
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod vhost {
     mod hostile;
     mod life;
     mod master;
+    mod packed;
     pub mod program;
     mod restart;
 }

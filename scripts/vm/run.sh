@@ -11,8 +11,8 @@
 #   -e NAME=VALUE  a variable in the command's environment, again for each one
 #   -F PORT        forward $VM_HOST:PORT of the guest to 127.0.0.1:PORT of this host, again for each one
 #   -d FILE[:SIZE] a raw disk (/dev/vda, then /dev/vdb, ...); created sparse if SIZE is given
-#   -u SOCKET      a disk (/dev/vdX, after those of -d) that a vhost-user backend serves there; QEMU connects
-#                  again when the backend dies, again for each one
+#   -u SOCKET[,OPTIONS] a disk (/dev/vdX, after those of -d) that a vhost-user backend serves there; QEMU connects
+#                  again when the backend dies; OPTIONS of its device, as packed=on; again for each one
 #   -m SIZE        the guest's memory (2G)
 #   -s COUNT       its processors (2)
 #   -t SECONDS     time limit for the boot and the command (300)
@@ -71,7 +71,7 @@ check_options() {
         [[ $item =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || die $rc_usage "-e takes NAME=VALUE, not '$item'"
     done
     for item in ${backends[@]+"${backends[@]}"}; do
-        [ -S "$item" ] || die $rc_usage "no socket $item"
+        [ -S "${item%%,*}" ] || die $rc_usage "no socket ${item%%,*}"
     done
     for item in ${ports[@]+"${ports[@]}"}; do
         [[ $item =~ ^[0-9]+$ ]] || die $rc_usage "-F takes a port number, not '$item'"
@@ -183,8 +183,8 @@ no_timer_check tsc=reliable random.trust_cpu=on watchdog_thresh=60 rcupdate.rcu_
         i=$((i + 1))
     done
     for disk in ${backends[@]+"${backends[@]}"}; do
-        qemu+=(-chardev "socket,id=disk$i,path=${disk//,/,,},reconnect=1"
-            -device "vhost-user-blk-pci,chardev=disk$i,num-queues=$processors")
+        qemu+=(-chardev "socket,id=disk$i,path=${disk%%,*},reconnect=1"
+            -device "vhost-user-blk-pci,chardev=disk$i,num-queues=$processors${disk#"${disk%%,*}"}")
         i=$((i + 1))
     done
     if [ -n "$shell" ]; then

@@ -2,7 +2,7 @@
 
 use crate::door::{Answer, Door, EIO, Hand, Kind, make};
 use crate::home::{Home, PATIENCE, Server, arg};
-use crate::master::{DISCARD, FLUSH, Master, OK, Request, Wishes, ZERO};
+use crate::master::{DISCARD, FLUSH, Master, OK, PACKED, Request, SPLIT, Wishes, ZERO};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -29,7 +29,11 @@ pub const VHOST: Kind = Kind {
     growth_is_seen: true,
 };
 
+/// The same over packed rings.
+pub const VHOST_PACKED: Kind = Kind { name: "vhost-user-packed", open: open_packed, ..VHOST };
+
 struct VhostDoor {
+    wishes: Wishes,
     server: Server,
     socket: PathBuf,
     machine: OnceLock<Arc<Mutex<Master>>>,
@@ -37,15 +41,24 @@ struct VhostDoor {
 }
 
 fn open(home: &Home, volume: &str) -> Box<dyn Door> {
+    open_as(home, volume, SPLIT)
+}
+
+fn open_packed(home: &Home, volume: &str) -> Box<dyn Door> {
+    open_as(home, volume, PACKED)
+}
+
+fn open_as(home: &Home, volume: &str, wishes: Wishes) -> Box<dyn Door> {
     let socket = home.path(&format!("{volume}-{}.vhost", rand::random::<u32>()));
     let server = home.start(&["serve", "vhost-user", volume, "--socket", arg(&socket)]);
     let (machine, hands) = (OnceLock::new(), AtomicUsize::new(0));
-    Box::new(VhostDoor { server, socket, machine, hands })
+    let wishes = Wishes { queues: RINGS, ..wishes };
+    Box::new(VhostDoor { wishes, server, socket, machine, hands })
 }
 
 impl Door for VhostDoor {
     fn hand(&self) -> Box<dyn Hand> {
-        let begin = || Master::begin(&self.socket, Wishes { queues: RINGS, ..Wishes::default() });
+        let begin = || Master::begin(&self.socket, self.wishes);
         let master = Arc::clone(self.machine.get_or_init(|| Arc::new(Mutex::new(begin()))));
         let ring = self.hands.fetch_add(1, Ordering::SeqCst) % RINGS;
         Box::new(VhostHand { master, ring })

@@ -1,12 +1,37 @@
 //! What the virtio and vhost-user specifications say, request by request.
 
 use super::device::{Gate, Served, ram};
+use super::master::driver_ring::WISH_NONE;
 use super::master::{
     Answer, DISCARD, F_DISCARD, F_EVENT_IDX, F_FLUSH, F_RO, FLUSH, Guest, IDENTIFY, IO_ERROR,
-    Master, OK, Request, UNSUPPORTED, WRITE, Wishes, ZERO,
+    Master, OK, PACKED, Request, SPLIT, UNSUPPORTED, WRITE, Wishes, ZERO,
 };
 use std::io::Read;
 use std::time::{Duration, Instant};
+
+/// Once with rings of either shape.
+macro_rules! of_both_shapes {
+    ($($name:ident,)*) => {
+        mod split {
+            $(#[test] fn $name() { super::$name(super::SPLIT); })*
+        }
+        mod packed {
+            $(#[test] fn $name() { super::$name(super::PACKED); })*
+        }
+    };
+}
+
+of_both_shapes! {
+    reads_and_writes_with_event_indices,
+    reads_and_writes_without_event_indices,
+    ranges_are_cleared,
+    several_queues_at_once,
+    nobody_is_woken_in_vain,
+    nobody_is_woken_who_did_not_wish,
+    a_ring_that_is_stopped_answers_what_it_has_taken,
+    a_guest_that_comes_back_finds_its_requests_answered,
+    a_disk_that_ends_answers_first,
+}
 
 /// Bytes that differ everywhere.
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
@@ -29,9 +54,10 @@ fn ranges(ranges: &[(u64, u32, u32)]) -> Vec<u8> {
 }
 
 /// Reads and writes in every shape that a driver may give them.
-fn shapes(without: u64) {
+fn shapes(wishes: Wishes) {
     let served = Served::new(ram(8192));
-    let mut master = Master::begin(&served.path, Wishes { without, ..Wishes::default() });
+    let mut master = Master::begin(&served.path, wishes);
+    assert_eq!(master.is_packed(), wishes.packed);
     let mut sector = 0;
     for (i, len) in [512, 4096, 5120, 65536, 300 << 10].into_iter().enumerate() {
         for (pieces, indirect) in [(1, false), (5, false), (1, true), (100, true)] {
@@ -56,20 +82,17 @@ fn shapes(without: u64) {
     served.frontend.stop().unwrap();
 }
 
-#[test]
-fn reads_and_writes_with_event_indices() {
-    shapes(0);
+fn reads_and_writes_with_event_indices(wishes: Wishes) {
+    shapes(wishes);
 }
 
-#[test]
-fn reads_and_writes_without_event_indices() {
-    shapes(F_EVENT_IDX);
+fn reads_and_writes_without_event_indices(wishes: Wishes) {
+    shapes(Wishes { without: F_EVENT_IDX, ..wishes });
 }
 
-#[test]
-fn ranges_are_cleared() {
+fn ranges_are_cleared(wishes: Wishes) {
     let served = Served::new(ram(1024));
-    let mut master = Master::begin(&served.path, Wishes::default());
+    let mut master = Master::begin(&served.path, wishes);
     let data = pattern(3, 64 << 10);
     master.write(0, &data);
     let some = ranges(&[(1, 2, 0), (8, 1, 0), (5, 0, 0)]);
@@ -154,11 +177,10 @@ fn writes_are_durable_at_once_for_a_guest_that_cannot_flush() {
     assert_eq!(served.disk.inner().flushes(), 3);
 }
 
-#[test]
-fn several_queues_at_once() {
+fn several_queues_at_once(wishes: Wishes) {
     let served = Served::new(ram(65536));
     assert_eq!(served.frontend.user(), None);
-    let mut master = Master::begin(&served.path, Wishes { queues: 4, ..Wishes::default() });
+    let mut master = Master::begin(&served.path, Wishes { queues: 4, ..wishes });
     assert_eq!(served.frontend.status().rings, 4);
     assert!(served.frontend.user().unwrap().contains("virtual machine"));
     for round in 0..50u64 {
@@ -189,13 +211,11 @@ fn several_queues_at_once() {
 
 /// The driver is told of answers from where it asked to be, and asked for kicks only when the device
 /// sleeps.
-#[test]
-fn nobody_is_woken_in_vain() {
+fn nobody_is_woken_in_vain(wishes: Wishes) {
     let served = Served::new(ram(64));
-    let mut master = Master::begin(&served.path, Wishes::default());
+    let mut master = Master::begin(&served.path, wishes);
     // The driver wants to hear of the fourth answer.
-    let wish = master.rings[0].avail() + 4 + 2 * 256;
-    master.guest.put(wish, &3u16.to_le_bytes());
+    master.rings[0].wish_call(&master.guest.memory, 4, 3);
     for i in 0..4 {
         master.read(0, 512);
         if i < 3 {
@@ -209,6 +229,32 @@ fn nobody_is_woken_in_vain() {
     }
     // The device went to sleep, so it must be asked to be woken.
     std::thread::sleep(Duration::from_millis(50));
+    master.submit(0, &Request::read(0, 512));
+    assert!(master.kick(0), "a device that sleeps wants a kick");
+    master.wait(0);
+}
+
+/// Without event indices, too: each side says whether it wants to be woken at all.
+fn nobody_is_woken_who_did_not_wish(wishes: Wishes) {
+    let served = Served::new(ram(64));
+    let wishes = Wishes { without: F_EVENT_IDX, ..wishes };
+    let mut master = Master::begin(&served.path, wishes);
+    master.read(0, 512);
+    let called = |master: &mut Master| master.rings[0].call.read().is_ok();
+    let begun = Instant::now();
+    while !called(&mut master) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "never called");
+        std::thread::yield_now();
+    }
+    let never = if wishes.packed { WISH_NONE } else { 1 };
+    master
+        .guest
+        .put(master.rings[0].avail(), &never.to_le_bytes()[..if wishes.packed { 4 } else { 2 }]);
+    for _ in 0..4 {
+        master.read(0, 512);
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!called(&mut master), "called against its wish");
     master.submit(0, &Request::read(0, 512));
     assert!(master.kick(0), "a device that sleeps wants a kick");
     master.wait(0);
@@ -230,10 +276,9 @@ fn the_configuration_and_its_change() {
 }
 
 /// Requests that wait are finished while their ring is being stopped, and no others are begun.
-#[test]
-fn a_ring_that_is_stopped_answers_what_it_has_taken() {
+fn a_ring_that_is_stopped_answers_what_it_has_taken(wishes: Wishes) {
     let served = Served::new(Gate::new(64));
-    let mut master = Master::begin(&served.path, Wishes::default());
+    let mut master = Master::begin(&served.path, wishes);
     for sector in 0..3 {
         master.submit(0, &Request::write(sector, &[sector as u8 + 1; 512]));
     }
@@ -246,7 +291,9 @@ fn a_ring_that_is_stopped_answers_what_it_has_taken() {
         disk.inner().open.add_permits(3);
     });
     use vhost::VhostBackend;
-    assert_eq!(master.frontend.get_vring_base(0).unwrap(), 3);
+    let base = master.frontend.get_vring_base(0).unwrap();
+    assert_eq!(base, master.rings[0].end());
+    assert_eq!(base, if wishes.packed { 0x8009_8009 } else { 3 });
     late.join().unwrap();
     for _ in 0..3 {
         let (slot, _) = master.poll(0).expect("answered before the ring was given back");
@@ -257,7 +304,7 @@ fn a_ring_that_is_stopped_answers_what_it_has_taken() {
     master.kick(0);
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(master.poll(0), None, "a ring that was given back is served");
-    master.start_ring(0, 3);
+    master.start_ring(0, base);
     let (slot, _) = master.wait(0);
     assert_eq!(master.outcome(0, slot, 512), (OK, vec![3; 512]));
     assert!(served.frontend.status().waited >= 3);
@@ -265,10 +312,9 @@ fn a_ring_that_is_stopped_answers_what_it_has_taken() {
 
 /// What was in flight when the connection broke is done once more, once, for the guest that comes
 /// back.
-#[test]
-fn a_guest_that_comes_back_finds_its_requests_answered() {
+fn a_guest_that_comes_back_finds_its_requests_answered(wishes: Wishes) {
     let served = Served::new(Gate::new(64));
-    let mut master = Master::begin(&served.path, Wishes { queues: 2, ..Wishes::default() });
+    let mut master = Master::begin(&served.path, Wishes { queues: 2, ..wishes });
     for sector in 0..5 {
         let queue = sector as usize % 2;
         master.submit(queue, &Request::write(sector, &[sector as u8 + 1; 512]));
@@ -311,10 +357,9 @@ fn one_guest_at_a_time() {
 }
 
 /// Also for a VMM that notes nothing of what is in flight.
-#[test]
-fn a_disk_that_ends_answers_first() {
+fn a_disk_that_ends_answers_first(wishes: Wishes) {
     let served = Served::new(Gate::new(64));
-    let wishes = Wishes { inflight: false, ..Wishes::default() };
+    let wishes = Wishes { inflight: false, ..wishes };
     let mut master = Master::begin(&served.path, wishes);
     let slot = master.submit(0, &Request { out: &[1; 512], ..Request::new(WRITE, 0) });
     master.kick(0);

@@ -2,7 +2,10 @@
 //! the next guest as if nothing had been. OBJBLK_FULL=1 takes ten times as many.
 
 use super::device::{Served, ram};
-use super::master::{ENTRIES, Guest, INDIRECT, MEMORY, Master, NEXT, WRITABLE, Wishes};
+use super::master::driver_ring::{
+    AVAIL, INDIRECT, NEXT, PACKED_START, Place, USED, WRITABLE, packed_descriptor,
+};
+use super::master::{ENTRIES, Guest, MEMORY, Master, PACKED, Wishes};
 use objblk::device::ram::RamDisk;
 use rand::prelude::IndexedRandom;
 use rand::rngs::StdRng;
@@ -155,7 +158,108 @@ fn one_layout(master: &mut Master, random: &mut StdRng) -> bool {
     master.guest.put(avail, &[0; 2]);
     master.guest.put(avail + 2, &index.to_le_bytes());
     master.guest.put(used, &[0; 4]);
-    run_ring(master, entries, random)
+    master.set_base(0, 0) && run_ring(master, entries, random)
+}
+
+/// A packed ring of a hostile guest, from where the last one ended.
+fn one_packed_layout(master: &mut Master, random: &mut StdRng, base: u32) -> Option<u32> {
+    let (table, size) = (master.rings[0].table(), master.rings[0].entries);
+    let memory = master.guest.memory.clone();
+    let put = |place: Place, data: (u64, u32), id: u16, flags: u16| {
+        packed_descriptor(&memory, table, place.index, data, id, flags);
+    };
+    for index in 0..size {
+        let wrap = random.random::<u16>() & (AVAIL | USED);
+        let flags = if random.random_bool(0.5) { wrap } else { flags(random) | wrap };
+        put(Place { index, wrap: true }, (address(random), length(random)), random.random(), flags);
+    }
+    for _ in 0..4 {
+        let at = (1 << 20) + 16 * random.random_range(0..1000u64);
+        scribble(master, random, at, 16);
+        master.guest.put((1 << 20) + 512 * random.random_range(0..64u64), &header(random));
+    }
+    let mut place = Place::of(base);
+    for slot in 0..random.random_range(1..8u64) {
+        let at = (2 << 20) + 4096 * slot;
+        let id = if random.random_bool(0.5) { random.random() } else { slot as u16 };
+        // Some of them good: read or write, beside all others.
+        let links = if random.random_bool(0.5) {
+            master.guest.put(at, &header(random));
+            let data = if random.random_bool(0.5) { NEXT } else { NEXT | WRITABLE };
+            let far = (address(random), length(random));
+            let near =
+                ((4 << 20) + 8 * random.random_range(0..4096), 512 * random.random_range(1..9));
+            let middle = if random.random_bool(0.7) { near } else { far };
+            vec![((at, 16), NEXT), (middle, data), ((at + 32, 1), WRITABLE)]
+        } else {
+            let count = random.random_range(1..5);
+            let any = |_| ((address(random), length(random)), flags(random) & !(AVAIL | USED));
+            (0..count).map(any).collect()
+        };
+        for (data, flags) in links {
+            let round = match random.random_range(0..40) {
+                0 => random.random::<u16>() & (AVAIL | USED),
+                _ => place.available(),
+            };
+            put(place, data, id, flags | round);
+            place = place.next(size);
+        }
+    }
+    // Mostly an end, which is where the device finds what it has used, or what is not there yet.
+    if random.random_bool(0.9) {
+        put(place, (0, 0), 0, if place.wrap { USED } else { AVAIL });
+    }
+    let driver = master.rings[0].avail();
+    master.guest.put(driver, &random.random::<u32>().to_le_bytes());
+    let told = if random.random_range(0..50) == 0 { random.random() } else { base };
+    if !master.set_base(0, told) || !run_ring(master, size, random) {
+        return None;
+    }
+    let ended = master.frontend.get_vring_base(0).ok()?;
+    Some(if Place::of(ended).index < size { ended } else { base })
+}
+
+#[test]
+fn ten_thousand_hostile_packed_rings() {
+    let seed = std::env::var("OBJBLK_SEED").map_or_else(|_| rand::random(), |s| s.parse().unwrap());
+    println!("the same rings again: OBJBLK_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let served = Served::new(ram(8192));
+    let fresh = |round: u64| {
+        // Half of them noted.
+        let entries = [256, 16, 7, 64][round as usize % 4];
+        let wishes = Wishes { inflight: round % 8 < 4, entries, ..PACKED };
+        let master = Master::begin_when_free(&served.path, wishes);
+        assert_eq!(master.frontend.get_vring_base(0).unwrap(), PACKED_START);
+        master
+    };
+    let (mut master, mut base) = (fresh(0), PACKED_START);
+    let (mut before, mut lost) = (cost(), 0);
+    let all = rounds(10_000);
+    for round in 0..all {
+        let ended = one_packed_layout(&mut master, &mut random, base);
+        lost += u64::from(ended.is_none());
+        base = match ended {
+            Some(base) if round % 50 != 49 => base,
+            _ => {
+                drop(master);
+                master = fresh(round / 50);
+                PACKED_START
+            }
+        };
+        if round == all / 10 {
+            before = cost();
+        }
+    }
+    let status = served.frontend.status();
+    println!("{lost} of {all} connections lost; {status:?}");
+    assert!(status.broken_rings > all / 10 && status.errors > all / 10, "they were not hostile");
+    assert!(status.reads.min(status.writes) > all / 250, "nothing of it was a request");
+    assert_eq!(lost, 0, "a ring that makes no sense is not the VMM's fault");
+    assert_no_growth(before);
+    drop(master);
+    assert_alive(&served);
+    served.frontend.stop().unwrap();
 }
 
 /// Gives the ring to the device and takes it back, which waits until all is answered.
@@ -164,7 +268,6 @@ fn run_ring(master: &mut Master, entries: u16, random: &mut StdRng) -> bool {
     let ring = &master.rings[0];
     let done = (|| {
         front.set_vring_num(0, entries)?;
-        front.set_vring_base(0, 0)?;
         front.set_vring_kick(0, &ring.kick)?;
         front.set_vring_enable(0, true)?;
         ring.kick.write(1).unwrap();
@@ -302,7 +405,8 @@ fn talk(stream: &mut UnixStream, random: &mut StdRng) {
 
 /// Calls in an order that nobody meant, with numbers that nobody has.
 fn negotiated(stream: UnixStream, random: &mut StdRng) {
-    let Ok(mut master) = Master::over(stream, Guest::new(), Wishes::default()) else { return };
+    let wishes = Wishes { packed: random.random(), ..Wishes::default() };
+    let Ok(mut master) = Master::over(stream, Guest::new(), wishes) else { return };
     let event = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
     for _ in 0..20 {
         let number = *[0usize, 1, 63, 64, 200, 255].choose(random).unwrap();
@@ -324,7 +428,7 @@ fn negotiated(stream: UnixStream, random: &mut StdRng) {
         let ended = match random.random_range(0..11) {
             0 => front.set_vring_num(number, some).is_err(),
             1 => front.set_vring_addr(number, &config).is_err(),
-            2 => front.set_vring_base(number, some).is_err(),
+            2 => !master.set_base(number, random.random::<u32>() & 0x8fff_8fff),
             3 => front.set_vring_kick(number, &event).is_err(),
             4 => front.set_vring_call(number, &event).is_err(),
             5 => front.set_vring_enable(number, random.random()).is_err(),

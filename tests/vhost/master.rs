@@ -1,17 +1,21 @@
 //! A VMM and its guest's driver, in one: memory, rings, requests.
 
+#[path = "driver_ring.rs"]
+pub mod driver_ring;
+
+pub use driver_ring::SLOTS;
+use driver_ring::{Link, Ring, WRITABLE};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::Ordering::{Acquire, Release, SeqCst};
 use std::time::{Duration, Instant};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserInflight};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures as Protocol};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Kinds of request.
 pub const READ: u32 = 0;
@@ -32,21 +36,15 @@ pub const F_FLUSH: u64 = 1 << 9;
 pub const F_DISCARD: u64 = 1 << 13;
 pub const F_EVENT_IDX: u64 = 1 << 29;
 pub const F_PROTOCOL: u64 = 1 << 30;
-
-/// Flags of a descriptor.
-pub const NEXT: u16 = 1;
-pub const WRITABLE: u16 = 2;
-pub const INDIRECT: u16 = 4;
+pub const F_PACKED: u64 = 1 << 34;
 
 /// Bytes of the guest's memory, and where the VMM has it.
 pub const MEMORY: u64 = 64 << 20;
 const USER: u64 = 0x7f00_0000_0000;
 
-/// Entries of a ring.
+/// Entries of a ring, unless others are wished for.
 pub const ENTRIES: u16 = 256;
-/// Requests in flight on a ring, each with so many descriptors, and so much memory.
-pub const SLOTS: u16 = 16;
-const LINKS: u16 = 16;
+/// Memory of a request.
 const SLOT_BYTES: u64 = 0x8_0000;
 
 /// For anything that the other side does.
@@ -98,11 +96,19 @@ pub struct Wishes {
     /// Of those offered, without these.
     pub without: u64,
     pub inflight: bool,
+    /// Packed rings, if they are offered.
+    pub packed: bool,
+    pub entries: u16,
 }
+
+/// Rings of either shape.
+pub const SPLIT: Wishes =
+    Wishes { queues: 1, without: 0, inflight: true, packed: false, entries: ENTRIES };
+pub const PACKED: Wishes = Wishes { packed: true, ..SPLIT };
 
 impl Default for Wishes {
     fn default() -> Wishes {
-        Wishes { queues: 1, without: 0, inflight: true }
+        SPLIT
     }
 }
 
@@ -115,19 +121,8 @@ pub struct Master {
     /// Where the backend tells of changes.
     pub channel: UnixStream,
     wishes: Wishes,
-}
-
-/// The driver's side of a ring.
-pub struct Ring {
-    pub kick: EventFd,
-    pub call: EventFd,
-    pub error: EventFd,
-    base: u64,
-    avail: u16,
-    used: u16,
-    /// Slots in flight.
-    busy: Vec<bool>,
-    event_idx: bool,
+    /// The socket, for what `frontend` cannot say.
+    stream: UnixStream,
 }
 
 /// A request, as the driver sees it.
@@ -167,34 +162,6 @@ pub struct Answer {
     pub data: Vec<u8>,
 }
 
-impl Ring {
-    fn new(index: usize, event_idx: bool) -> Ring {
-        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-        Ring {
-            kick: event(),
-            call: event(),
-            error: event(),
-            base: 0x1_0000 * index as u64,
-            avail: 0,
-            used: 0,
-            busy: vec![false; usize::from(SLOTS)],
-            event_idx,
-        }
-    }
-
-    pub fn table(&self) -> u64 {
-        self.base
-    }
-
-    pub fn avail(&self) -> u64 {
-        self.base + 0x2000
-    }
-
-    pub fn used(&self) -> u64 {
-        self.base + 0x4000
-    }
-}
-
 /// The memory of a slot: header, status, a table, data.
 fn slot_at(ring: usize, slot: u16) -> u64 {
     (1 << 20) + (ring as u64 * u64::from(SLOTS) + u64::from(slot)) * SLOT_BYTES
@@ -218,11 +185,12 @@ impl Master {
         wishes: Wishes,
     ) -> Result<Master, (String, Guest)> {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let again = stream.try_clone().unwrap();
         let frontend = Frontend::from_stream(stream, 64);
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut master =
-            Master { guest, frontend, features: 0, rings: Vec::new(), channel: ours, wishes };
+        let (features, rings, channel, stream) = (0, Vec::new(), ours, again);
+        let mut master = Master { guest, frontend, features, rings, channel, wishes, stream };
         match master.negotiate(&theirs) {
             Ok(()) => Ok(master),
             Err(e) => Err((e, master.guest)),
@@ -246,7 +214,8 @@ impl Master {
         assert!(protocol.contains(wanted), "{protocol:?}");
         front.set_protocol_features(wanted).map_err(failed)?;
         front.set_hdr_flags(Flag::NEED_REPLY);
-        self.features = offered & !self.wishes.without;
+        let shape = if self.wishes.packed { 0 } else { F_PACKED };
+        self.features = offered & !self.wishes.without & !shape;
         front.set_features(self.features).map_err(failed)?;
         front.set_backend_request_fd(channel).map_err(failed)?;
         front.set_mem_table(&[self.guest.region()]).map_err(failed)?;
@@ -256,7 +225,8 @@ impl Master {
         match &self.guest.inflight {
             Some((told, file)) => front.set_inflight_fd(told, file.as_raw_fd()).map_err(failed),
             None => {
-                let wanted = VhostUserInflight::new(0, 0, self.wishes.queues as u16, ENTRIES);
+                let wanted =
+                    VhostUserInflight::new(0, 0, self.wishes.queues as u16, self.wishes.entries);
                 self.guest.inflight = Some(front.get_inflight_fd(&wanted).map_err(failed)?);
                 Ok(())
             }
@@ -275,6 +245,11 @@ impl Master {
         }
     }
 
+    /// True where the rings are packed.
+    pub fn is_packed(&self) -> bool {
+        self.features & F_PACKED != 0
+    }
+
     /// Connects and starts the rings of a guest that begins.
     pub fn begin(path: &Path, wishes: Wishes) -> Master {
         Master::connect(path, Guest::new(), wishes).unwrap().started()
@@ -283,17 +258,20 @@ impl Master {
     fn started(mut self) -> Master {
         let (wishes, master) = (self.wishes, &mut self);
         let event_idx = master.features & F_EVENT_IDX != 0;
+        let packed = master.is_packed();
         for index in 0..wishes.queues {
-            master.rings.push(Ring::new(index, event_idx));
-            master.start_ring(index, 0);
+            let ring = Ring::new(index, wishes.entries, event_idx, packed);
+            let base = ring.told;
+            master.rings.push(ring);
+            master.start_ring(index, base);
         }
         self
     }
 
     /// The guest comes back, with what it waits for, to whoever listens there now.
     pub fn come_back(self, path: &Path) -> Result<Master, (String, Guest)> {
-        let Master { guest, rings, wishes, frontend, .. } = self;
-        drop(frontend);
+        let Master { guest, rings, wishes, frontend, stream, .. } = self;
+        drop((frontend, stream));
         let deadline = Instant::now() + PATIENCE;
         let stream = loop {
             match UnixStream::connect(path) {
@@ -305,19 +283,19 @@ impl Master {
         let mut master = Master::over(stream, guest, wishes)?;
         master.rings = rings;
         for index in 0..wishes.queues {
-            let used = master.used_index(index);
-            master.start_ring(index, used);
+            let base = master.rings[index].base_after_a_death(&master.guest.memory);
+            master.start_ring(index, base);
         }
         Ok(master)
     }
 
-    pub fn start_ring(&mut self, index: usize, base: u16) {
+    pub fn start_ring(&mut self, index: usize, base: u32) {
         let ring = &self.rings[index];
         let front = &mut self.frontend;
-        front.set_vring_num(index, ENTRIES).unwrap();
+        front.set_vring_num(index, ring.entries).unwrap();
         let config = VringConfigData {
-            queue_max_size: ENTRIES,
-            queue_size: ENTRIES,
+            queue_max_size: ring.entries,
+            queue_size: ring.entries,
             flags: 0,
             desc_table_addr: USER + ring.table(),
             used_ring_addr: USER + ring.used(),
@@ -325,7 +303,9 @@ impl Master {
             log_addr: None,
         };
         front.set_vring_addr(index, &config).unwrap();
-        front.set_vring_base(index, base).unwrap();
+        assert!(self.set_base(index, base));
+        let (ring, front) = (&mut self.rings[index], &mut self.frontend);
+        ring.told = base;
         front.set_vring_call(index, &ring.call).unwrap();
         front.set_vring_err(index, &ring.error).unwrap();
         front.set_vring_kick(index, &ring.kick).unwrap();
@@ -334,52 +314,39 @@ impl Master {
         ring.kick.write(1).unwrap();
     }
 
-    fn used_index(&self, index: usize) -> u16 {
-        let at = GuestAddress(self.rings[index].used() + 2);
-        u16::from_le(self.guest.memory.load(at, Acquire).unwrap())
+    /// Says where a ring stands: the library has 16 bits for it, a packed ring needs 32. False where
+    /// the other side does not take it.
+    pub fn set_base(&self, index: usize, base: u32) -> bool {
+        // SET_VRING_BASE, of version 1 and with a reply.
+        let words = [10u32, 1 | 8, 8, index as u32, base];
+        let message: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mut reply = [0; 20];
+        let mut stream = &self.stream;
+        let said = stream.write_all(&message).and_then(|()| stream.read_exact(&mut reply));
+        said.is_ok() && reply[12..] == [0; 8]
     }
 
-    pub fn descriptor(&self, table: u64, index: u16, (at, len): (u64, u32), flags: u16, next: u16) {
-        let mut raw = Vec::new();
-        raw.extend(at.to_le_bytes());
-        raw.extend(len.to_le_bytes());
-        raw.extend(flags.to_le_bytes());
-        raw.extend(next.to_le_bytes());
-        self.guest.put(table + 16 * u64::from(index), &raw);
+    pub fn descriptor(&self, table: u64, index: u16, place: (u64, u32), flags: u16, next: u16) {
+        driver_ring::descriptor(&self.guest.memory, table, index, place, flags, next);
     }
 
-    /// Puts `head` into the ring of available requests; the device may see it.
+    /// Puts `head` into a split ring of available requests; the device may see it.
     pub fn offer(&mut self, index: usize, head: u16) {
-        let ring = &mut self.rings[index];
-        let at = ring.avail() + 4 + 2 * u64::from(ring.avail % ENTRIES);
-        self.guest.put(at, &head.to_le_bytes());
-        ring.avail = ring.avail.wrapping_add(1);
-        let (at, next) = (GuestAddress(ring.avail() + 2), ring.avail.to_le());
-        self.guest.memory.store(next, at, Release).unwrap();
+        self.rings[index].offer(&self.guest.memory, head);
     }
 
     /// Wakes the device, if it asks for that.
-    pub fn kick(&self, index: usize) -> bool {
-        let ring = &self.rings[index];
-        std::sync::atomic::fence(SeqCst);
-        let wanted = if ring.event_idx {
-            let at = GuestAddress(ring.used() + 4 + 8 * u64::from(ENTRIES));
-            let event = u16::from_le(self.guest.memory.load(at, Acquire).unwrap());
-            ring.avail.wrapping_sub(event).wrapping_sub(1) < ENTRIES
-        } else {
-            self.guest.memory.load::<u16>(GuestAddress(ring.used()), Acquire).unwrap() == 0
-        };
+    pub fn kick(&mut self, index: usize) -> bool {
+        let wanted = self.rings[index].wants_kick(&self.guest.memory);
         if wanted {
-            ring.kick.write(1).unwrap();
+            self.rings[index].kick.write(1).unwrap();
         }
         wanted
     }
 
     /// Hands a request to the device. Returns its slot.
     pub fn submit(&mut self, index: usize, request: &Request<'_>) -> u16 {
-        let slot = self.rings[index].busy.iter().position(|busy| !busy).expect("a free slot");
-        self.rings[index].busy[slot] = true;
-        let slot = slot as u16;
+        let slot = self.rings[index].take_slot();
         let at = slot_at(index, slot);
         let mut header = request.kind.to_le_bytes().to_vec();
         header.extend([0; 4]);
@@ -387,7 +354,7 @@ impl Master {
         self.guest.put(at, &header);
         self.guest.put(at + STATUS_AT, &[0xff]);
         self.guest.put(at + DATA_AT, request.out);
-        let mut links = vec![(at, 16, 0)];
+        let mut links: Vec<Link> = vec![(at, 16, 0)];
         for (len, flags) in [(request.out.len(), 0), (request.back, WRITABLE)] {
             let mut done = 0;
             for i in 0..request.pieces {
@@ -399,42 +366,14 @@ impl Master {
             }
         }
         links.push((at + STATUS_AT, 1, WRITABLE));
-        assert!(links.len() <= usize::from(LINKS) || request.indirect);
-        let head = slot * LINKS;
-        let (table, first) = match request.indirect {
-            true => (at + TABLE_AT, 0),
-            false => (self.rings[index].table(), head),
-        };
-        let last = links.len() - 1;
-        for (i, (at, len, flags)) in links.into_iter().enumerate() {
-            let more = if i < last { NEXT } else { 0 };
-            let here = first + i as u16;
-            self.descriptor(table, here, (at, len), flags | more, here + 1);
-        }
-        if request.indirect {
-            let len = 16 * (last as u32 + 1);
-            self.descriptor(self.rings[index].table(), head, (table, len), INDIRECT, 0);
-        }
-        self.offer(index, head);
+        let table = request.indirect.then_some(at + TABLE_AT);
+        self.rings[index].put(&self.guest.memory, slot, &links, table);
         slot
     }
 
     /// The next answer of the ring, if there is one: its slot and what it says it wrote.
     pub fn poll(&mut self, index: usize) -> Option<(u16, u32)> {
-        if self.rings[index].used == self.used_index(index) {
-            return None;
-        }
-        let ring = &mut self.rings[index];
-        let at = ring.used() + 4 + 8 * u64::from(ring.used % ENTRIES);
-        ring.used = ring.used.wrapping_add(1);
-        let raw = self.guest.get(at, 8);
-        let head = u32::from_le_bytes(raw[..4].try_into().unwrap());
-        let written = u32::from_le_bytes(raw[4..].try_into().unwrap());
-        let slot = head as u16 / LINKS;
-        assert!(head.is_multiple_of(u32::from(LINKS)) && slot < SLOTS, "head {head}");
-        let ring = &mut self.rings[index];
-        assert!(std::mem::take(&mut ring.busy[usize::from(slot)]), "answered twice: {slot}");
-        Some((slot, written))
+        self.rings[index].poll(&self.guest.memory)
     }
 
     /// As [`Master::poll`], when there is one.

@@ -1,7 +1,7 @@
 //! The process that serves a disk dies, and its guest goes on: nothing that was acknowledged is
 //! missing, nothing that was asked for is forgotten, and where that cannot be had the guest is told.
 
-use super::master::{Master, OK, READ, Request, WRITE, Wishes};
+use super::master::{Master, OK, PACKED, READ, Request, SPLIT, WRITE, Wishes};
 use super::program::Home;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,7 +23,13 @@ fn block(number: u64, version: u64) -> Vec<u8> {
 /// block again only when its last write was answered, so it knows what every block holds.
 #[test]
 fn kills_under_load_are_not_noticed() {
-    kills_under_load(&home(), &["disk"]);
+    kills_under_load(&home(), &["disk"], SPLIT);
+}
+
+/// Over packed rings only the notes know where the dead process stood.
+#[test]
+fn kills_under_load_are_not_noticed_over_packed_rings() {
+    kills_under_load(&home(), &["disk"], PACKED);
 }
 
 /// The same of an encrypted volume: whoever goes on has the key, and what was acknowledged is nowhere in the clear.
@@ -34,7 +40,7 @@ fn kills_of_an_encrypted_disk_under_load_are_not_noticed() {
     std::fs::write(&key, std::array::from_fn::<u8, 32, _>(|_| rand::random())).unwrap();
     let key = key.to_str().unwrap();
     home.ok(&["create", "disk", "--size", "64M", "--encrypt", "--key-file", key]);
-    kills_under_load(&home, &["disk", "--key-file", key]);
+    kills_under_load(&home, &["disk", "--key-file", key], SPLIT);
 }
 
 /// Without its key the disk waits: nothing is given up, and whoever has it goes on.
@@ -78,9 +84,9 @@ fn an_encrypted_disk_waits_for_its_key() {
     assert!(master.read(0, BLOCK) == block(7, 1));
 }
 
-fn kills_under_load(home: &Home, volume: &[&str]) {
+fn kills_under_load(home: &Home, volume: &[&str], wishes: Wishes) {
     let mut serving = home.serve(volume);
-    let mut master = Master::begin(&home.socket(), Wishes { queues: 2, ..Wishes::default() });
+    let mut master = Master::begin(&home.socket(), Wishes { queues: 2, ..wishes });
     let mut disk: BTreeMap<u64, u64> = BTreeMap::new();
     let mut in_flight: BTreeMap<(usize, u16), (u32, u64, u64)> = BTreeMap::new();
     let (mut version, mut answered, mut resubmitted) = (0, 0u64, 0);

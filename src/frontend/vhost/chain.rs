@@ -1,35 +1,26 @@
-//! One request as it lies in a ring: a chain of descriptors, perhaps in a table of its own.
+//! One request as its descriptors show it: a chain of runs of memory, read first, written then.
 //!
-//! Parsing is total, and bounded whatever the guest wrote: at most [`LINKS_MAX`] descriptors are
-//! looked at, and none outside of its memory. A chain that does not end is no chain; one that ends
-//! properly has a place for its status, whatever else is wrong with it.
+//! Parsing is total, and nothing outside of the guest's memory is touched. A chain has a place for
+//! its status, whatever else is wrong with it.
 
 use super::memory::{Memory, Piece};
-use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress};
+use vm_memory::{Address, GuestAddress};
 
 /// Bytes of the header of a request.
 pub(super) const HEADER: usize = 16;
-
-/// The most descriptors of a chain.
-const LINKS_MAX: usize = 1024;
 
 /// Why there is no request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Broken(pub(super) &'static str);
 
-/// Memory that chains are parsed into, used again for each.
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    links: Vec<Link>,
-}
-
+/// One run of memory that a request refers to, as its descriptor has it.
 #[derive(Clone, Copy, Debug)]
-struct Link {
-    at: GuestAddress,
-    len: usize,
-    writable: bool,
+pub(super) struct Link {
+    pub(super) at: GuestAddress,
+    pub(super) len: usize,
+    /// By the device; otherwise it reads.
+    pub(super) writable: bool,
 }
 
 /// A chain, found in memory.
@@ -53,17 +44,13 @@ pub(super) struct Asked {
 }
 
 impl Chain {
-    /// The chain that begins at `head` of the table at `table`, whose data go to `pieces`.
+    /// The chain of these descriptors, whose data go to `pieces`.
     pub(super) fn parse(
         memory: &Memory,
-        (table, size): (GuestAddress, u16),
-        head: u16,
-        (scratch, pieces): (&mut Scratch, &mut Vec<Piece>),
+        links: &mut [Link],
+        pieces: &mut Vec<Piece>,
     ) -> Result<Chain, Broken> {
-        let links = &mut scratch.links;
-        links.clear();
         pieces.clear();
-        follow(memory, (table, size), head, links)?;
         let Some(last) = links.last_mut().filter(|last| last.writable && last.len > 0) else {
             return Err(Broken("a request without a place for its status"));
         };
@@ -115,38 +102,4 @@ fn take_header(pieces: &mut Vec<Piece>, readable: usize) -> Option<[u8; HEADER]>
     }
     pieces.retain(|piece| piece.len() > 0);
     Some(header)
-}
-
-/// Appends the descriptors of a chain to `links`.
-fn follow(
-    memory: &Memory,
-    (mut table, size): (GuestAddress, u16),
-    head: u16,
-    links: &mut Vec<Link>,
-) -> Result<(), Broken> {
-    let (mut size, mut at, mut indirect) = (u32::from(size), head, false);
-    for _ in 0..LINKS_MAX {
-        if u32::from(at) >= size {
-            return Err(Broken("a descriptor beyond its table"));
-        }
-        let offset = u64::from(at) * size_of::<Descriptor>() as u64;
-        let place = table.checked_add(offset);
-        let read = place.and_then(|at| memory.guest().read_obj::<Descriptor>(at).ok());
-        let link = read.ok_or(Broken("a descriptor outside of the memory"))?;
-        if link.refers_to_indirect_table() {
-            let entry = size_of::<Descriptor>() as u32;
-            if indirect || link.has_next() || link.len() == 0 || link.len() % entry != 0 {
-                return Err(Broken("a table of descriptors that is none"));
-            }
-            (table, size, at, indirect) = (link.addr(), link.len() / entry, 0, true);
-            continue;
-        }
-        let writable = link.is_write_only();
-        links.push(Link { at: link.addr(), len: link.len() as usize, writable });
-        if !link.has_next() {
-            return Ok(());
-        }
-        at = link.next();
-    }
-    Err(Broken("a chain of descriptors that does not end"))
 }

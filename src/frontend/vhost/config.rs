@@ -45,6 +45,7 @@ pub(super) const fn bit(feature: u32) -> u64 {
 pub(super) fn features(geometry: &Geometry) -> u64 {
     let ring = [
         virtio_config::VIRTIO_F_VERSION_1,
+        virtio_config::VIRTIO_F_RING_PACKED,
         virtio_ring::VIRTIO_RING_F_INDIRECT_DESC,
         virtio_ring::VIRTIO_RING_F_EVENT_IDX,
     ];
@@ -136,6 +137,6 @@ mod tests {
             !has(rw, blk::VIRTIO_BLK_F_CONFIG_WCE),
             "the cache's mode cannot be lost, as it is one"
         );
-        assert!(!has(rw, virtio_config::VIRTIO_F_RING_PACKED));
+        assert!([rw, ro].iter().all(|all| has(*all, virtio_config::VIRTIO_F_RING_PACKED)));
     }
 }

@@ -9,10 +9,11 @@
 use nix::sys::stat::{SFlag, fstat};
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
-    Permissions,
+    AtomicAccess, Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap,
+    MmapRegion, Permissions, VolatileSlice,
 };
 
 /// The most regions that a VMM may share, as other backends have it.
@@ -40,6 +41,13 @@ pub(super) struct Memory {
 pub(super) struct Piece {
     at: *mut u8,
     len: usize,
+}
+
+/// A run of guest memory that both sides use at once, word by word; mapped as long as this lives.
+#[derive(Debug)]
+pub(super) struct Area {
+    _memory: Arc<Memory>,
+    piece: Piece,
 }
 
 impl Memory {
@@ -170,6 +178,40 @@ impl Piece {
     }
 }
 
+impl Area {
+    /// The `len` bytes at `at`; none where they are not one run that is shared, or do not begin where
+    /// a `T` may.
+    pub(super) fn of<T>(memory: &Arc<Memory>, at: GuestAddress, len: usize) -> Option<Area> {
+        let mut pieces = Vec::new();
+        let found = memory.pieces(at, len, &mut pieces);
+        let [piece] = pieces[..] else { return None };
+        let aligned = piece.at.cast::<T>().is_aligned();
+        (found && aligned).then(|| Area { _memory: memory.clone(), piece })
+    }
+
+    fn slice(&self) -> VolatileSlice<'_> {
+        // SAFETY: the mapping lives as long as `self`. A guest may have named the same bytes as the
+        // data of a request: then there are bytes of either, as in `Piece::bytes_mut`.
+        unsafe { VolatileSlice::new(self.piece.at, self.piece.len) }
+    }
+
+    /// The word at byte `at`; none where there is no whole one.
+    pub(super) fn load<T: AtomicAccess>(&self, at: usize, order: Ordering) -> Option<T> {
+        self.slice().load(at, order).ok()
+    }
+
+    /// Stores a word at byte `at`; none where there is no place for a whole one.
+    #[must_use]
+    pub(super) fn store<T: AtomicAccess>(
+        &self,
+        value: T,
+        at: usize,
+        order: Ordering,
+    ) -> Option<()> {
+        self.slice().store(value, at, order).ok()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,6 +246,23 @@ mod tests {
         for (at, len) in [(0x2fff, 2), (u64::MAX, 1), (0, usize::MAX), (u64::MAX - 1, 8)] {
             assert!(!memory.pieces(GuestAddress(at), len, &mut Vec::new()), "{at:x} {len:x}");
         }
+    }
+
+    #[test]
+    fn areas_are_whole_and_aligned() {
+        let memory = Arc::new(two_regions());
+        let area = Area::of::<u64>(&memory, GuestAddress(0x1f0), 16).unwrap();
+        area.store(7u64, 8, Ordering::Release).unwrap();
+        assert_eq!(area.load::<u64>(8, Ordering::Acquire), Some(7));
+        assert_eq!(area.load::<u16>(14, Ordering::Acquire), Some(0));
+        for at in [1, 9, 12, 16, usize::MAX] {
+            assert_eq!(area.load::<u64>(at, Ordering::Acquire), None, "{at}");
+            assert_eq!(area.store(7u64, at, Ordering::Release), None, "{at}");
+        }
+        assert!(Area::of::<u64>(&memory, GuestAddress(0x1f4), 8).is_none());
+        assert!(Area::of::<u32>(&memory, GuestAddress(0x1f4), 8).is_some());
+        assert!(Area::of::<u32>(&memory, GuestAddress(0x2ffc), 8).is_none());
+        assert!(Area::of::<u32>(&memory, GuestAddress(u64::MAX - 3), 8).is_none());
     }
 
     #[test]

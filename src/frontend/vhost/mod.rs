@@ -12,9 +12,9 @@
 //! answered without a hop.
 //!
 //! Contract:
-//! * Split rings with indirect descriptors and event indices, several queues, flush, discard,
-//!   write-zeroes, identity; the cache is a write-back one. Packed rings and dirty logging (live
-//!   migration) are not offered.
+//! * Split and packed rings with indirect descriptors and event indices, several queues, flush,
+//!   discard, write-zeroes, identity; the cache is a write-back one. Dirty logging (live migration)
+//!   is not offered.
 //! * A guest that does not know of flushes gets every write durable before its answer.
 //! * What this process was doing when it died is noted in memory that the VMM keeps, so a successor
 //!   does it once more; a successor that lacks what was acknowledged does not let the guest in
@@ -35,6 +35,7 @@ mod request;
 mod ring;
 mod session;
 mod status;
+mod virtqueue;
 
 pub use inflight::Identity;
 pub use status::VhostStatus;

@@ -2,18 +2,19 @@
 //!
 //! What the device completes at the first poll is answered in the same turn; what waits is polled
 //! again when its slot turns up in the ring's [`Mailbox`](crate::frontend::mailbox::Mailbox). A slot
-//! belongs to the descriptor that heads the request. The thread sleeps on the ring's kick and the
+//! belongs to the number that the ring gives to a request. The thread sleeps on the ring's kick and the
 //! mailbox's bell, and asks to be kicked only while it sleeps.
 //!
 //! Invariants: a request that was taken is answered once, or noted as in flight for whoever comes
 //! next; memory of the guest that a request refers to is mapped until its future is gone; a ring
 //! that makes no sense is left alone for good, and the VMM is told.
 
-use super::chain::{Broken, Chain, Scratch};
+use super::chain::{Broken, Chain, Link};
 use super::memory::{Memory, Piece};
 use super::request::{Done, Operation, Status, Work};
-use super::ring::{Layout, Order, Shared, Spec};
+use super::ring::{Order, Shared, Spec};
 use super::status::{Counters, add};
+use super::virtqueue::{Packed, Shape, Split, Virtqueue};
 use crate::device::{BlockDevice, Checked};
 use crate::frontend::slots::{Progress, Slots};
 use nix::errno::Errno;
@@ -22,10 +23,6 @@ use std::future::Future;
 use std::io::Read;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
-use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::Bytes;
 
 /// Bytes of copies at which no more requests are taken: one more than that may be there.
 const COPIES_MAX: usize = 16 << 20;
@@ -42,42 +39,50 @@ struct Reply {
     copy: usize,
 }
 
-struct Worker<'a, F, B> {
+struct Worker<'a, R, F, B> {
     spec: &'a Spec,
     shared: &'a Shared,
     memory: Arc<Memory>,
-    queue: Queue,
+    ring: R,
     /// The slots are dropped before the replies that keep their memory.
     slots: Slots<F>,
     replies: Vec<Option<Reply>>,
     begin: B,
-    scratch: Scratch,
+    links: Vec<Link>,
     spare: Vec<Work>,
     /// Of the spare ones, and of those in flight.
     copies_kept: usize,
     copies_lent: usize,
     in_flight: usize,
-    counter: u64,
     /// The guest may have to be told of answers.
     untold: bool,
     broken: bool,
 }
 
-/// Serves a ring from the calling thread until it is told to end. Returns the number of the next
-/// request that was not taken.
+/// Serves a ring from the calling thread until it is told to end. Returns where the ring stands.
 pub(super) fn serve<D: BlockDevice>(
     device: &Checked<D>,
     spec: Spec,
     memory: Arc<Memory>,
     shared: &Shared,
-) -> u16 {
-    let (spec, id) = (&spec, spec.id);
-    let id = &id;
-    let begin = move |work: Work| work.serve(device, id);
+) -> u32 {
+    match spec.shape {
+        Shape::Split => serve_as::<Split, _>(device, &spec, memory, shared),
+        Shape::Packed => serve_as::<Packed, _>(device, &spec, memory, shared),
+    }
+}
+
+fn serve_as<R: Virtqueue, D: BlockDevice>(
+    device: &Checked<D>,
+    spec: &Spec,
+    memory: Arc<Memory>,
+    shared: &Shared,
+) -> u32 {
+    let begin = move |work: Work| work.serve(device, &spec.id);
     let size = spec.layout.size;
     let slots = Slots::new(shared.mailbox.wakers(size));
-    let queue = match ring(spec, &memory) {
-        Ok(queue) => queue,
+    let ring = match R::open(spec, &memory) {
+        Ok(ring) => ring,
         Err(why) => {
             tracing::warn!(queue = spec.number, "a ring is not served: {why}");
             add(&shared.counters.broken_rings, 1);
@@ -89,60 +94,43 @@ pub(super) fn serve<D: BlockDevice>(
         spec,
         shared,
         memory,
-        queue,
+        ring,
         slots,
         replies: (0..size).map(|_| None).collect(),
         begin,
-        scratch: Scratch::default(),
+        links: Vec::new(),
         spare: Vec::new(),
         copies_kept: 0,
         copies_lent: 0,
         in_flight: 0,
-        counter: 0,
         untold: false,
         broken: false,
     };
     worker.run()
 }
 
-/// The ring, as it stands.
-fn ring(spec: &Spec, memory: &Memory) -> Result<Queue, String> {
-    let Layout { size, table, avail, used } = spec.layout;
-    let wrong = |e: virtio_queue::Error| e.to_string();
-    let mut queue = Queue::new(size).map_err(wrong)?;
-    queue.try_set_size(size).map_err(wrong)?;
-    queue.try_set_desc_table_address(table).map_err(wrong)?;
-    queue.try_set_avail_ring_address(avail).map_err(wrong)?;
-    queue.try_set_used_ring_address(used).map_err(wrong)?;
-    queue.set_event_idx(spec.event_idx);
-    queue.set_ready(true);
-    if !queue.is_valid(memory.guest()) {
-        return Err("it lies outside of the memory".into());
-    }
-    let used = queue.used_idx(memory.guest(), Acquire).map_err(wrong)?;
-    queue.set_next_used(used.0);
-    queue.set_next_avail(spec.base);
-    Ok(queue)
-}
-
-impl<F, B> Worker<'_, F, B>
+impl<R, F, B> Worker<'_, R, F, B>
 where
+    R: Virtqueue,
     F: Future<Output = Done>,
     B: Fn(Work) -> F,
 {
-    fn run(&mut self) -> u16 {
+    fn run(&mut self) -> u32 {
         let epoll = match self.listen() {
             Ok(epoll) => epoll,
             Err(errno) => {
                 tracing::error!(queue = self.spec.number, %errno, "a ring is not served");
                 self.shared.complain();
-                return self.queue.next_avail();
+                return self.ring.base();
             }
         };
         self.serve_left();
         loop {
             if let Some(memory) = self.shared.remapped() {
                 self.memory = memory;
+                if let Err(Broken(why)) = self.ring.remap(&self.memory) {
+                    self.give_up(why);
+                }
             }
             self.resume();
             if self.may_take() {
@@ -153,7 +141,7 @@ where
                 self.abandon();
             }
             if self.shared.is_ordered(Order::Drain) && self.in_flight == 0 {
-                return self.queue.next_avail();
+                return self.ring.base();
             }
             if self.may_take() && self.is_more() {
                 continue;
@@ -194,10 +182,10 @@ where
 
     /// Asks to be kicked; true where requests came before that.
     fn is_more(&mut self) -> bool {
-        match self.queue.enable_notification(self.memory.guest()) {
+        match self.ring.want_kicks() {
             Ok(more) => more,
-            Err(e) => {
-                self.give_up(&e.to_string());
+            Err(Broken(why)) => {
+                self.give_up(why);
                 false
             }
         }
@@ -205,73 +193,69 @@ where
 
     /// Serves what a predecessor was serving, oldest first.
     fn serve_left(&mut self) {
-        let Some(part) = &self.spec.part else { return };
-        let used = self.queue.next_used();
-        let (left, next) = part.left(used, self.spec.layout.size);
-        self.counter = next;
-        // The ring tells how many were answered, the notes how many were taken besides.
-        self.queue.set_next_avail(used.wrapping_add(left.len() as u16));
+        let left = self.ring.left();
         if !left.is_empty() {
             tracing::info!(queue = self.spec.number, requests = left.len(), "served once more");
             add(&self.shared.counters.resubmitted, left.len() as u64);
         }
-        for head in left {
-            if !self.broken {
-                self.start(head);
+        for number in left {
+            if self.broken {
+                return;
+            }
+            self.links.clear();
+            let found = self.ring.again(number, &mut self.links);
+            match found.and_then(|()| self.parse()) {
+                Ok((chain, work)) => self.start(number, chain, work),
+                Err(Broken(why)) => self.give_up(why),
             }
         }
     }
 
     /// Takes requests, one round of the ring at most.
     fn take_requests(&mut self) {
-        // A hint, which the guest may ignore; errors show below.
-        let _ = self.queue.disable_notification(self.memory.guest());
+        self.ring.spare_kicks();
         for _ in 0..self.spec.layout.size {
             if !self.may_take() {
                 return;
             }
-            let next = match self.queue.iter(self.memory.guest()) {
-                Ok(mut chains) => chains.next().map(|chain| chain.head_index()),
-                Err(e) => return self.give_up(&e.to_string()),
+            self.links.clear();
+            let number = match self.ring.next(&mut self.links) {
+                Ok(Some(number)) => number,
+                Ok(None) => return,
+                Err(Broken(why)) => return self.give_up(why),
             };
-            let Some(head) = next else { return };
-            if usize::from(head) >= self.replies.len() {
-                return self.give_up("a request beyond the ring");
-            }
-            if self.replies[usize::from(head)].is_some() {
-                return self.give_up("a request twice at a time");
-            }
-            if let Some(part) = &self.spec.part {
-                part.begin(head, self.counter);
-                self.counter = self.counter.wrapping_add(1);
-            }
-            self.start(head);
+            let (chain, work) = match self.parse() {
+                Ok(parsed) => parsed,
+                Err(Broken(why)) => return self.give_up(why),
+            };
+            self.ring.take();
+            self.start(number, chain, work);
         }
     }
 
-    fn start(&mut self, head: u16) {
+    /// What the descriptors ask for that were found last.
+    fn parse(&mut self) -> Result<(Chain, Work), Broken> {
         let mut work = self.spare.pop().unwrap_or_default();
         self.copies_kept -= work.kept();
-        let place = (self.spec.layout.table, self.spec.layout.size);
-        let parsed = Chain::parse(&self.memory, place, head, (&mut self.scratch, &mut work.pieces));
-        let Chain { status, asked } = match parsed {
-            Ok(chain) => chain,
-            Err(Broken(why)) => return self.give_up(why),
-        };
+        let chain = Chain::parse(&self.memory, &mut self.links, &mut work.pieces)?;
+        Ok((chain, work))
+    }
+
+    fn start(&mut self, number: u16, Chain { status, asked }: Chain, mut work: Work) {
         let taken = asked.ok_or(Status::IoError);
         let taken = taken.and_then(|asked| work.take(&asked, self.spec.durable));
         let reply = Reply { _memory: self.memory.clone(), status, copy: work.kept() };
         self.copies_lent += reply.copy;
         self.in_flight += 1;
-        self.replies[usize::from(head)] = Some(reply);
+        self.replies[usize::from(number)] = Some(reply);
         if let Err(status) = taken {
-            return self.finish(head, Done { status, written: 0, work });
+            return self.finish(number, Done { status, written: 0, work });
         }
-        let progress = self.slots.start(head, (self.begin)(work));
+        let progress = self.slots.start(number, (self.begin)(work));
         if let Progress::Done(_) = progress {
             add(&self.shared.counters.inline, 1);
         }
-        self.settle(head, progress);
+        self.settle(number, progress);
     }
 
     /// Polls the requests that were woken.
@@ -279,53 +263,44 @@ where
         for word in 0..self.shared.mailbox.words() {
             let mut ready = self.shared.mailbox.take(word);
             while ready != 0 {
-                let head = (word * 64) as u16 + ready.trailing_zeros() as u16;
+                let number = (word * 64) as u16 + ready.trailing_zeros() as u16;
                 ready &= ready - 1;
-                let progress = self.slots.poll(head);
+                let progress = self.slots.poll(number);
                 if let Progress::Done(_) = progress {
                     add(&self.shared.counters.waited, 1);
                 }
-                self.settle(head, progress);
+                self.settle(number, progress);
             }
         }
     }
 
-    fn settle(&mut self, head: u16, progress: Progress<Done>) {
+    fn settle(&mut self, number: u16, progress: Progress<Done>) {
         match progress {
             Progress::Idle | Progress::Waiting => {}
-            Progress::Done(done) => self.finish(head, done),
+            Progress::Done(done) => self.finish(number, done),
             Progress::Panicked => {
                 tracing::error!(
                     queue = self.spec.number,
-                    head,
+                    number,
                     "the device panicked: answered EIO"
                 );
                 let (status, work) = (Status::IoError, Work::default());
-                self.finish(head, Done { status, written: 0, work });
+                self.finish(number, Done { status, written: 0, work });
             }
         }
     }
 
-    /// Answers the request at `head`.
-    fn finish(&mut self, head: u16, done: Done) {
-        let Some(reply) = self.replies[usize::from(head)].take() else { return };
+    /// Answers a request.
+    fn finish(&mut self, number: u16, done: Done) {
+        let Some(reply) = self.replies[usize::from(number)].take() else { return };
         self.copies_lent -= reply.copy;
         self.in_flight -= 1;
         count(&self.shared.counters, &done);
         // SAFETY: the reply keeps the memory that it is of.
         unsafe { reply.status.copy_from(&[done.status as u8]) };
-        if let Some(part) = &self.spec.part {
-            part.answering(head);
-        }
-        let answered = self.queue.add_used(self.memory.guest(), head, done.written + 1);
-        match answered {
-            Ok(()) => {
-                if let Some(part) = &self.spec.part {
-                    part.answered(head, self.queue.next_used());
-                }
-                self.untold = true;
-            }
-            Err(e) => self.give_up(&e.to_string()),
+        match self.ring.answer(number, done.written + 1) {
+            Ok(()) => self.untold = true,
+            Err(Broken(why)) => self.give_up(why),
         }
         if self.copies_kept + done.work.kept() <= COPIES_MAX {
             self.copies_kept += done.work.kept();
@@ -334,20 +309,7 @@ where
     }
 
     fn tell_guest(&mut self) {
-        if !std::mem::take(&mut self.untold) {
-            return;
-        }
-        let wanted = match self.spec.event_idx {
-            true => self.queue.needs_notification(self.memory.guest()).unwrap_or(true),
-            false => {
-                // The answers must be seen before the guest's wish is looked at.
-                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-                let flags = self.memory.guest().load::<u16>(self.spec.layout.avail, Relaxed);
-                let flags = flags.map_or(0, u16::from_le);
-                u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0
-            }
-        };
-        if wanted {
+        if std::mem::take(&mut self.untold) && self.ring.wants_call() {
             self.shared.notify();
         }
     }
@@ -355,18 +317,18 @@ where
     /// Lets go of what is in flight: for a successor where that is noted, otherwise with an error.
     fn abandon(&mut self) {
         self.broken = true;
-        for head in 0..self.spec.layout.size {
-            if !self.slots.abandon(head) {
+        for number in 0..self.spec.layout.size {
+            if !self.slots.abandon(number) {
                 continue;
             }
             match self.spec.part {
                 Some(_) => {
-                    self.replies[usize::from(head)] = None;
+                    self.replies[usize::from(number)] = None;
                     self.in_flight -= 1;
                 }
                 None => {
                     let (status, work) = (Status::IoError, Work::default());
-                    self.finish(head, Done { status, written: 0, work });
+                    self.finish(number, Done { status, written: 0, work });
                 }
             }
         }

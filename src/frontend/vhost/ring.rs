@@ -8,6 +8,7 @@ use super::memory::Memory;
 use super::queue;
 use super::request::ID_LEN;
 use super::status::Counters;
+use super::virtqueue::Shape;
 use crate::device::{BlockDevice, Checked};
 use crate::frontend::mailbox::Mailbox;
 use std::fs::File;
@@ -33,7 +34,8 @@ pub(super) enum Order {
     Abandon,
 }
 
-/// Where a ring lies, in the guest's words, and how large it is.
+/// Where a ring lies, in the guest's words, and how large it is. Of a packed one, `table` is the ring
+/// itself, `avail` what the driver wishes, and `used` what the device does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) size: u16,
@@ -46,9 +48,10 @@ pub(super) struct Layout {
 #[derive(Debug)]
 pub(super) struct Spec {
     pub(super) number: usize,
+    pub(super) shape: Shape,
     pub(super) layout: Layout,
-    /// The next request that nobody has taken.
-    pub(super) base: u16,
+    /// Where it stands, as the protocol has it.
+    pub(super) base: u32,
     /// The guest says and wants to hear from where on to be woken.
     pub(super) event_idx: bool,
     /// The guest does not know of flushes.
@@ -149,7 +152,7 @@ fn tell(event: &Option<File>) {
 #[derive(Debug)]
 pub(super) struct Ring {
     shared: Arc<Shared>,
-    end: Receiver<u16>,
+    end: Receiver<u32>,
 }
 
 impl Ring {
@@ -190,9 +193,9 @@ impl Ring {
         &self.shared
     }
 
-    /// Ends it: requests in flight are answered within `patience` or left. Returns the next request
-    /// that was not taken; none where the thread does not end.
-    pub(super) fn stop(self, patience: Duration) -> Option<u16> {
+    /// Ends it: requests in flight are answered within `patience` or left. Returns where it
+    /// stands; none where the thread does not end.
+    pub(super) fn stop(self, patience: Duration) -> Option<u32> {
         self.shared.order(Order::Drain);
         if let Ok(base) = self.end.recv_timeout(patience) {
             return Some(base);

@@ -8,6 +8,7 @@ use super::inflight::{Identity, Region};
 use super::memory::{Memory, REGIONS_MAX};
 use super::request::ID_LEN;
 use super::ring::{Layout, Ring, Spec};
+use super::virtqueue::Shape;
 use super::{Common, DRAIN};
 use crate::device::{BlockDevice, Checked};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -25,7 +26,7 @@ use vhost::vhost_user::{
     Error, GpuBackend, Result, VhostUserBackendReqHandlerMut,
     VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures,
 };
-use virtio_bindings::{virtio_blk, virtio_ring};
+use virtio_bindings::{virtio_blk, virtio_config, virtio_ring};
 
 /// Rings may be enabled and disabled, and more.
 const PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -43,7 +44,7 @@ struct Places {
 struct Queue {
     size: u16,
     places: Option<Places>,
-    base: u16,
+    base: u32,
     enabled: bool,
     call: Option<File>,
     error: Option<File>,
@@ -109,6 +110,13 @@ impl<D: BlockDevice> Session<D> {
         self.features & config::bit(feature) != 0
     }
 
+    fn shape(&self) -> Shape {
+        match self.has(virtio_config::VIRTIO_F_RING_PACKED) {
+            true => Shape::Packed,
+            false => Shape::Split,
+        }
+    }
+
     fn remap(&mut self, memory: std::result::Result<Memory, String>) -> Result<()> {
         self.memory = Arc::new(memory.map_err(wrong)?);
         for ring in self.queues.iter().filter_map(|queue| queue.ring.as_ref()) {
@@ -118,10 +126,11 @@ impl<D: BlockDevice> Session<D> {
     }
 
     fn start(&mut self, index: usize, kick: File) -> Result<()> {
+        let shape = self.shape();
         let part = match &self.region {
             None => None,
             Some(region) => {
-                let part = region.part(index, self.queues[index].size);
+                let part = region.part(shape, index, self.queues[index].size);
                 Some(part.ok_or_else(|| wrong(format!("nothing is noted of queue {index}")))?)
             }
         };
@@ -142,7 +151,7 @@ impl<D: BlockDevice> Session<D> {
             used: place(places.used)?,
         };
         let (base, id) = (queue.base, self.id);
-        let spec = Spec { number: index, layout, base, event_idx, durable, kick, part, id };
+        let spec = Spec { number: index, shape, layout, base, event_idx, durable, kick, part, id };
         let (device, counters) = (self.device.clone(), self.common.counters.clone());
         let enabled = queue.enabled || self.features & PROTOCOL == 0;
         let events = (queue.call.take(), queue.error.take());
@@ -256,8 +265,9 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Session<D> {
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        let size = u16::try_from(num).ok();
-        let size = size.filter(|n| n.is_power_of_two() && *n <= QUEUE_SIZE_MAX);
+        let any = self.shape() == Shape::Packed;
+        let size = u16::try_from(num).ok().filter(|n| (1..=QUEUE_SIZE_MAX).contains(n));
+        let size = size.filter(|n| any || n.is_power_of_two());
         let size = size.ok_or_else(|| wrong(format!("a ring of {num} entries")))?;
         self.idle_queue(index)?.size = size;
         Ok(())
@@ -281,8 +291,6 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Session<D> {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        let base = u16::try_from(base);
-        let base = base.map_err(|_| wrong("a packed ring, which was not offered"))?;
         self.idle_queue(index)?.base = base;
         Ok(())
     }
@@ -292,7 +300,7 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Session<D> {
         self.stop(index as usize, DRAIN)?;
         let queue = self.queue(index)?;
         queue.enabled = false;
-        Ok(VhostUserVringState::new(index, queue.base.into()))
+        Ok(VhostUserVringState::new(index, queue.base))
     }
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
@@ -348,14 +356,15 @@ impl<D: BlockDevice> VhostUserBackendReqHandlerMut for Session<D> {
     }
 
     fn get_inflight_fd(&mut self, told: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        let shape = (told.num_queues, told.queue_size);
-        let (region, told, file) = Region::create(shape, &self.identity).map_err(wrong)?;
+        let size = (told.num_queues, told.queue_size);
+        let made = Region::create(self.shape(), size, &self.identity);
+        let (region, told, file) = made.map_err(wrong)?;
         self.region = Some(Arc::new(region));
         Ok((told, file))
     }
 
     fn set_inflight_fd(&mut self, told: &VhostUserInflight, file: File) -> Result<()> {
-        let region = Region::open(told, file, &self.identity).map_err(|why| {
+        let region = Region::open(self.shape(), told, file, &self.identity).map_err(|why| {
             self.common.refuse(&why);
             wrong(why)
         })?;

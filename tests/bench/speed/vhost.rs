@@ -3,7 +3,7 @@
 
 use crate::contest::{Report, Settings, take_turns};
 use crate::disk::{Dice, noise};
-use crate::master::{Master, OK, Request, SLOTS, Wishes};
+use crate::master::{Master, OK, PACKED, Request, SLOTS, SPLIT, Wishes};
 use crate::storing::Storing;
 use crate::world::{World, arg, until};
 use std::cell::Cell;
@@ -22,9 +22,6 @@ const PAGE: usize = 4096;
 const PAGES: u64 = MIB << 8;
 const SECTORS: u64 = 8;
 const QUEUES: usize = 2;
-/// Of the features that are offered, rings of another shape, which the driver does not know.
-const PACKED: u64 = 1 << 34;
-
 /// A server, until it is dropped.
 struct Server {
     child: Child,
@@ -46,9 +43,11 @@ impl Server {
         Server { child, socket }
     }
 
-    fn connect(&self) -> Master {
-        let wishes = Wishes { queues: QUEUES, without: PACKED, inflight: false };
-        Master::begin_when_free(&self.socket, wishes)
+    fn connect(&self, shape: Wishes) -> Master {
+        let wishes = Wishes { queues: QUEUES, inflight: false, ..shape };
+        let master = Master::begin_when_free(&self.socket, wishes);
+        assert_eq!(master.is_packed(), shape.packed, "packed rings are not offered");
+        master
     }
 }
 
@@ -80,8 +79,8 @@ enum Work {
 }
 
 /// Thousands of requests a second.
-fn drive(server: &Server, work: Work, turn: Duration) -> f64 {
-    let mut master = server.connect();
+fn drive(server: &Server, shape: Wishes, work: Work, turn: Duration) -> f64 {
+    let mut master = server.connect(shape);
     let (data, mut dice, mut done) = (noise(PAGE), Dice::new(8), 0_u64);
     let mut ask = |master: &mut Master, ring| {
         let sector = dice.below(PAGES) * SECTORS;
@@ -125,7 +124,7 @@ fn drive(server: &Server, work: Work, turn: Duration) -> f64 {
 
 /// Writes all of it and reads it back, so that the server has it in memory.
 fn fill(server: &Server) {
-    let mut master = server.connect();
+    let mut master = server.connect(SPLIT);
     let piece = noise(256 << 10);
     let sectors = piece.len() as u64 / 512;
     for at in (0..(MIB << 20) / 512).step_by(sectors as usize) {
@@ -146,23 +145,25 @@ pub fn run(settings: &Settings, report: &mut Report) {
     for server in [&ours, &limit] {
         fill(server);
     }
-    for (work, name) in
-        [(Work::Read, "cached 4 KiB random reads"), (Work::Write, "4 KiB random writes")]
-    {
-        let figures = take_turns(
-            settings.rounds,
-            [&mut || drive(&ours, work, turn), &mut || drive(&limit, work, turn)],
-        );
-        report.add(&format!("{name}, 2 x 16 in flight"), "k/s", LIMIT, figures);
+    let works = [(Work::Read, "cached 4 KiB random reads"), (Work::Write, "4 KiB random writes")];
+    for (work, name) in works {
+        // The daemon offers no packed rings.
+        for (shape, rings) in [(SPLIT, ""), (PACKED, ", packed rings")] {
+            let figures = take_turns(
+                settings.rounds,
+                [&mut || drive(&ours, shape, work, turn), &mut || drive(&limit, SPLIT, work, turn)],
+            );
+            report.add(&format!("{name}, 2 x 16 in flight{rings}"), "k/s", LIMIT, figures);
+        }
     }
     let rate = Cell::new(0.0);
     let mut write = || {
-        rate.set(drive(&ours, Work::Write, turn));
+        rate.set(drive(&ours, SPLIT, Work::Write, turn));
         rate.get()
     };
     let mut storing = || {
         let _storing = Storing::begin(rate.get() * 1e3 * PAGE as f64);
-        drive(&limit, Work::Write, turn)
+        drive(&limit, SPLIT, Work::Write, turn)
     };
     let figures = take_turns(settings.rounds, [&mut write, &mut storing]);
     report.add("4 KiB random writes, 2 x 16 in flight", "k/s", STORING, figures);

@@ -1,14 +1,15 @@
 //! What a backend was doing, in memory that outlives it.
 //!
 //! The VMM keeps this memory and hands it to the backend's successor, which so knows which requests
-//! the guest waits for. It is laid out as the vhost-user specification shows it for split rings, one
-//! part for each queue, with a label of ours behind the last:
+//! the guest waits for. It is laid out as the vhost-user specification shows it for rings of either
+//! shape, one part for each queue ([`split`], [`packed`]), with a label of ours behind the last:
 //!
 //! ```text
-//! queue   features u64, version u16, entries u16, last u16, used u16, then for each entry:
-//!         in flight u8, 0 [5], next u16, counter u64
 //! label   magic, token u64, epoch u64, volume [16]
 //! ```
+//!
+//! A process may be killed between any two instructions; what it has stored until then is there for
+//! its successor, so all that counts is the order of the stores: each is a release.
 //!
 //! **The label** is why a guest never loses writes without noticing. It says who served it last. A
 //! guest that comes back with the label of a process that died, to one that does not have what that
@@ -16,31 +17,31 @@
 //!
 //! Invariant: the memory cannot shrink (it is sealed), so that nobody is killed for touching it.
 
+mod packed;
+mod split;
+
+pub(super) use packed::PackedNotes;
+pub(super) use split::SplitNotes;
+
 use super::config::{QUEUE_SIZE_MAX, QUEUES_MAX};
+use super::virtqueue::Shape;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use vhost::vhost_user::message::VhostUserInflight;
 use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory};
-
-/// Bytes of a queue's part in front of its entries, and of each entry.
-const HEAD: usize = 16;
-const ENTRY: usize = 16;
 
 /// Parts begin at multiples of this.
 const ALIGN: usize = 64;
 
-/// The version of a queue's part.
+/// The version of a queue's part, once there is something in it.
 const VERSION: u16 = 1;
 
-/// Where things are in a queue's part.
+/// Where things are in a part of either shape.
 const VERSION_AT: usize = 8;
 const ENTRIES_AT: usize = 10;
-const LAST_AT: usize = 12;
-const USED_AT: usize = 14;
-const COUNTER_AT: usize = 8;
 
 /// Of the label.
 const LABEL: usize = 64;
@@ -69,6 +70,7 @@ pub struct Identity {
 #[derive(Debug)]
 pub(super) struct Region {
     memory: MmapRegion,
+    shape: Shape,
     queues: u16,
     entries: u16,
 }
@@ -80,12 +82,16 @@ pub(super) struct Part {
     at: usize,
 }
 
-fn stride(entries: u16) -> usize {
-    (HEAD + ENTRY * usize::from(entries)).next_multiple_of(ALIGN)
+fn stride(shape: Shape, entries: u16) -> usize {
+    let (head, entry) = match shape {
+        Shape::Split => (split::HEAD, split::ENTRY),
+        Shape::Packed => (packed::HEAD, packed::ENTRY),
+    };
+    (head + entry * usize::from(entries)).next_multiple_of(ALIGN)
 }
 
-fn len(queues: u16, entries: u16) -> usize {
-    stride(entries) * usize::from(queues) + LABEL
+fn len(shape: Shape, (queues, entries): (u16, u16)) -> usize {
+    stride(shape, entries) * usize::from(queues) + LABEL
 }
 
 fn check_shape(queues: u16, entries: u16) -> Result<(), String> {
@@ -96,11 +102,12 @@ fn check_shape(queues: u16, entries: u16) -> Result<(), String> {
 impl Region {
     /// Memory for a guest that begins. What to tell the VMM of it. The error is for people.
     pub(super) fn create(
+        shape: Shape,
         (queues, entries): (u16, u16),
         identity: &Identity,
     ) -> Result<(Region, VhostUserInflight, File), String> {
         check_shape(queues, entries)?;
-        let size = len(queues, entries);
+        let size = len(shape, (queues, entries));
         let failed = |e: nix::errno::Errno| format!("no memory to share: {e}");
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = File::from(memfd_create(c"objblk-inflight", flags).map_err(failed)?);
@@ -110,11 +117,14 @@ impl Region {
         let ours = file.try_clone().map_err(|e| e.to_string())?;
         let memory = MmapRegion::from_file(FileOffset::new(ours, 0), size);
         let memory = memory.map_err(|e| format!("no memory to share: {e}"))?;
-        let region = Region { memory, queues, entries };
+        let region = Region { memory, shape, queues, entries };
         for queue in 0..queues {
-            let at = stride(entries) * usize::from(queue);
-            region.put(at + VERSION_AT, VERSION);
+            let at = stride(shape, entries) * usize::from(queue);
             region.put(at + ENTRIES_AT, entries);
+            // Where a packed ring stands is in its part, once that is known; until then, in nothing.
+            if shape == Shape::Split {
+                region.put(at + VERSION_AT, VERSION);
+            }
         }
         region.label(identity);
         Ok((region, VhostUserInflight::new(size as u64, 0, queues, entries), file))
@@ -123,6 +133,7 @@ impl Region {
     /// The memory of a guest that comes back, if what it waits for is known here. The error is for
     /// people.
     pub(super) fn open(
+        shape: Shape,
         told: &VhostUserInflight,
         file: File,
         identity: &Identity,
@@ -130,7 +141,7 @@ impl Region {
         let (size, offset) = (told.mmap_size, told.mmap_offset);
         let (queues, entries) = (told.num_queues, told.queue_size);
         check_shape(queues, entries)?;
-        if size != len(queues, entries) as u64 || offset != 0 {
+        if size != len(shape, (queues, entries)) as u64 || offset != 0 {
             return Err("memory of requests in flight that is not as objblk makes it".into());
         }
         let seals = fcntl(&file, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_truncate);
@@ -142,13 +153,14 @@ impl Region {
         }
         let memory = MmapRegion::from_file(FileOffset::new(file, 0), size as usize);
         let memory = memory.map_err(|e| format!("memory that cannot be mapped: {e}"))?;
-        let region = Region { memory, queues, entries };
+        let region = Region { memory, shape, queues, entries };
         region.check_label(identity)?;
         for queue in 0..queues {
-            let at = stride(entries) * usize::from(queue);
+            let at = stride(shape, entries) * usize::from(queue);
             let (version, there): (u16, u16) =
                 (region.get(at + VERSION_AT), region.get(at + ENTRIES_AT));
-            if (version, there) != (VERSION, entries) {
+            let known = version == VERSION || version == 0 && shape == Shape::Packed;
+            if !known || there != entries {
                 return Err(format!("version {version} of requests in flight, {there} entries"));
             }
         }
@@ -157,7 +169,7 @@ impl Region {
     }
 
     fn label(&self, identity: &Identity) {
-        let at = len(self.queues, self.entries) - LABEL;
+        let at = len(self.shape, (self.queues, self.entries)) - LABEL;
         self.put(at, MAGIC.to_le());
         self.put(at + TOKEN_AT, identity.token);
         self.put(at + EPOCH_AT, identity.epoch);
@@ -168,7 +180,7 @@ impl Region {
     }
 
     fn check_label(&self, identity: &Identity) -> Result<(), String> {
-        let at = len(self.queues, self.entries) - LABEL;
+        let at = len(self.shape, (self.queues, self.entries)) - LABEL;
         let volume = |i: usize| {
             let half = &identity.volume[8 * i..8 * i + 8];
             half.iter().fold(0, |n, b| n << 8 | u64::from(*b))
@@ -188,63 +200,31 @@ impl Region {
     }
 
     /// The part of a queue of `size` entries; none where there is no such.
-    pub(super) fn part(self: &Arc<Region>, queue: usize, size: u16) -> Option<Part> {
+    pub(super) fn part(self: &Arc<Region>, shape: Shape, queue: usize, size: u16) -> Option<Part> {
         let there = queue < usize::from(self.queues) && size <= self.entries;
-        let at = stride(self.entries) * queue;
-        there.then(|| Part { region: self.clone(), at })
+        let at = stride(self.shape, self.entries) * queue;
+        (there && shape == self.shape).then(|| Part { region: self.clone(), at })
     }
 
     fn get<T: AtomicAccess + Default>(&self, at: usize) -> T {
         let memory = self.memory.as_volatile_slice();
         // Every place is inside and aligned, as the shape was checked.
-        memory.load(at, SeqCst).unwrap_or_default()
+        memory.load(at, Acquire).unwrap_or_default()
     }
 
     fn put<T: AtomicAccess>(&self, at: usize, value: T) {
-        let stored = self.memory.as_volatile_slice().store(value, at, SeqCst);
+        let stored = self.memory.as_volatile_slice().store(value, at, Release);
         debug_assert!(stored.is_ok(), "every place is inside and aligned");
     }
 }
 
 impl Part {
-    fn entry(&self, head: u16) -> usize {
-        self.at + HEAD + ENTRY * usize::from(head)
+    fn get<T: AtomicAccess + Default>(&self, at: usize) -> T {
+        self.region.get(self.at + at)
     }
 
-    /// Notes that the request at `head` is being served, the `counter`-th of its queue.
-    pub(super) fn begin(&self, head: u16, counter: u64) {
-        self.region.put(self.entry(head) + COUNTER_AT, counter);
-        self.region.put(self.entry(head), 1u8);
-    }
-
-    /// Notes that the request at `head` is going to be answered.
-    pub(super) fn answering(&self, head: u16) {
-        self.region.put(self.at + LAST_AT, head);
-    }
-
-    /// Notes that it was, and how many have been.
-    pub(super) fn answered(&self, head: u16, used: u16) {
-        self.region.put(self.entry(head), 0u8);
-        self.region.put(self.at + USED_AT, used);
-    }
-
-    /// What was being served when the queue's ring showed `used` answers, oldest first, and the
-    /// number of the next request.
-    pub(super) fn left(&self, used: u16, size: u16) -> (Vec<u16>, u64) {
-        if self.region.get::<u16>(self.at + USED_AT) != used {
-            // It died between an answer and the note of it.
-            let last: u16 = self.region.get(self.at + LAST_AT);
-            if last < size {
-                self.region.put(self.entry(last), 0u8);
-            }
-            self.region.put(self.at + USED_AT, used);
-        }
-        let open = (0..size).filter(|head| self.region.get::<u8>(self.entry(*head)) == 1);
-        let counter = |head: u16| self.region.get::<u64>(self.entry(head) + COUNTER_AT);
-        let mut open: Vec<(u64, u16)> = open.map(|head| (counter(head), head)).collect();
-        open.sort_unstable();
-        let next = open.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
-        (open.into_iter().map(|(_, head)| head).collect(), next)
+    fn put<T: AtomicAccess>(&self, at: usize, value: T) {
+        self.region.put(self.at + at, value);
     }
 }
 
@@ -257,34 +237,13 @@ mod tests {
     }
 
     fn comes_back(told: &VhostUserInflight, file: &File, to: &Identity) -> Result<Region, String> {
-        Region::open(told, file.try_clone().unwrap(), to)
-    }
-
-    #[test]
-    fn what_was_open_is_found_again_in_order() {
-        let me = identity(7, 3, None);
-        let (region, told, file) = Region::create((2, 8), &me).unwrap();
-        let region = Arc::new(region);
-        assert!(region.part(2, 8).is_none() && region.part(0, 16).is_none());
-        let part = region.part(1, 8).unwrap();
-        for (counter, head) in [5, 2, 7].into_iter().enumerate() {
-            part.begin(head, counter as u64);
-        }
-        part.answering(2);
-        part.answered(2, 1);
-        // Another one is answered, and the process dies before it says so.
-        part.answering(5);
-        let back = Arc::new(comes_back(&told, &file, &me).unwrap());
-        assert_eq!(back.part(1, 8).unwrap().left(2, 8), (vec![7], 3));
-        assert_eq!(back.part(0, 8).unwrap().left(0, 8), (vec![], 0));
-        // It dies before the ring shows the answer.
-        part.begin(5, 9);
-        assert_eq!(back.part(1, 8).unwrap().left(2, 8), (vec![7, 5], 10));
+        Region::open(Shape::Split, told, file.try_clone().unwrap(), to)
     }
 
     #[test]
     fn a_guest_comes_back_only_to_those_who_have_its_writes() {
-        let (_, told, file) = Region::create((1, 128), &identity(7, 3, None)).unwrap();
+        let (_, told, file) =
+            Region::create(Shape::Split, (1, 128), &identity(7, 3, None)).unwrap();
         let lost = comes_back(&told, &file, &identity(8, 4, None)).unwrap_err();
         assert!(lost.contains("reset it"), "{lost}");
         assert!(comes_back(&told, &file, &identity(8, 5, Some(4))).is_err());
@@ -292,7 +251,8 @@ mod tests {
             comes_back(&told, &file, &Identity { unchanging: true, ..identity(8, 0, None) })
                 .is_ok()
         );
-        let (_, told, file) = Region::create((1, 128), &identity(7, 3, None)).unwrap();
+        let (_, told, file) =
+            Region::create(Shape::Split, (1, 128), &identity(7, 3, None)).unwrap();
         comes_back(&told, &file, &identity(7, 4, None)).unwrap();
         comes_back(&told, &file, &identity(9, 5, Some(4))).unwrap();
         comes_back(&told, &file, &identity(9, 6, None)).unwrap();
@@ -303,7 +263,7 @@ mod tests {
     #[test]
     fn memory_of_another_kind_is_refused() {
         let me = identity(7, 3, None);
-        let (_, told, file) = Region::create((1, 8), &me).unwrap();
+        let (_, told, file) = Region::create(Shape::Split, (1, 8), &me).unwrap();
         let shaped = |size, offset, queues, entries| {
             let told = VhostUserInflight::new(size, offset, queues, entries);
             comes_back(&told, &file, &me)
@@ -321,6 +281,11 @@ mod tests {
         let bare = File::from(memfd_create(c"bare", MFdFlags::MFD_CLOEXEC).unwrap());
         bare.set_len(told.mmap_size).unwrap();
         assert!(comes_back(&told, &bare, &me).unwrap_err().contains("did not make"));
-        assert!(Region::create((0, 8), &me).is_err() && Region::create((1, 2048), &me).is_err());
+        let other = Region::open(Shape::Packed, &told, file, &me).unwrap_err();
+        assert!(other.contains("not as objblk makes it"), "{other}");
+        assert!(
+            Region::create(Shape::Split, (0, 8), &me).is_err()
+                && Region::create(Shape::Split, (1, 2048), &me).is_err()
+        );
     }
 }
