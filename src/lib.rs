@@ -45,6 +45,7 @@
 //! | [`host`], [`settings`] | which process this is; what the configuration file says |
 //! | [`transfer`] | images into volumes and out of them; streams of what changed |
 //! | [`pool`] | the volumes of a store: names, creation, deletion, the trash |
+//! | [`replica`] | volumes shipped to another pool, state by state |
 //! | [`doctor`] | every object followed and verified, without owning anything |
 //! | [`daemon`] | one process an attachment, and how others talk to it |
 //! | [`cli`] | the command line |
@@ -75,6 +76,7 @@ pub mod map;
 pub mod mirror;
 pub mod mutant;
 pub mod pool;
+pub mod replica;
 pub mod seal;
 pub mod settings;
 pub mod size;

@@ -36,6 +36,14 @@ pub enum Mutant {
     SlotReused,
     /// A chunk's data is put in order, and the map has it where it was.
     MapNotInOrder,
+    /// The log of a replica that was promoted goes on where it was, and not in an epoch of its own.
+    PromotedLogNotCut,
+    /// A state of a replica is said to be complete before its objects are there.
+    ShippedToldEarly,
+    /// What a replica has no need of in its next state is deleted before that is complete.
+    ShippedDeletesEarly,
+    /// What vanished from the source while it was shipped is taken for what nobody needs.
+    ShippedLossIgnored,
     /// The last record of a chunk is not replayed.
     RecordNotReplayed,
     /// A trim changes the map and not the log.

@@ -60,6 +60,8 @@ mod reader;
 mod recover;
 #[path = "engine/recover_local.rs"]
 mod recover_local;
+#[path = "engine/replica.rs"]
+mod replica;
 #[path = "engine/rig.rs"]
 mod rig;
 #[path = "engine/ring.rs"]

@@ -53,6 +53,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "pool",
         ],
     ),
+    ("replica", &["units", "error", "clock", "mutant", "store", "format", "log", "volume"]),
     ("doctor", &["units", "error", "clock", "store", "format", "map", "log", "volume", "pool"]),
     (
         "daemon",
@@ -66,7 +67,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "units", "error", "clock", "store", "format", "seal", "image", "device", "cache",
             "volume", "frontend", "host", "settings", "pool", "doctor", "daemon", "bench", "size",
-            "transfer",
+            "transfer", "replica",
         ],
     ),
     ("main", &["cli"]),

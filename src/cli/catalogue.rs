@@ -1,5 +1,6 @@
 //! Verbs that show the volumes of the pool.
 
+use super::replicate::Shown;
 use super::{Context, damaged, render, retain, schedule, size};
 use crate::daemon::{KnownTarget, RunDir};
 use crate::error::Result;
@@ -19,7 +20,7 @@ use std::time::Duration;
 struct Line {
     name: String,
     id: VolumeId,
-    /// free, in-use, unclean (its owner died), locked (encrypted, without its key), deleting, importing, damaged
+    /// free, in-use, unclean (its owner died), replica, locked (encrypted, without its key), deleting, importing, damaged
     state: &'static str,
     health: String,
     size: Option<u64>,
@@ -37,6 +38,9 @@ struct Line {
     /// Of a mirrored volume, in `info` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     mirror: Option<Mirrored>,
+    /// Of one that is shipped from another pool, or was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replica: Option<Shown>,
     /// aes-256-gcm, where it is encrypted
     encryption: Option<&'static str>,
     created_at_ms: Option<u64>,
@@ -114,6 +118,7 @@ fn bare(name: String, id: VolumeId, state: &'static str, health: String) -> Line
         features: None,
         compression: None,
         mirror: None,
+        replica: None,
         encryption: None,
         created_at_ms: None,
         checkpoint_at_ms: None,
@@ -130,7 +135,9 @@ fn bare(name: String, id: VolumeId, state: &'static str, health: String) -> Line
 fn known(name: String, info: &Info, host: &Host, targets: &[KnownTarget]) -> Line {
     let (volume, ownership) = (&info.volume, &info.ownership);
     let standing = standing(ownership, host);
+    let replica = ownership.replica.as_ref().map(|state| Shown::of(&name, state));
     let state = match &standing {
+        Standing::Free if replica.as_ref().is_some_and(|of| !of.is_promoted()) => "replica",
         Standing::Free => "free",
         Standing::Orphaned(_) => "unclean",
         Standing::OwnedHere(_) | Standing::OwnedElsewhere(_) => "in-use",
@@ -149,6 +156,7 @@ fn known(name: String, info: &Info, host: &Host, targets: &[KnownTarget]) -> Lin
         owner: ownership.owner.as_ref().filter(|_| owned).map(owner),
         checkpoint_at_ms: Some(ownership.checkpoint_at_ms).filter(|ms| *ms > 0),
         retention_ms: Some(ownership.retention_ms).filter(|ms| *ms > 0),
+        replica,
         ..described(name, volume, targets, (state, "ok"))
     }
 }
@@ -341,6 +349,9 @@ fn details(line: &Line) -> String {
     ];
     if let Some(mirror) = &line.mirror {
         fields.push(("mirror", mirrored(mirror)));
+    }
+    if let Some(replica) = &line.replica {
+        fields.push(("replica", replica.words()));
     }
     if let Some(source) = &line.source {
         fields.push(("began as", source.clone()));

@@ -30,7 +30,8 @@ pub(super) async fn copy(context: &Context, copy: args::Copy) -> Result<()> {
     };
     let source = context.open().await?;
     let (id, _) = source.pool.lookup(&name.volume()).await?;
-    let target = super::volume::open_or_create(&destination(context, &copy)?).await?;
+    let other = (&*copy.to, &copy.to_endpoint_url, &copy.to_region);
+    let target = super::volume::open_or_create(&destination(context, other)?).await?;
     let target = target.with_key(context.given()?);
     let there = There::look(&target, &new).await?;
     if there.as_ref().is_some_and(|there| there.id == id) {
@@ -56,20 +57,23 @@ pub(super) async fn copy(context: &Context, copy: args::Copy) -> Result<()> {
 }
 
 /// The other pool. What was said of S3 holds for both, unless it was said for this one.
-fn destination(context: &Context, copy: &args::Copy) -> Result<Location> {
+pub(super) fn destination(
+    context: &Context,
+    (to, endpoint_url, own_region): (&str, &Option<String>, &Option<String>),
+) -> Result<Location> {
     let global = &context.global;
-    let is_s3 = matches!(copy.to.parse()?, StoreUrl::S3(_));
+    let is_s3 = matches!(to.parse()?, StoreUrl::S3(_));
     let unless = |own: &Option<String>, both: &Option<String>| {
         own.clone().or_else(|| both.clone().filter(|_| is_s3))
     };
     let named = Named {
-        store: Some(copy.to.clone()),
-        endpoint_url: Endpoints(match &copy.to_endpoint_url {
+        store: Some(to.to_owned()),
+        endpoint_url: Endpoints(match endpoint_url {
             Some(own) => vec![own.clone()],
             None if is_s3 => global.endpoint_url.clone(),
             None => Vec::new(),
         }),
-        region: unless(&copy.to_region, &global.region),
+        region: unless(own_region, &global.region),
         ..Named::default()
     };
     Location::find(named, global.config.as_deref()).map_err(|e| e.context("--to"))

@@ -61,6 +61,8 @@ async fn of_volume(store: &dyn Store, description: &VolumeObject) -> Result<Vec<
     if owned.owner.is_some() {
         keys.push(keys::epoch(id, owned.epoch));
     }
+    let state = store.list(&keys::replica_states(id), None, 1).await?.objects;
+    keys.extend(state.into_iter().map(|object| object.key));
     let newest = store.list(&keys::checkpoints(id), None, 1).await?.objects;
     keys.extend(newest.into_iter().map(|object| object.key));
     Ok(keys)

@@ -19,6 +19,14 @@ impl Interrupt {
         Ok(Interrupt { terminate, interrupt: listen(SignalKind::interrupt())? })
     }
 
+    /// Ends when a signal is heard.
+    pub(super) async fn heard(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
     /// What `work` comes to, or an error once a signal is heard, which drops it.
     pub(super) async fn or<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {

@@ -32,6 +32,7 @@ mod pool;
 mod recover;
 mod render;
 mod repair;
+mod replicate;
 mod retain;
 mod schedule;
 mod serve;
@@ -152,6 +153,8 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Children { of } => clone::children(context, &of.parse()?).await,
         Verb::Flatten { name } => clone::flatten(context, &name.parse()?).await,
         Verb::Import(import) => import::import(context, import).await,
+        Verb::Replicate(replicate) => replicate::replicate(context, *replicate).await,
+        Verb::Promote { name } => replicate::promote(context, &name).await,
         Verb::Export(export) => export::export(context, export).await,
         Verb::Diff(diff) => diff::diff(context, diff).await,
         Verb::ExportDiff(export) => export_diff::export_diff(context, export).await,

@@ -11,6 +11,7 @@ use crate::format::fence::Fence;
 use crate::format::key_slots::KeySlots;
 use crate::format::keys::{self, ChunkId};
 use crate::format::profile::Profile;
+use crate::format::replica::ReplicaObject;
 use crate::format::scrub::ScrubObject;
 use crate::format::snapshot::{SnapshotEntry, SnapshotObject};
 use crate::format::volume::{EpochObject, VolumeObject};
@@ -18,6 +19,7 @@ use crate::log::IN_FLIGHT_MAX;
 use crate::store::{Key, Store, StoreErrorKind, list_all};
 use crate::units::{Epoch, Seq};
 use crate::volume::present::{Present, newest_checkpoint, present};
+use crate::volume::replica_state;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use std::collections::BTreeSet;
 
@@ -49,6 +51,8 @@ pub(super) struct Gathered {
     pub past: Past,
     /// The slots of its key that count, if it is encrypted.
     pub key_slots: Option<Key>,
+    /// What is complete of a replica.
+    pub replica: Option<ReplicaObject>,
 }
 
 impl Gathered {
@@ -70,7 +74,11 @@ impl Gathered {
             unknown_to_origin: false,
             past: Past::default(),
             key_slots: None,
+            replica: None,
         };
+        if description.is_replica() {
+            gathered.replica = replica_state(store, description.id).await?;
+        }
         let (now, is_lost) = gathered.look(store, name, description).await?;
         gathered.read_snapshots(store, name, description, is_lost).await?;
         gathered.look_back(store, name, description).await?;
@@ -98,7 +106,9 @@ impl Gathered {
         let why = match present(store, description).await {
             Ok(found) => {
                 let Present { checkpoint, changes, size, terms, end, snapshots } = found;
-                (self.epoch, self.end) = (end.epoch, Some(end.slot));
+                // What lies behind the end of a replica is on its way, and proves nothing.
+                let ends = !description.is_replica() || self.promoted().is_some();
+                (self.epoch, self.end) = (end.epoch, ends.then_some(end.slot));
                 self.snapshots = snapshots;
                 let state = State::of(name.into(), lineage, &checkpoint);
                 self.checkpoint = Some(checkpoint);
@@ -123,6 +133,11 @@ impl Gathered {
         self.epoch = checkpoint.as_ref().map_or(self.epoch, |last| last.epoch);
         self.checkpoint = checkpoint;
         Ok((state, true))
+    }
+
+    /// The epoch that a replica was promoted to.
+    fn promoted(&self) -> Option<Epoch> {
+        Some(self.replica.as_ref()?.promoted.as_ref()?.epoch)
     }
 
     /// Whether this object of the log proves that the log goes on behind what is taken for its end.
@@ -185,9 +200,13 @@ impl Gathered {
                 self.damages.push(Damage::of(&key, &flaw, "who owned the volume"));
             }
         }
-        let first = description.lineage().first_epoch();
+        let first = match description.is_replica() {
+            true => self.promoted().unwrap_or(Epoch(u64::MAX)),
+            false => description.lineage().first_epoch(),
+        };
         let Some(now) = self.states.last() else { return Ok(()) };
         let terms = now.terms.as_slice().iter().map(|term| term.epoch);
+        // Those of a replica were claimed elsewhere.
         let missing = terms.filter(|epoch| *epoch > first && !known.contains(epoch));
         for epoch in missing.collect::<Vec<_>>() {
             let key = keys::epoch(id, epoch);
@@ -210,7 +229,8 @@ impl Gathered {
         let lineage = description.lineage();
         for pair in terms.as_slice().windows(2) {
             // A clone begins without one.
-            let is_branch = description.ancestors.iter().any(|a| a.next == pair[1].first);
+            let is_branch = description.ancestors.iter().any(|a| a.next == pair[1].first)
+                || self.replica.as_ref().is_some_and(|state| state.is_branch(pair[1].epoch));
             let Some(slot) = pair[1].first.0.checked_sub(1).filter(|_| !is_branch) else {
                 continue;
             };

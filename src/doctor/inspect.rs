@@ -16,6 +16,7 @@ use crate::format::pool::{
 use crate::format::profile::{self, Profile};
 use crate::format::received::ReceivedObject;
 use crate::format::record::Record;
+use crate::format::replica::ReplicaObject;
 use crate::format::schedule::ScheduleObject;
 use crate::format::scrub::ScrubObject;
 use crate::format::sealed;
@@ -302,6 +303,15 @@ fn decode_profile(_: &Key, id: Option<VolumeId>, bytes: &[u8]) -> Decoded {
     Ok((json!({ "volume": profile.volume, "runs": runs.collect::<Vec<_>>() }), damage))
 }
 
+fn decode_volume(id: VolumeId, bytes: &[u8]) -> Decoded {
+    let foreign = |volume: &VolumeObject| {
+        (volume.id != id).then(|| format!("it describes volume {}", volume.id))
+    };
+    let parsed = VolumeObject::parse(bytes);
+    let damage = parsed.as_ref().ok().and_then(foreign);
+    plain(parsed).map(|(contents, _)| (contents, damage))
+}
+
 fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static str, Decoded) {
     let name = key.as_str();
     if *key == keys::pool() {
@@ -327,12 +337,7 @@ fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static st
     }
     let Some(id) = id else { return ("unknown", unknown()) };
     if *key == keys::volume(id) {
-        let foreign = |volume: &VolumeObject| {
-            (volume.id != id).then(|| format!("it describes volume {}", volume.id))
-        };
-        let parsed = VolumeObject::parse(bytes);
-        let damage = parsed.as_ref().ok().and_then(foreign);
-        return ("volume", plain(parsed).map(|(contents, _)| (contents, damage)));
+        return ("volume", decode_volume(id, bytes));
     }
     if keys::parse_epoch(id, key).is_some() {
         return ("epoch", plain(EpochObject::parse(bytes)));
@@ -351,6 +356,9 @@ fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static st
     }
     if keys::parse_scrub(id, key).is_some() {
         return ("scrub", plain(ScrubObject::parse(bytes)));
+    }
+    if keys::parse_replica_state(id, key).is_some() {
+        return ("replica", plain(ReplicaObject::parse(bytes)));
     }
     if let Some((snapshot, child)) = keys::parse_child(id, key) {
         return ("child", Ok((json!({ "snapshot": snapshot, "clone": child }), None)));

@@ -18,6 +18,7 @@ use crate::log::Terms;
 use crate::log::replay::Replay;
 use crate::store::{Key, Store, list_all};
 use crate::units::Seq;
+use crate::volume::replica_cut;
 use std::collections::BTreeSet;
 
 /// The past of a volume, as far as it is there.
@@ -129,7 +130,8 @@ impl Gathered {
     ) -> Result<()> {
         let id = from.volume;
         let mut terms = Terms::new(from.terms.clone());
-        let mut replay = Replay::new(store, id, from.next, from.epoch);
+        let cut = self.replica.as_ref().and_then(|state| replica_cut(state, from.epoch));
+        let mut replay = Replay::new(store, id, from.next, from.epoch).cut(cut);
         while replay.next_slot() < to {
             let slot = replay.next_slot();
             let found = replay.next_chunk(&mut |first, epoch| terms.begin(first, epoch)).await;

@@ -184,6 +184,7 @@ impl<'a> Sorter<'a> {
             || keys::parse_kept(id, key).is_some()
             || keys::parse_schedule(id, key).is_some()
             || keys::parse_scrub(id, key).is_some()
+            || keys::parse_replica_state(id, key).is_some()
             || keys::parse_epoch(id, key).is_some()
             || keys::parse_placement(id, key).is_some()
             || keys::parse_child(id, key).is_some();

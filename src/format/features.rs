@@ -48,6 +48,9 @@ impl Features {
     /// Incompat bit: the description of the encrypted volume says what only who has the key can say of it.
     pub const SIGNED: u64 = 1 << 12;
 
+    /// Incompat bit: the volume is shipped from another pool, or was; what of it is complete is said by its states.
+    pub const REPLICA: u64 = 1 << 13;
+
     /// Compat bits: the level of that; 0 is none in particular. It is of no use to a reader.
     pub const ZSTD_LEVEL: u64 = 31;
 
@@ -61,7 +64,8 @@ impl Features {
             | Features::ZSTD
             | Features::ENCRYPTED
             | Features::MIRRORED
-            | Features::SIGNED,
+            | Features::SIGNED
+            | Features::REPLICA,
     };
 
     /// These features, and what a volume needs that is compressed like that.

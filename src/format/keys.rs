@@ -24,6 +24,7 @@
 //! volumes/<id>/snapshots/<snapshot>           a checkpoint that is kept
 //! volumes/<id>/received/<snapshot>            what a snapshot is a copy of
 //! volumes/<id>/kept/<snapshot>                a snapshot that expires is kept
+//! volumes/<id>/replica/<~n>                   which state of a replica is complete, the newest first
 //! volumes/<id>/schedules/<~n>                 which snapshots are made by themselves, the newest first
 //! volumes/<id>/scrubs/<~n>                    how far the scrub is, the newest first
 //! volumes/<id>/children/<snapshot>/<id>       a clone was made of it, and needs it
@@ -36,11 +37,14 @@
 //! 256 prefixes. `<~seq>` is `u64::MAX - seq`.
 
 mod copies;
+mod replicas;
 
 pub use copies::{
     mirror, mirror_generation, mirror_state, mirror_states, parse_mirror_generation,
     parse_mirror_state,
 };
+pub(super) use replicas::REPLICA_STATES;
+pub use replicas::{parse_replica_state, replica_state, replica_states};
 
 use crate::format::{SnapshotId, VolumeId};
 use crate::store::Key;
@@ -461,6 +465,7 @@ mod tests {
             assert_eq!(parse_checkpoint(id, &key), Some((Seq(n), Epoch(3))));
             assert_eq!(parse_schedule(id, &schedule(id, n)), Some(n));
             assert_eq!(parse_scrub(id, &scrub(id, n)), Some(n));
+            assert_eq!(parse_replica_state(id, &replica_state(id, n)), Some(n));
             assert_eq!(parse_key_set(id, &key_set(id, n)), Some(n));
             let of = super::key(format!("{}epochs/1", mirror_generation(id, n as u32)));
             assert_eq!(parse_mirror_generation(id, &of), Some(n as u32));

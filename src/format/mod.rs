@@ -15,6 +15,7 @@
 //! | stream of changes, in no store | binary | [`stream`] |
 //! | stores of a pool that spans several; by which version of them a term is placed | JSON | [`stores`], [`placement`] |
 //! | schedule: which snapshots are made by themselves | JSON | [`schedule`] |
+//! | replica: which state that was shipped from another pool is complete | JSON | [`replica`] |
 //! | scrub: how far it is, what the last one found | JSON | [`scrub`] |
 //! | slots of an encrypted volume's key | JSON | [`key_slots`] |
 //! | sealed object: what an encrypted volume stores instead of each of most others | binary | [`sealed`] |
@@ -58,6 +59,9 @@
 //!    is not behind the slot. The frames that are needed are verified, each by its crc, and decoded as
 //!    the chunk's header says ([`frame`]).
 //!
+//! A **replica** (a feature says so) is read by its newest `replica/<~n>`: that names the checkpoint, and the slot at which
+//! the log ends, or behind which it goes on in another epoch ([`replica`]).
+//!
 //! A **snapshot** is the checkpoint in its object, without any log behind it: map, size and terms are those
 //! in it. Which object belongs to the volume and which to an ancestor, [`lineage`] says. The
 //! epochs' objects, children, profile, live counts, chunk pages and garbage are not needed to read.
@@ -88,6 +92,7 @@ pub mod pool;
 pub mod profile;
 pub mod received;
 pub mod record;
+pub mod replica;
 pub mod schedule;
 pub mod scrub;
 pub mod sealed;

@@ -42,7 +42,7 @@ pub const STRIDE: u64 = SEGMENT + OVERHEAD;
 pub fn is_sealed(key: &Key) -> bool {
     let mut parts = key.as_str().splitn(3, '/');
     let (volumes, id, rest) = (parts.next(), parts.next(), parts.next());
-    let clear = ["epochs/", "children/", "kept/", keys::KEY_SETS];
+    let clear = ["epochs/", "children/", "kept/", keys::KEY_SETS, keys::REPLICA_STATES];
     match (volumes, id, rest) {
         (Some("volumes"), Some(_), Some(rest)) => {
             rest != "volume.json" && !clear.iter().any(|prefix| rest.starts_with(prefix))

@@ -109,14 +109,21 @@ impl VolumeObject {
         self.features.incompat & Features::ENCRYPTED != 0
     }
 
-    /// What its `mac` is of: the object without it.
+    /// What its `mac` is of: the object without it. Whether it is a replica is left out: who ships it need not have its key.
     pub fn signed(&self) -> Vec<u8> {
-        encode_json(&VolumeObject { mac: None, ..self.clone() })
+        let incompat = self.features.incompat & !Features::REPLICA;
+        let features = Features { incompat, ..self.features };
+        encode_json(&VolumeObject { mac: None, features, ..self.clone() })
     }
 
     /// Whether it is in two stores of its pool.
     pub fn is_mirrored(&self) -> bool {
         self.features.incompat & Features::MIRRORED != 0
+    }
+
+    /// Whether it is shipped from another pool, or was.
+    pub fn is_replica(&self) -> bool {
+        self.features.incompat & Features::REPLICA != 0
     }
 
     /// Size at creation.

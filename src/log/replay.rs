@@ -57,6 +57,17 @@ pub struct LogEnd {
     pub strays: Vec<Seq>,
 }
 
+/// Where the log of a replica was cut off: what lies behind came early or late, and is not looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The first slot that is not part of it.
+    pub slot: Seq,
+    /// The epoch of the log there.
+    pub epoch: Epoch,
+    /// The epoch in which it goes on behind that slot; `None`: it ends.
+    pub then: Option<Epoch>,
+}
+
 /// A reader of the log, slot after slot.
 pub struct Replay<'a> {
     store: &'a dyn Store,
@@ -73,6 +84,8 @@ pub struct Replay<'a> {
     barred: bool,
     /// All fences that were put ahead.
     bars: Vec<(Seq, Epoch)>,
+    /// It was not passed yet.
+    cut: Option<Cut>,
 }
 
 impl<'a> Replay<'a> {
@@ -89,7 +102,17 @@ impl<'a> Replay<'a> {
             read: 0,
             barred: false,
             bars: Vec::new(),
+            cut: None,
         }
+    }
+
+    /// The same of a replica, whose log was cut off there.
+    pub fn cut(self, cut: Option<Cut>) -> Replay<'a> {
+        Replay { cut, ..self }
+    }
+
+    fn is_at_cut(&self) -> bool {
+        self.cut.is_some_and(|cut| (cut.slot, cut.epoch) == (self.next, self.epoch))
     }
 
     /// The term that the log is in.
@@ -112,6 +135,14 @@ impl<'a> Replay<'a> {
         term: &mut (dyn FnMut(Seq, Epoch) + Send),
     ) -> Result<Option<ChunkHeader>> {
         loop {
+            if self.is_at_cut() {
+                let Some(epoch) = self.cut.and_then(|cut| cut.then) else { return Ok(None) };
+                self.next = self.next.next();
+                (self.cut, self.left, self.epoch) = (None, None, epoch);
+                (self.read, self.barred) = (0, false);
+                self.restart();
+                term(self.next, epoch);
+            }
             match self.read_next().await? {
                 Slot::Chunk(header) => {
                     self.next = self.next.next();
@@ -140,7 +171,7 @@ impl<'a> Replay<'a> {
 
     /// True where so many slots were read that the term's owner may be filling them still.
     pub fn is_long(&self) -> bool {
-        !self.barred && self.read >= LONG_TERM
+        !self.barred && self.read >= LONG_TERM && self.cut.is_none()
     }
 
     /// The fences put ahead that turned out to lie behind `end`.
@@ -177,8 +208,13 @@ impl<'a> Replay<'a> {
     /// # Errors
     /// Corrupt: a later chunk proves that the slot was committed.
     pub async fn verify_end(&mut self) -> Result<Option<LogEnd>> {
+        if self.is_at_cut() {
+            self.restart();
+            return Ok(Some(LogEnd { slot: self.next, epoch: self.epoch, strays: Vec::new() }));
+        }
         let mut strays = Vec::new();
-        let mut proof = None;
+        // What was shipped is complete.
+        let mut proof = self.cut.map(|cut| cut.slot);
         while let Some((seq, slot)) = self.ahead.next().await {
             match slot {
                 Ok(Slot::Chunk(header)) if header.committed > self.next => proof = Some(seq),

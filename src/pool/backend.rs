@@ -54,6 +54,8 @@ pub struct Backend {
     pub pool: Pool,
     /// The layered store.
     pub stores: Stores,
+    /// The same below what seals: objects as they are stored.
+    pub raw: Arc<dyn Store>,
     metrics: Arc<MetricsStore>,
     paths: Option<S3Paths>,
     /// Not where the pool has to do without create-if-absent.
@@ -78,7 +80,15 @@ impl Backend {
         let (stores, metrics) = stack(Arc::clone(&base));
         let pool = Pool::open(Arc::clone(&stores.setup)).await?;
         if pool.object().fencing {
-            let backend = Backend { pool, stores, metrics, paths, spread: None, mirror: None };
+            let backend = Backend {
+                pool,
+                raw: stores.setup.clone(),
+                stores,
+                metrics,
+                paths,
+                spread: None,
+                mirror: None,
+            };
             return Ok(backend.spread(s3).await?.seal());
         }
         tracing::warn!(
@@ -86,7 +96,16 @@ impl Backend {
         );
         let (stores, metrics) = stack(Arc::new(UnfencedStore::new(base)));
         let pool = Pool::open(Arc::clone(&stores.setup)).await?;
-        Ok(Backend { pool, stores, metrics, paths, spread: None, mirror: None }.seal())
+        Ok(Backend {
+            pool,
+            raw: stores.setup.clone(),
+            stores,
+            metrics,
+            paths,
+            spread: None,
+            mirror: None,
+        }
+        .seal())
     }
 
     /// Has what belongs to encrypted volumes opened and sealed, wherever it lies.
@@ -96,9 +115,10 @@ impl Backend {
             Arc::new(SealStore::new(store, ring.clone(), StdRng::from_os_rng()))
         };
         let Stores { setup, live, background } = self.stores;
+        let raw = setup.clone();
         let stores = Stores { setup: seal(setup), live: seal(live), background: seal(background) };
         let pool = self.pool.through(stores.setup.clone()).with_ring(ring);
-        Backend { pool, stores, ..self }
+        Backend { pool, stores, raw, ..self }
     }
 
     /// Has the pool reach all its stores.
@@ -134,7 +154,15 @@ impl Backend {
         if let Some(paths) = &paths {
             paths.store().verify().await?;
         }
-        let backend = Backend { pool, stores, metrics, paths, spread: None, mirror: None };
+        let backend = Backend {
+            pool,
+            raw: stores.setup.clone(),
+            stores,
+            metrics,
+            paths,
+            spread: None,
+            mirror: None,
+        };
         let backend = if how.unsafe_no_fencing { backend } else { backend.spread(s3).await? };
         Ok(backend.seal())
     }

@@ -84,6 +84,7 @@ mod tests {
             snapshots: 0,
             checkpoint_at_ms: 0,
             retention_ms: 0,
+            replica: None,
         }
     }
 

@@ -87,6 +87,7 @@ impl Pool {
         name: &VolumeName,
     ) -> Result<BegunClone> {
         let (origin, description) = self.lookup(of).await?;
+        self.refuse_replica(of, &description).await?;
         if get(&*self.store, &name.key()).await?.is_some() {
             return Err(name_taken(name));
         }
@@ -315,8 +316,9 @@ fn clone_of(origin: &VolumeObject, found: &SnapshotObject) -> VolumeObject {
         block_size: origin.block_size,
         chunk_size: origin.chunk_size,
         features: Features {
-            // What it shares is mirrored where its origin is; its own is not. It is signed by itself.
-            incompat: origin.features.incompat & !(Features::MIRRORED | Features::SIGNED)
+            // What it shares is mirrored where its origin is, or was shipped; its own is not. It is signed by itself.
+            incompat: origin.features.incompat
+                & !(Features::MIRRORED | Features::SIGNED | Features::REPLICA)
                 | Features::CLONE,
             ..origin.features
         },

@@ -151,6 +151,9 @@ impl Pool {
         by: &Executioner,
     ) -> Result<Claimed> {
         let mut cut_off = false;
+        if self.is_held_as_replica(id).await? {
+            return Ok(Claimed::nothing());
+        }
         self.unlock_id(&name.to_string(), id).await?;
         let opened = async {
             let standing = standing(&ownership(&*self.store, id).await?, &by.host);

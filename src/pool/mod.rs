@@ -33,6 +33,7 @@ mod locks;
 mod name;
 mod orphans;
 mod purge;
+mod replicas;
 pub mod several;
 mod trash;
 

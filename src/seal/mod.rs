@@ -34,7 +34,8 @@
 //! The description of the volume is clear, and signed: it has an HMAC of itself, by a key that is derived from the
 //! volume's, which the layer makes when the description is put and verifies whenever it is read and the key is known. That it has to
 //! be signed follows from the version of the key's slots, to which the wrapped key is bound: neither can be taken back. Volumes with
-//! slots of version 1 are older, and have none.
+//! slots of version 1 are older, and have none. Whether it is a replica is not signed, nor is which state of that is complete: who
+//! can change these can have it be what it was before, or nothing at all.
 //!
 //! Not authenticated are the other objects that are clear: who owned the volume, its children, the slots as a whole. Who
 //! can change those can make it unusable, or have it lose what its clones need.

@@ -1,12 +1,14 @@
 //! What the store says of a volume, without owning it.
 
 use super::options::Mode;
+use super::replica::{Worth, worth};
 use super::snapshots;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::checkpoint::{Checkpoint, Term};
 use crate::format::features::Access;
 use crate::format::keys::{self, ChunkId};
+use crate::format::replica::ReplicaObject;
 use crate::format::volume::{EpochObject, VolumeObject};
 use crate::log::fetch::{FetchError, fetch_header};
 use crate::log::replay::LogEnd;
@@ -35,6 +37,8 @@ pub struct Ownership {
     pub checkpoint_at_ms: u64,
     /// How long the past is kept, as of the newest checkpoint, in ms (0: not at all).
     pub retention_ms: u64,
+    /// What is complete of it, if it is shipped from another pool, or was.
+    pub replica: Option<ReplicaObject>,
 }
 
 /// Reads who owns the volume.
@@ -43,22 +47,32 @@ pub struct Ownership {
 /// NotFound: no such volume. Corrupt: one of its objects is damaged. Store.
 pub async fn ownership(store: &dyn Store, id: VolumeId) -> Result<Ownership> {
     let description = read_description(store, id).await?;
-    let epoch = newest_epoch(store, &description).await?;
-    let owner = if epoch == description.lineage().first_epoch() {
-        None
-    } else {
-        read_owner(store, id, epoch).await?
+    let replica = worth(store, &description).await?.map(|worth| worth.state);
+    // A replica nobody has, and the epoch it is promoted to nobody claims.
+    let unowned = match &replica {
+        None => Some(description.lineage().first_epoch()),
+        Some(state) => state.promoted.as_ref().map(|promoted| promoted.epoch),
+    };
+    let epoch = match (&replica, unowned) {
+        (Some(state), None) => state.shipped.end.epoch,
+        (_, first) => newest_epoch(store, &description).await?.max(first.unwrap_or_default()),
+    };
+    let owner = match unowned {
+        Some(first) if epoch > first => read_owner(store, id, epoch).await?,
+        _ => None,
     };
     let checkpoint = only_newest_checkpoint(store, &description).await?;
+    let is_free = replica.is_some() && unowned.is_none_or(|first| epoch == first);
     Ok(Ownership {
         epoch,
-        closed: checkpoint.closed && checkpoint.epoch == epoch,
+        closed: is_free || checkpoint.closed && checkpoint.epoch == epoch,
         owner,
         size: checkpoint.size,
         live: checkpoint.live,
         snapshots: checkpoint.snapshots.iter().filter(|snapshot| !snapshot.deleted).count(),
         checkpoint_at_ms: checkpoint.made_at_ms,
         retention_ms: checkpoint.retention_ms,
+        replica,
     })
 }
 
@@ -106,8 +120,9 @@ async fn newest_end(store: &dyn Store, description: &VolumeObject) -> Result<End
         let newest = only_newest_checkpoint(store, description).await?;
         return Ok(End { next: newest.next, epoch: newest.epoch, closed: newest.closed });
     }
-    let listed = list_all(store, &keys::checkpoints(id)).await?;
-    let newest = listed.iter().find_map(|object| keys::parse_checkpoint(id, &object.key));
+    let worth = worth(store, description).await?;
+    let newest = newest_of(&listed_checkpoints(store, id).await?, worth.as_ref())
+        .and_then(|(_, key)| keys::parse_checkpoint(id, key));
     let lineage = description.lineage();
     let (next, epoch) = newest.unwrap_or((lineage.first_slot(), lineage.first_epoch()));
     Ok(End { next, epoch, closed: false })
@@ -167,19 +182,40 @@ pub(super) async fn newest_checkpoint(
     description: &VolumeObject,
 ) -> Result<(Checkpoint, Vec<Key>)> {
     let id = description.id;
+    let mut lost = false;
     for _ in 0..LOOKUPS {
-        let found = list_all(store, &keys::checkpoints(id)).await?;
-        let mut found: Vec<Key> = found.into_iter().map(|object| object.key).collect();
-        found.retain(|key| keys::parse_checkpoint(id, key).is_some());
-        if found.is_empty() {
-            return Ok((first_checkpoint(store, description).await?, Vec::new()));
-        }
-        let key = found.remove(0);
+        // What counts is known before: of a replica, the checkpoint that does is there then, or a newer state.
+        let worth = worth(store, description).await?;
+        let mut found = listed_checkpoints(store, id).await?;
+        let Some((at, _)) = newest_of(&found, worth.as_ref()) else {
+            if worth.is_some_and(|worth| !worth.begins_empty()) {
+                lost = true;
+                continue;
+            }
+            return Ok((first_checkpoint(store, description).await?, found));
+        };
+        let key = found.remove(at);
         if let Some(checkpoint) = read_checkpoint(store, id, &key).await? {
             return Ok((checkpoint, found));
         }
     }
+    if lost {
+        let text = format!("volume {id} has lost the checkpoint that it was shipped with");
+        return Err(Error::corrupt(text).hint("restore the objects from a copy of the bucket"));
+    }
     Err(Error::new(ErrorKind::Busy, format!("the checkpoints of volume {id} keep changing")))
+}
+
+/// The names of all checkpoints, the newest first.
+async fn listed_checkpoints(store: &dyn Store, id: VolumeId) -> Result<Vec<Key>> {
+    let found = list_all(store, &keys::checkpoints(id)).await?.into_iter().map(|object| object.key);
+    Ok(found.filter(|key| keys::parse_checkpoint(id, key).is_some()).collect())
+}
+
+/// The newest one of these that counts, and its place among them.
+fn newest_of<'a>(found: &'a [Key], worth: Option<&Worth>) -> Option<(usize, &'a Key)> {
+    let at = worth.map_or(Some(0), |worth| worth.newest(found))?;
+    Some((at, found.get(at)?))
 }
 
 /// The newest checkpoint, for who has no use for the names of others: what was deleted of late comes behind it in
@@ -189,6 +225,9 @@ pub(super) async fn only_newest_checkpoint(
     description: &VolumeObject,
 ) -> Result<Checkpoint> {
     let id = description.id;
+    if description.is_replica() {
+        return newest_checkpoint(store, description).await.map(|(checkpoint, _)| checkpoint);
+    }
     let first = store.list(&keys::checkpoints(id), None, 1).await?.objects;
     let Some(first) = first.first().map(|object| &object.key) else {
         return first_checkpoint(store, description).await;
@@ -214,7 +253,17 @@ async fn read_checkpoint(store: &dyn Store, id: VolumeId, key: &Key) -> Result<O
 pub(super) async fn is_newest(store: &dyn Store, checkpoint: &Checkpoint) -> Result<bool> {
     let first = store.list(&keys::checkpoints(checkpoint.volume), None, 1).await?.objects;
     let own = keys::checkpoint(checkpoint.volume, checkpoint.next, checkpoint.epoch);
-    Ok(first.first().is_none_or(|first| first.key >= own))
+    if first.first().is_none_or(|first| first.key >= own) {
+        return Ok(true);
+    }
+    // Beside a replica's, there may be one of its source that came early or late.
+    let description = read_any_description(store, checkpoint.volume).await?;
+    let Some(worth) = worth(store, &description).await? else { return Ok(false) };
+    let found = listed_checkpoints(store, checkpoint.volume).await?;
+    Ok(match newest_of(&found, Some(&worth)) {
+        Some((_, newest)) => *newest >= own,
+        None => worth.begins_empty(),
+    })
 }
 
 /// What the log of a volume that has no checkpoint is, where it seems to end.

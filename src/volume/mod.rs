@@ -30,6 +30,7 @@
 //! | `items` | leaves and pages on demand |
 //! | [`checkpoint`], `tree`, `census` | checkpoints, live counts, garbage |
 //! | `snapshots`, `kept` | made, deleted; what they keep |
+//! | `replica` | what counts of a volume that is shipped from another pool |
 //! | `rollback` | back to what a snapshot is |
 //! | `diff` | what changed between two states |
 //! | `received` | which snapshots are copies, and of what |
@@ -70,6 +71,7 @@ mod received;
 mod recover;
 mod redo;
 mod regrow;
+mod replica;
 mod retention;
 mod rollback;
 mod schedule;
@@ -99,6 +101,7 @@ pub use past::{Moment, Past, past};
 pub use profile::{ProfileUse, RECORD_FOR};
 pub use ratio::{Sample, compression_sample};
 pub use received::{as_receiver, original, unfinished_receipt};
+pub use replica::{commit_replica_state, replica_cut, replica_state};
 pub use schedule::schedule;
 pub use scrub::{ScrubOptions, ScrubStatus, scrubbed};
 pub use snapshots::SNAPSHOTS_MAX;

@@ -26,6 +26,7 @@ use super::past::{self, View};
 use super::profile;
 use super::recover::{self, Legacy};
 use super::redo::{apply, rolled_back};
+use super::replica;
 use super::rollback;
 use super::scrub;
 use super::shared::{Parts, Shared};
@@ -76,6 +77,7 @@ impl Volume {
         if let Some(view) = past::asked_for(store, &description, &mut options).await? {
             return Volume::open_view(env, stores, description, view, options).await;
         }
+        replica::check_mode(store, &description, options.mode).await?;
         let mut ownership = ownership(store, id).await?;
         let mut claims = vec![(ownership.epoch, ownership.owner.clone())];
         let Legacy { mirror, journal, is_alone } =
@@ -311,11 +313,15 @@ async fn load(
     let id = description.id;
     // No owner has that epoch.
     let is_first = checkpoint.epoch == description.lineage().first_epoch();
+    let (is_newest, cut) = replica::log_behind(store, description, &checkpoint).await?;
+    if !is_newest {
+        return Ok(None);
+    }
     let mut map = rollback::map_of(&checkpoint);
     let mut size = checkpoint.size;
     let mut terms = Terms::new(checkpoint.terms.clone());
     let (mut payloads, mut changes) = (BTreeMap::new(), Vec::new());
-    let mut replay = Replay::new(store, id, checkpoint.next, checkpoint.epoch);
+    let mut replay = Replay::new(store, id, checkpoint.next, checkpoint.epoch).cut(cut);
     let end = loop {
         while let Some(chunk) =
             replay.next_chunk(&mut |first, epoch| terms.begin(first, epoch)).await?
@@ -347,7 +353,8 @@ async fn load(
             _ => {}
         }
         let Some(end) = replay.verify_end().await? else { continue };
-        if is_first {
+        // The state of a replica says where its log begins and ends.
+        if is_first && cut.is_none() {
             match check_beginning(store, &checkpoint, &end).await? {
                 Beginning::Ends => {}
                 Beginning::GoesOn => continue,

@@ -15,6 +15,7 @@ use super::look::{LOOKUPS, is_newest, newest_checkpoint, read_description};
 use super::open::{self, find_snapshot};
 use super::options::{Env, Mode, Stores, VolumeOptions};
 use super::redo::{apply, rolled_back};
+use super::replica;
 use super::rollback;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -22,7 +23,7 @@ use crate::format::checkpoint::{Checkpoint, Point};
 use crate::format::volume::VolumeObject;
 use crate::format::{VolumeId, keys};
 use crate::log::Terms;
-use crate::log::replay::Replay;
+use crate::log::replay::{Cut, Replay};
 use crate::map::Map;
 use crate::store::{Key, Store, StoreErrorKind, get_parsed};
 use crate::units::{SectorCount, Seq};
@@ -185,7 +186,8 @@ async fn view(store: &dyn Store, description: &VolumeObject, moment: Moment) -> 
                 Err(e) => return Err(e.into()),
             }
         };
-        let (view, reached) = match replay(store, base, moment).await {
+        let cut = replica::worth(store, description).await?.and_then(|worth| worth.cut(base.epoch));
+        let (view, reached) = match replay(store, base, cut, moment).await {
             // What looks like damage may be what has expired.
             Err(e) if e.kind() == ErrorKind::Corrupt && !is_there(store, &newest, from).await? => {
                 continue;
@@ -221,10 +223,15 @@ async fn is_there(store: &dyn Store, newest: &Checkpoint, point: &Point) -> Resu
 }
 
 /// Goes on from `base` to `moment`. False: the log ended before.
-async fn replay(store: &dyn Store, base: Checkpoint, moment: Moment) -> Result<(View, bool)> {
+async fn replay(
+    store: &dyn Store,
+    base: Checkpoint,
+    cut: Option<Cut>,
+    moment: Moment,
+) -> Result<(View, bool)> {
     let mut view = View::of(base);
     let id = view.checkpoint.volume;
-    let mut replay = Replay::new(store, id, view.end, view.checkpoint.epoch);
+    let mut replay = Replay::new(store, id, view.end, view.checkpoint.epoch).cut(cut);
     loop {
         if moment.is_reached(view.end) {
             return Ok((view, true));

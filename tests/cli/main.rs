@@ -28,6 +28,7 @@ mod profile;
 mod program;
 mod reader;
 mod repair;
+mod replica;
 #[path = "../support/s3.rs"]
 mod s3;
 mod s3_pool;

@@ -19,6 +19,7 @@ use objblk::format::pool::{
 };
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
+use objblk::format::replica::ReplicaObject;
 use objblk::format::schedule::ScheduleObject;
 use objblk::format::scrub::ScrubObject;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
@@ -163,6 +164,7 @@ fn golden_json_reads_back() {
     let import: ImportObject = parse_json("import", &read("import.json")).unwrap();
     assert_eq!((import.volume, import.source), (samples::volume(), "/images/debian.raw".into()));
     assert_eq!(ReceivedObject::parse(&read("received.json")).unwrap(), samples::received());
+    assert_eq!(ReplicaObject::parse(&read("replica.json")).unwrap(), samples::replica());
     let entry = TrashEntry::parse(&read("trash-entry.json")).unwrap();
     assert_eq!((entry.step, entry.name.as_deref()), (TrashStep::Deleted, Some("data")));
     assert_eq!(ScrubObject::parse(&read("scrub.json")).unwrap(), samples::scrub());
@@ -235,6 +237,7 @@ fn every_flipped_bit_of_a_description_is_noticed() {
                 }
                 "epoch.json" => EpochObject::parse(&damaged).map(drop),
                 "received.json" => ReceivedObject::parse(&damaged).map(drop),
+                "replica.json" => ReplicaObject::parse(&damaged).map(drop),
                 "schedule.json" => ScheduleObject::parse(&damaged).map(drop),
                 "scrub.json" => ScrubObject::parse(&damaged).map(drop),
                 "stores.json" => StoresObject::parse(&damaged).map(drop),

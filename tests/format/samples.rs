@@ -25,6 +25,7 @@ use objblk::format::pool::{
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::record::Record;
+use objblk::format::replica::{Position, Promoted, ReplicaObject, Shipped};
 use objblk::format::schedule::{Rule, ScheduleObject};
 use objblk::format::scrub::{ScrubObject, ScrubPass};
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
@@ -262,6 +263,28 @@ pub fn checkpoint_with_past() -> Checkpoint {
     Checkpoint { retention_ms: 86_400_000, points, ..checkpoint_with_snapshots() }
 }
 
+pub fn replica() -> ReplicaObject {
+    let at = |next, epoch| Position { next: Seq(next), epoch: Epoch(epoch) };
+    ReplicaObject {
+        version: 1,
+        volume: VolumeId::from_bytes([7; 16]),
+        number: 12,
+        pool: VolumeId::from_bytes([8; 16]),
+        from: "s3://disks as data".into(),
+        shipped: Shipped {
+            checkpoint: Some(at(4096, 3)),
+            end: at(4101, 4),
+            seen_at_ms: 1_763_700_000_000,
+        },
+        branches: vec![Epoch(2)],
+        promoted: Some(Promoted {
+            epoch: Epoch((1 << 40) + 4),
+            at_ms: 1_763_700_060_000,
+            by: "far".into(),
+        }),
+    }
+}
+
 pub fn received() -> ReceivedObject {
     ReceivedObject {
         source: volume(),
@@ -394,6 +417,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("tombstone.json", encode_json(&tombstone)),
         ("import.json", encode_json(&import)),
         ("received.json", encode_json(&received())),
+        ("replica.json", encode_json(&replica())),
         ("trash-entry.json", encode_json(&entry)),
         ("schedule.json", encode_json(&schedule)),
         ("scrub.json", encode_json(&scrub())),

@@ -17,6 +17,7 @@ use objblk::format::page::{
 use objblk::format::pool::{NameObject, PoolObject, TombstoneObject, TrashEntry, parse_json};
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
+use objblk::format::replica::ReplicaObject;
 use objblk::format::sealed;
 use objblk::format::snapshot::SnapshotObject;
 use objblk::format::volume::{EpochObject, VolumeObject};
@@ -55,6 +56,7 @@ fn parse_all(bytes: &[u8]) {
     let _ = VolumeObject::parse(bytes);
     let _ = EpochObject::parse(bytes);
     let _ = ReceivedObject::parse(bytes);
+    let _ = ReplicaObject::parse(bytes);
     let _ = parse_json::<NameObject>("name", bytes);
     let _ = parse_json::<TombstoneObject>("tombstone", bytes);
     let _ = TrashEntry::parse(bytes);

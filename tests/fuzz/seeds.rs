@@ -83,6 +83,7 @@ fn objects() -> Vec<Seed> {
         "tombstone",
         "import",
         "received",
+        "replica",
         "trash-entry",
         "schedule",
         "scrub",

@@ -6,6 +6,7 @@ mod key;
 mod mount;
 mod open;
 mod path;
+mod replicate;
 mod stores;
 mod tls;
 mod transfer;
@@ -18,6 +19,7 @@ pub(super) use key::{Key, NewKey};
 pub(super) use mount::{Mount, Umount};
 pub(super) use open::Open;
 pub(super) use path::Path;
+pub(super) use replicate::Replicate;
 pub(super) use stores::Stores;
 pub(super) use tls::Tls;
 pub(super) use transfer::{Export, Import};
@@ -182,6 +184,11 @@ pub(in crate::cli) enum Verb {
     ImportDiff(ImportDiff),
     /// Copy a snapshot into another pool: what changed since the newest that is there already
     Copy(Copy),
+    /// Ship a volume to another pool, attached or not, again and again until told to end: a replica there that is
+    /// always a state that was committed
+    Replicate(Box<Replicate>),
+    /// Make a replica a volume of its own, once its source is gone: it can be written from then on
+    Promote { name: String },
     /// Change the size of a volume that is not attached, or let one grow that is
     Resize {
         name: String,

@@ -26,6 +26,7 @@ use objblk::format::pool::{
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::record::Record;
+use objblk::format::replica::ReplicaObject;
 use objblk::format::schedule::ScheduleObject;
 use objblk::format::scrub::ScrubObject;
 use objblk::format::sealed;
@@ -280,6 +281,7 @@ fn json_as_it_is(data: &[u8]) {
     check_json(data, VolumeObject::parse, encode_json);
     check_json(data, EpochObject::parse, encode_json);
     check_json(data, ReceivedObject::parse, encode_json);
+    check_json(data, ReplicaObject::parse, encode_json);
     check_json(data, ScheduleObject::parse, encode_json);
     check_json(data, ScrubObject::parse, encode_json);
     check_json(data, StoreObject::parse, encode_json);
