@@ -26,6 +26,7 @@
 //! volumes/<id>/kept/<snapshot>                a snapshot that expires is kept
 //! volumes/<id>/schedules/<~n>                 which snapshots are made by themselves, the newest first
 //! volumes/<id>/scrubs/<~n>                    how far the scrub is, the newest first
+//! volumes/<id>/requests/<epoch>-<n>           what somebody asks the owner of that term for; see `request`
 //! volumes/<id>/children/<snapshot>/<id>       a clone was made of it, and needs it
 //! volumes/<id>/children/<snapshot>/closed-<epoch>-<n>  none can be made any more
 //! ```
@@ -36,6 +37,9 @@
 //! 256 prefixes. `<~seq>` is `u64::MAX - seq`.
 
 mod copies;
+mod requests;
+
+pub use requests::{RequestId, RequestPart, parse_request, request, requests, requests_of};
 
 pub use copies::{
     mirror, mirror_generation, mirror_state, mirror_states, parse_mirror_generation,

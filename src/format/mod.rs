@@ -16,6 +16,7 @@
 //! | stores of a pool that spans several; by which version of them a term is placed | JSON | [`stores`], [`placement`] |
 //! | schedule: which snapshots are made by themselves | JSON | [`schedule`] |
 //! | scrub: how far it is, what the last one found | JSON | [`scrub`] |
+//! | request to the owner of a volume, whether it is carried out, what came of it | JSON | [`request`] |
 //! | slots of an encrypted volume's key | JSON | [`key_slots`] |
 //! | sealed object: what an encrypted volume stores instead of each of most others | binary | [`sealed`] |
 //!
@@ -88,6 +89,7 @@ pub mod pool;
 pub mod profile;
 pub mod received;
 pub mod record;
+pub mod request;
 pub mod schedule;
 pub mod scrub;
 pub mod sealed;
