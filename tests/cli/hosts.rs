@@ -92,7 +92,7 @@ fn s3_the_owner_does_what_another_host_asks_for() {
     every_verb(&home, &home.other_host(), &server);
     home.run(&["detach", "data"]).ok();
     assert_eq!(server.ended().0, 0);
-    home.run(&["delete", "data", "--now", "--yes"]).ok();
+    home.run(&["delete", "data", "--now", "--yes", "--force"]).ok();
 }
 
 #[test]
