@@ -51,7 +51,7 @@ pub(super) async fn ask(
         match state {
             State::Answered(answer) => {
                 let spent = begun.elapsed().as_secs_f64();
-                eprintln!("objblk: {}, answered after {spent:.1} s", whom(&standing, name));
+                eprintln!("objblk: {}, and answered after {spent:.1} s", whom(&standing, name));
                 return match decode::<Reply>(answer.reply.as_bytes())? {
                     Reply::Refused(refusal) => Err(refusal.into()),
                     reply => Ok(Some(reply)),
@@ -77,12 +77,7 @@ fn line(request: Request) -> Result<String> {
 }
 
 fn whom(standing: &Standing, name: &VolumeName) -> String {
-    match standing {
-        Standing::OwnedHere(owner) | Standing::OwnedElsewhere(Some(owner)) => {
-            format!("{name} is attached by {}, which was asked", owner.owner())
-        }
-        _ => format!("the owner of {name} was asked"),
-    }
+    format!("{name} is attached by {}: it was asked", standing.owner())
 }
 
 fn silent(standing: &Standing, name: &VolumeName, (id, patience): (RequestId, Duration)) -> Error {

@@ -94,7 +94,13 @@ impl Desk {
         self.answer().await?;
         while !*ending.borrow() {
             let id = RequestId { epoch: self.epoch, number: self.next };
-            match self.store.head(&self.part(id, RequestPart::Asked)).await {
+            let (key, mut ended) = (self.part(id, RequestPart::Asked), ending.clone());
+            let found = tokio::select! {
+                found = self.store.head(&key) => found,
+                // Nothing is under way: an outage keeps nobody.
+                _ = ended.wait_for(|ending| *ending) => return Ok(true),
+            };
+            match found {
                 Ok(_) => {}
                 Err(e) if e.kind == StoreErrorKind::NotFound => break,
                 Err(e) => return Err(e.into()),

@@ -18,11 +18,9 @@ fn served(heartbeat: &str) -> (Home, Home, Server) {
 /// It was asked for, and is done.
 #[track_caller]
 fn asked(done: Done, server: &Server) -> Done {
-    let whom = format!("data is attached by process {} on host ", server.pid());
-    assert!(
-        done.err.contains(&whom) && done.err.contains(", which was asked, answered"),
-        "{done:?}"
-    );
+    let whom = format!("data is attached by process {} on this host, for ", server.pid());
+    let told = done.err.contains(&whom) && done.err.contains(": it was asked, and answered after ");
+    assert!(told, "{done:?}");
     done
 }
 

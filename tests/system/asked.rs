@@ -34,7 +34,7 @@ fn s3_hosts_ask_the_owner_through_the_store() {
     let server = owner.serve("disk", &["--heartbeat", "2s"]);
     let begun = Instant::now();
     let (_, told) = far.run(&["snapshot", "create", "disk@first"]);
-    let whom = format!("disk is attached by process {} on host ask, which was asked", server.pid());
+    let whom = format!("disk is attached by process {} on host ask, for ", server.pid());
     assert!(told.contains(&whom), "{told}");
     println!("asked and answered in {:?}", begun.elapsed());
 
