@@ -153,8 +153,8 @@ impl Source {
             let device = open(backend, id, Mode::ReadOnly, Some(snapshot)).await?;
             return Ok(source(device, None, None, None));
         }
-        let ownership = ownership(&*backend.stores.setup, id).await?;
-        let is_held = standing(&ownership, &Host::local()?).is_held();
+        let owned = ownership(&*backend.stores.setup, id).await?;
+        let is_held = standing(&owned, &Host::local()?).is_held();
         if is_held || snapshot::serving(run_dir, id)?.is_some() {
             let made = Source::in_use(context, backend, (id, &name)).await?;
             return match open(backend, id, Mode::ReadOnly, Some(&made)).await {
