@@ -353,9 +353,6 @@ fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static st
     if keys::parse_scrub(id, key).is_some() {
         return ("scrub", plain(ScrubObject::parse(bytes)));
     }
-    if let Some((_, part)) = keys::parse_request(id, key) {
-        return decode_request(key, part, bytes);
-    }
     if let Some((snapshot, child)) = keys::parse_child(id, key) {
         return ("child", Ok((json!({ "snapshot": snapshot, "clone": child }), None)));
     }
@@ -375,10 +372,11 @@ fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static st
     if *key == keys::profile(id) {
         return ("profile", decode_profile(key, Some(id), bytes));
     }
-    ("unknown", unknown())
+    decode_request(key, id, bytes)
 }
 
-fn decode_request(key: &Key, part: RequestPart, bytes: &[u8]) -> (&'static str, Decoded) {
+fn decode_request(key: &Key, id: VolumeId, bytes: &[u8]) -> (&'static str, Decoded) {
+    let Some((_, part)) = keys::parse_request(id, key) else { return ("unknown", unknown()) };
     let with = |parsed: Decoded, own: Option<Key>| {
         parsed.map(|(contents, _)| (contents, own.and_then(|own| placed(key, &own))))
     };

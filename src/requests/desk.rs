@@ -239,7 +239,7 @@ impl Desk {
         if !gone.is_empty() {
             self.store.delete(&gone).await.map_err(Error::from)?;
         }
-        let newest = self.over.drain(..ids).filter(|(_, id)| *id == newest).last();
+        let newest = self.over.drain(..ids).rfind(|(_, id)| *id == newest);
         if let Some(newest) = newest {
             // It is the newest still: it is looked at again once there is another one.
             self.over.push_front(newest);
