@@ -35,7 +35,7 @@ fn what_was_read_is_fetched_ahead_the_next_time() {
 
         let server = home.serve(&["data", "--profile", "replay"]);
         let cache = || home.run(&["status", "data", "--json"]).json()["cache"].clone();
-        until("it is in memory", || cache()["bytes"].as_u64() >= Some(3 * 64 << 10));
+        until("it is in memory", || cache()["bytes"].as_u64() >= Some((3 * 64) << 10));
         assert!(qemu_io(&server.uri, &["read -P 1 20M 64k", "read -P 1 3M 64k"]));
         assert_eq!(cache()["misses"], 0);
         home.run(&["detach", "data"]).ok();
