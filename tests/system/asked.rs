@@ -5,7 +5,7 @@ use crate::hosts::Host;
 use crate::s3::S3Lab;
 use crate::world::{BUSY, World, seed};
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Exit code for what exists already.
 const EXISTS: i32 = 4;
