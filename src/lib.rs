@@ -43,6 +43,7 @@
 //! | [`volume`] | the engine |
 //! | [`frontend`] | ublk, NBD, vhost-user and FUSE |
 //! | [`host`], [`settings`] | which process this is; what the configuration file says |
+//! | [`requests`] | asking the owner of a volume for something, from any host |
 //! | [`transfer`] | images into volumes and out of them; streams of what changed |
 //! | [`pool`] | the volumes of a store: names, creation, deletion, the trash |
 //! | [`replica`] | volumes shipped to another pool, state by state |
@@ -77,6 +78,7 @@ pub mod mirror;
 pub mod mutant;
 pub mod pool;
 pub mod replica;
+pub mod requests;
 pub mod seal;
 pub mod settings;
 pub mod size;

@@ -178,6 +178,12 @@ pub enum Mutant {
     ReplicaStaleKept,
     /// A mirrored volume is taken over by who reaches one of its stores only.
     ReplicaTakenAlone,
+    /// The owner carries out a request that was withdrawn.
+    RequestWithdrawnServed,
+    /// The next owner carries out once more what the last one had taken.
+    RequestServedAgain,
+    /// An owner answers a request without a look whether it is the owner still.
+    RequestAnsweredUnsure,
     /// The frames of a chunk are taken for whole.
     ScrubSkipsFrames,
     /// A chunk is put back with what was found for it, without a look at its checksums.
@@ -191,7 +197,8 @@ pub enum Mutant {
 impl Mutant {
     /// Every mistake of the engine, for the simulator. Those of the pool are for `tests/engine/trash_races.rs`,
     /// those of mirrored volumes for `tests/engine/mirror.rs` and what is below it, those of scrubbing and mending for `scrub.rs` and
-    /// `mend.rs` beside it, the others of sealed objects for `seal/key.rs` and `seal/store.rs`, those of sealed files for
+    /// `mend.rs` beside it, those of requests for `hosts.rs` there, the others of sealed objects for `seal/key.rs` and
+    /// `seal/store.rs`, those of sealed files for
     /// `cipher.rs`.
     pub const ALL: [Mutant; 68] = [
         Mutant::FlushBeforeCommit,

@@ -36,8 +36,12 @@ mod file_disk;
 mod gate;
 #[path = "engine/golden_pool.rs"]
 mod golden_pool;
+#[path = "engine/hosts.rs"]
+mod hosts;
 #[path = "engine/idle.rs"]
 mod idle;
+#[path = "engine/linear.rs"]
+mod linear;
 #[path = "engine/local.rs"]
 mod local;
 #[path = "engine/mend.rs"]

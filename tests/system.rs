@@ -7,6 +7,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "system/asked.rs"]
+mod asked;
 #[path = "system/cached.rs"]
 mod cached;
 #[path = "support/nbd_client.rs"]

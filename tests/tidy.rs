@@ -36,6 +36,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "device", "map", "cache", "log", "journal", "gc", "cipher",
         ],
     ),
+    ("requests", &["units", "error", "clock", "mutant", "store", "format", "volume"]),
     ("frontend", &["units", "error", "device"]),
     ("host", &["error", "format", "clock"]),
     ("settings", &["error", "units", "store"]),
@@ -59,7 +60,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "daemon",
         &[
             "units", "error", "clock", "store", "format", "seal", "image", "device", "cache",
-            "journal", "volume", "frontend", "host", "settings", "pool",
+            "journal", "volume", "frontend", "host", "settings", "pool", "requests",
         ],
     ),
     (
@@ -67,7 +68,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "units", "error", "clock", "store", "format", "seal", "image", "device", "cache",
             "volume", "frontend", "host", "settings", "pool", "doctor", "daemon", "bench", "size",
-            "transfer", "replica",
+            "transfer", "replica", "requests",
         ],
     ),
     ("main", &["cli"]),

@@ -1,8 +1,8 @@
 //! Clones: volumes that begin as what a snapshot is, share its data, and may do without it later.
 
-use super::{Context, clone_past, moment, render, size, volume};
+use super::{Context, clone_past, moment, owner, render, size, volume};
 use crate::clock::SystemClock;
-use crate::daemon::{KnownTarget, RunDir, client};
+use crate::daemon::{Request, RunDir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::pool::backend::Backend;
@@ -66,13 +66,11 @@ pub(super) async fn flatten(context: &Context, name: &VolumeName) -> Result<()> 
     if description.origin().is_none() && description.source.is_none() {
         return Err(Error::usage(format!("{name} is no clone, and has no source")));
     }
-    let run_dir = RunDir::open()?;
-    let serves = |target: &KnownTarget| {
-        target.alive && target.state.volumes.iter().any(|v| v.id == id && !v.read_only)
-    };
-    let flattened = match run_dir.targets()?.into_iter().find(serves) {
-        Some(target) => client::flatten(&target, id).await,
-        None => detached(&backend, &run_dir, (id, name)).await,
+    let request = Request::Flatten { volume: id };
+    let flattened = match owner::ask(context, &backend, (id, name), request).await {
+        Ok(Some(reply)) => reply.flattened(),
+        Ok(None) => detached(&backend, &RunDir::open()?, (id, name)).await,
+        Err(e) => Err(e),
     };
     let done = flattened.map_err(|e| e.context(format!("cannot flatten {name}")))?;
     if done.done {

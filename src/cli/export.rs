@@ -1,12 +1,12 @@
 //! Writing a volume or a snapshot out as an image.
 //!
-//! What is exported stands still: a snapshot, or a volume that nobody has, or, of a volume that is attached on
-//! this host, a snapshot for that time, which its owner makes and deletes again.
+//! What is exported stands still: a snapshot, or a volume that nobody has, or, of a volume that is attached, on
+//! whatever host, a snapshot for that time, which its owner makes and deletes again.
 
 use super::interrupt::Interrupt;
 use super::{Context, args, moment, snapshot, view, volume};
 use crate::clock::SystemClock;
-use crate::daemon::{Held, KnownTarget, RunDir, SnapshotAction, client, environment};
+use crate::daemon::{Held, KnownTarget, RunDir, SnapshotAction, environment};
 use crate::device::{BlockDevice, Checked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
@@ -22,7 +22,7 @@ use crate::transfer::place::Place;
 use crate::transfer::progress::Progress;
 use crate::transfer::resume::{Exported, Notes};
 use crate::units::{Epoch, Seq};
-use crate::volume::{Mode, Moment, Volume, VolumeOptions, ownership};
+use crate::volume::{Mode, Moment, Volume, VolumeOptions, list_snapshots, ownership};
 use serde_json::json;
 use std::fs::File;
 use std::sync::Arc;
@@ -153,14 +153,10 @@ impl Source {
             let device = open(backend, id, Mode::ReadOnly, Some(snapshot)).await?;
             return Ok(source(device, None, None, None));
         }
-        if let Some(target) = snapshot::serving(run_dir, id)? {
-            let made = temporary_name(&Host::local()?);
-            for stale in client::snapshots(&target, id, SnapshotAction::List).await? {
-                if is_left_over(&Host::local()?, &stale.name) {
-                    client::snapshots(&target, id, SnapshotAction::Delete(stale.name)).await?;
-                }
-            }
-            client::snapshots(&target, id, SnapshotAction::Make(made.clone())).await?;
+        let owned = ownership(&*backend.stores.setup, id).await?;
+        let is_held = standing(&owned, &Host::local()?).is_held();
+        if is_held || snapshot::serving(run_dir, id)?.is_some() {
+            let made = Source::in_use(context, backend, (id, &name)).await?;
             return match open(backend, id, Mode::ReadOnly, Some(&made)).await {
                 Ok(device) => Ok(source(device, None, Some(made), None)),
                 Err(e) => {
@@ -198,6 +194,23 @@ impl Source {
                 Err(e)
             }
         }
+    }
+
+    /// Has the owner make a snapshot, after those that are left of exports before were deleted.
+    async fn in_use(
+        context: &Context,
+        backend: &Backend,
+        (id, name): (VolumeId, &VolumeName),
+    ) -> Result<String> {
+        let host = Host::local()?;
+        for stale in list_snapshots(&*backend.stores.setup, id).await? {
+            if is_left_over(&host, &stale.name) {
+                snapshot::run(context, name, SnapshotAction::Delete(stale.name)).await?;
+            }
+        }
+        let made = temporary_name(&host);
+        snapshot::run(context, name, SnapshotAction::Make(made.clone())).await?;
+        Ok(made)
     }
 
     /// The volume as it was at a moment.

@@ -1,7 +1,7 @@
 //! Collecting what is dead, on demand.
 
-use super::{Context, size, volume};
-use crate::daemon::{KnownTarget, RunDir, client};
+use super::{Context, owner, size, volume};
+use crate::daemon::{Request, RunDir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::pool::VolumeName;
@@ -12,18 +12,16 @@ use serde_json::json;
 /// What chunks hold after `--full`, in percent of what is live.
 const NOTHING_DEAD: u32 = 100;
 
-/// Has the volume's owner collect, if it is on this host; owns it for that time, if nobody does.
+/// Has the volume's owner collect; owns it for that time, if nobody does.
 pub(super) async fn gc(context: &Context, name: &VolumeName, full: bool) -> Result<()> {
     let bound_percent = full.then_some(NOTHING_DEAD);
     let backend = context.open().await?;
     let (id, _) = backend.pool.lookup(name).await?;
-    let run_dir = RunDir::open()?;
-    let serves = |target: &KnownTarget| {
-        target.alive && target.state.volumes.iter().any(|volume| volume.id == id)
-    };
-    let collected = match run_dir.targets()?.into_iter().find(serves) {
-        Some(target) => client::collect(&target, id, bound_percent).await,
-        None => detached(&backend, &run_dir, (id, name), bound_percent).await,
+    let request = Request::Collect { volume: id, bound_percent };
+    let collected = match owner::ask(context, &backend, (id, name), request).await {
+        Ok(Some(reply)) => reply.collected(),
+        Ok(None) => detached(&backend, &RunDir::open()?, (id, name), bound_percent).await,
+        Err(e) => Err(e),
     };
     let done = collected.map_err(|e| e.context(format!("cannot collect {name}")))?;
     let document = json!({

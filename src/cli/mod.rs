@@ -27,12 +27,14 @@ mod key;
 mod logging;
 mod moment;
 mod mount;
+mod owner;
 mod path;
 mod pool;
 mod recover;
 mod render;
 mod repair;
 mod replicate;
+mod request;
 mod retain;
 mod schedule;
 mod serve;
@@ -162,6 +164,9 @@ async fn dispatch(verb: Verb, context: &Context, logging: Logging) -> Result<()>
         Verb::Copy(copy) => copy::copy(context, copy).await,
         Verb::Resize { name, size, shrink } => {
             volume::resize(context, &name.parse()?, &size, shrink).await
+        }
+        Verb::Request { name, id } => {
+            request::request(context, &name.parse()?, id.as_deref()).await
         }
         Verb::Retain { name, time } => retain::retain(context, &name.parse()?, &time).await,
         Verb::Rename { name, new } => volume::rename(context, &name, &new).await,

@@ -3,9 +3,9 @@
 //! Whoever has the volume is asked to set the schedule, as for snapshots; it is read from the store.
 
 use super::args::Schedule;
-use super::snapshot::{go_there, serving};
-use super::{Context, duration, volume};
-use crate::daemon::{RunDir, client};
+use super::snapshot::go_there;
+use super::{Context, duration, owner, volume};
+use crate::daemon::{Request, RunDir};
 use crate::error::{Error, Result};
 use crate::format::schedule::{Rule, problem};
 use crate::pool::VolumeName;
@@ -73,12 +73,11 @@ fn rules(set: &Schedule) -> Result<Vec<Rule>> {
 async fn change(context: &Context, name: &VolumeName, rules: Vec<Rule>) -> Result<Vec<Rule>> {
     let backend = context.open().await?;
     let (id, _) = backend.pool.lookup(name).await?;
-    let run_dir = RunDir::open()?;
-    if let Some(target) = serving(&run_dir, id)? {
-        client::set_schedule(&target, id, rules.clone()).await?;
-        return Ok(rules);
+    let request = Request::Schedule { volume: id, rules: rules.clone() };
+    if let Some(reply) = owner::ask(context, &backend, (id, name), request).await? {
+        return reply.set().map(|()| rules);
     }
-    let held = run_dir.take(&[(id, name.clone().into())])?;
+    let held = RunDir::open()?.take(&[(id, name.clone().into())])?;
     let done = async {
         let volume = volume::own(&backend, id, name).await.map_err(go_there)?;
         let done = volume.set_schedule(rules.clone()).await;

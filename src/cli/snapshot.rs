@@ -1,12 +1,11 @@
 //! Snapshots: what a volume was at a moment.
 //!
-//! A volume that is attached on this host is asked through its target, one that nobody owns is owned for a
-//! moment. A list needs neither: whoever has the volume, it is read from the store.
+//! The owner of a volume is asked ([`owner`]), one that nobody owns is owned for a moment. A list needs neither: whoever has the volume, it is read from the store.
 
 use super::args::Snapshot;
-use super::{Context, confirm, duration, render, schedule, size, volume};
+use super::{Context, confirm, duration, owner, render, schedule, size, volume};
 use crate::clock::{Clock, SystemClock};
-use crate::daemon::{KnownTarget, RunDir, SnapshotAction, SnapshotReport, act, client};
+use crate::daemon::{KnownTarget, Request, RunDir, SnapshotAction, SnapshotReport, act, client};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{SnapshotId, VolumeId};
 use crate::pool::backend::Backend;
@@ -230,10 +229,10 @@ pub(super) async fn run(
 ) -> Result<Vec<SnapshotReport>> {
     let backend = context.open().await?;
     let (id, _) = backend.pool.lookup(name).await?;
-    let run_dir = RunDir::open()?;
-    match serving(&run_dir, id)? {
-        Some(target) => client::snapshots(&target, id, action).await,
-        None => detached(&backend, &run_dir, (id, name), action).await,
+    let request = Request::Snapshots { volume: id, action: action.clone() };
+    match owner::ask(context, &backend, (id, name), request).await? {
+        Some(reply) => reply.snapshots(),
+        None => detached(&backend, &RunDir::open()?, (id, name), action).await,
     }
 }
 
@@ -246,7 +245,7 @@ async fn detached(
     let held = run_dir.take(&[(id, name.clone().into())])?;
     let done = async {
         let volume = volume::own(backend, id, name).await.map_err(go_there)?;
-        let done = act(&volume, action).await;
+        let done = act(&volume, action, SnapshotId::from_random(rand::random())).await;
         let closed = volume.close().await;
         let done = done?;
         closed.map(|()| done)

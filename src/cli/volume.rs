@@ -1,8 +1,9 @@
 //! Verbs that make and change volumes.
 
-use super::{Context, args, attach, duration, key, retain, size, stores};
+use super::snapshot::serving;
+use super::{Context, args, attach, duration, key, owner, retain, size, stores};
 use crate::daemon::journals::refuse_journaled;
-use crate::daemon::{FrontendKind, KnownTarget, RunDir, TargetSpec, client, environment};
+use crate::daemon::{FrontendKind, Request, RunDir, TargetSpec, environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::frame::Compression;
@@ -49,7 +50,7 @@ pub(super) async fn create(context: &Context, create: args::Create) -> Result<()
     }
     let id = backend.pool.create_locked(&name, new, source, lock.as_ref()).await?;
     if retain.is_some() {
-        let kept = retain::set(&backend, &name, retain).await;
+        let kept = retain::set(context, &backend, &name, retain).await;
         kept.map_err(|e| {
             let hint = format!("try again with `objblk retain {name}`");
             e.context(format!("made volume {name}, but its past is not kept")).hint(hint)
@@ -134,21 +135,18 @@ pub(super) async fn resize(
     let compression = volume.features.compression();
     let mirrored = volume.is_mirrored();
     NewVolume { size, block_size, chunk_size, compression, mirrored }.validate()?;
-    let run_dir = RunDir::open()?;
-    let serves = |target: &KnownTarget| {
-        target.alive && target.state.volumes.iter().any(|v| v.id == id && !v.read_only)
-    };
-    let old = match run_dir.targets()?.into_iter().find(serves) {
-        Some(target) => {
-            let old = client::grow(&target, id, size).await;
-            let old = old.map_err(|e| e.context(format!("cannot resize {name}")))?;
-            if size > old && target.state.frontend == FrontendKind::Nbd {
+    let asked = owner::ask(context, &backend, (id, name), Request::Grow { volume: id, size }).await;
+    let old = match asked.map_err(|e| e.context(format!("cannot resize {name}")))? {
+        Some(reply) => {
+            let old = reply.grown()?;
+            let local = serving(&RunDir::open()?, id)?;
+            if size > old && local.is_some_and(|t| t.state.frontend == FrontendKind::Nbd) {
                 eprintln!("objblk: clients of {name} see its new size when they connect again");
             }
             old
         }
         None => {
-            let held = run_dir.take(&[(id, name.clone().into())]).map_err(detach_first)?;
+            let held = RunDir::open()?.take(&[(id, name.clone().into())]).map_err(detach_first)?;
             let resized = resize_held(&backend, id, name, size, shrink).await;
             held.release();
             resized?

@@ -7,10 +7,9 @@ use super::control::{
 use super::rundir::{RunDir, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
-use crate::format::schedule::Rule;
 use crate::store::Key;
 use crate::store::paths::PathsReport;
-use crate::volume::{Collected, Flattened, Mended};
+use crate::volume::Mended;
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, BufReader};
@@ -116,31 +115,12 @@ pub async fn status(target: &Target) -> Result<TargetStatus> {
     }
 }
 
-/// Has a target collect what is dead in the chunks of a volume, and waits until it is done. Dropping
-/// the future calls it off.
+/// Has a target carry out a request, and waits until it has. Dropping the future calls a long one off.
 ///
-/// Errors: busy, where the target does not answer; those of the volume.
-pub async fn collect(
-    target: &Target,
-    volume: VolumeId,
-    bound_percent: Option<u32>,
-) -> Result<Collected> {
-    let request = Request::Collect { volume, bound_percent };
-    match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
-        Reply::Collected(collected) => Ok(collected),
-        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
-    }
-}
-
-/// Has a target flatten a volume, and waits until it is done. Dropping the future calls it off.
-///
-/// Errors: busy, where the target does not answer; those of the volume.
-pub async fn flatten(target: &Target, volume: VolumeId) -> Result<Flattened> {
-    let request = Request::Flatten { volume };
-    match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
-        Reply::Flattened(flattened) => Ok(flattened),
-        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
-    }
+/// Errors: busy, where the target does not answer, or its frontend cannot do that while it runs; those of the
+/// volume.
+pub async fn ask(target: &Target, request: Request) -> Result<Reply> {
+    Conversation::begin(target, request).await?.hear(ENDLESS).await
 }
 
 /// Has a target make whole what it can of these objects of a volume. Dropping the future calls nothing off.
@@ -165,30 +145,13 @@ pub async fn mend(target: &Target, volume: VolumeId, objects: &[Key]) -> Result<
 
 /// Has a target do something about the snapshots of a volume.
 ///
-/// Errors: busy, where the target does not answer; those of the volume.
+/// Errors: as [`ask`].
 pub async fn snapshots(
     target: &Target,
     volume: VolumeId,
     action: SnapshotAction,
 ) -> Result<Vec<SnapshotReport>> {
-    let request = Request::Snapshots { volume, action };
-    match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
-        Reply::Snapshots(snapshots) => Ok(snapshots),
-        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
-    }
-}
-
-/// Has a target let a volume grow to `size` bytes, which is durable on return. Returns its size before.
-///
-/// Errors: usage, where it is larger already; busy, where its frontend cannot do that while it runs, or the
-/// target does not answer; those of the volume. After these it has its size still, except that after one of
-/// the volume it may have the new one.
-pub async fn grow(target: &Target, volume: VolumeId, size: u64) -> Result<u64> {
-    let request = Request::Grow { volume, size };
-    match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
-        Reply::Grown { old_size } => Ok(old_size),
-        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
-    }
+    ask(target, Request::Snapshots { volume, action }).await?.snapshots()
 }
 
 /// The paths by which a target reaches its store, after a change if one is wanted.
@@ -198,29 +161,6 @@ pub async fn paths(target: &Target, change: Option<PathChange>) -> Result<PathsR
     let request = Request::Paths { change };
     match Conversation::begin(target, request).await?.hear(PATHS).await? {
         Reply::Paths(paths) => Ok(paths),
-        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
-    }
-}
-
-/// Has a target set the schedule of a volume.
-///
-/// Errors: busy, where the target does not answer; those of the volume.
-pub async fn set_schedule(target: &Target, volume: VolumeId, rules: Vec<Rule>) -> Result<()> {
-    let request = Request::Schedule { volume, rules };
-    match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
-        Reply::Scheduled => Ok(()),
-        _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
-    }
-}
-
-/// Has a target keep the past of a volume that long.
-///
-/// Errors: busy, where the target does not answer; those of the volume.
-pub async fn retain(target: &Target, volume: VolumeId, time: Option<Duration>) -> Result<()> {
-    let time_ms = time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-    let request = Request::Retain { volume, time_ms };
-    match Conversation::begin(target, request).await?.hear(ENDLESS).await? {
-        Reply::Retained => Ok(()),
         _ => Err(Error::failed(format!("process {} answered something else", target.state.pid))),
     }
 }

@@ -93,6 +93,31 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether it takes as long as it takes, and ends with who waits for it.
+    pub(super) fn is_long(&self) -> bool {
+        matches!(self, Request::Collect { .. } | Request::Flatten { .. } | Request::Mend { .. })
+    }
+
+    /// The volume that it is about, where the owner of that carries it out for other hosts too.
+    pub(super) fn for_any_host(&self) -> Option<VolumeId> {
+        match self {
+            Request::Collect { volume, .. }
+            | Request::Flatten { volume }
+            | Request::Snapshots { volume, .. }
+            | Request::Grow { volume, .. }
+            | Request::Schedule { volume, .. }
+            | Request::Retain { volume, .. } => Some(*volume),
+            // What is damaged is looked for in caches of one host; the others are about a process.
+            Request::Mend { .. }
+            | Request::Ping
+            | Request::Status
+            | Request::Paths { .. }
+            | Request::Detach { .. } => None,
+        }
+    }
+}
+
 /// What is to be changed about paths.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -186,6 +211,52 @@ pub enum Reply {
     Detached(Outcome),
     /// The request failed.
     Refused(Refusal),
+}
+
+impl Reply {
+    /// Those that a request about snapshots was about.
+    pub fn snapshots(self) -> Result<Vec<SnapshotReport>> {
+        match self {
+            Reply::Snapshots(snapshots) => Ok(snapshots),
+            _ => Err(Reply::unexpected()),
+        }
+    }
+
+    /// What a collection has done.
+    pub fn collected(self) -> Result<Collected> {
+        match self {
+            Reply::Collected(collected) => Ok(collected),
+            _ => Err(Reply::unexpected()),
+        }
+    }
+
+    /// What a flattening has done.
+    pub fn flattened(self) -> Result<Flattened> {
+        match self {
+            Reply::Flattened(flattened) => Ok(flattened),
+            _ => Err(Reply::unexpected()),
+        }
+    }
+
+    /// The size before a volume has grown, in bytes.
+    pub fn grown(self) -> Result<u64> {
+        match self {
+            Reply::Grown { old_size } => Ok(old_size),
+            _ => Err(Reply::unexpected()),
+        }
+    }
+
+    /// That something is set.
+    pub fn set(self) -> Result<()> {
+        match self {
+            Reply::Scheduled | Reply::Retained => Ok(()),
+            _ => Err(Reply::unexpected()),
+        }
+    }
+
+    fn unexpected() -> Error {
+        Error::failed("the owner of the volume answered something else")
+    }
 }
 
 /// What a target is doing.

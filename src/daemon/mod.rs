@@ -21,6 +21,9 @@
 //! A **mounted directory** is a process too ([`mount`]); every volume that is in use through it is a target
 //! of its own within that process, so that whatever is asked of a volume finds it as it finds others.
 //!
+//! What is asked of a volume is carried out in one place (`desk`), whether it comes by the control socket or, from
+//! another host, through the store ([`requests`](crate::requests)).
+//!
 //! Ending is done in this order (`shutdown`): what was written is made durable while the device
 //! still works (a user who loses patience here has lost nothing), then the frontend stops, then
 //! the volumes are closed.
@@ -28,6 +31,7 @@
 mod background;
 pub mod client;
 pub mod control;
+mod desk;
 mod door;
 mod in_use;
 pub mod journals;
@@ -49,8 +53,10 @@ mod target;
 
 pub use background::{run_child, spawn};
 pub use control::{
-    Outcome, PathChange, Phase, SnapshotAction, SnapshotReport, TargetStatus, VolumeReport,
+    Outcome, PathChange, Phase, Reply, Request, SnapshotAction, SnapshotReport, TargetStatus,
+    VolumeReport,
 };
+pub use desk::told;
 pub use rundir::{Held, RunDir, Target as KnownTarget};
 pub use shared::act;
 pub use shield::{Serves, shield};

@@ -4,7 +4,7 @@ use super::control::{Reply, Request, encode, receive};
 use super::orders::{Client, Order};
 use super::shared::Shared;
 use crate::error::{Error, Result};
-use futures::TryFutureExt;
+use crate::format::SnapshotId;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,57 +72,11 @@ async fn inquire(
     write: &mut OwnedWriteHalf,
     shared: &Shared,
 ) -> std::io::Result<()> {
-    match request {
-        Request::Status => say(write, &Reply::Status(Box::new(shared.status().await))).await,
-        Request::Collect { volume, bound_percent } => {
-            let collected = async { shared.collect(volume, bound_percent).await };
-            while_heard(read, write, collected.map_ok(Reply::Collected)).await
-        }
-        Request::Flatten { volume } => {
-            let flattened = async { shared.flatten(volume).await };
-            while_heard(read, write, flattened.map_ok(Reply::Flattened)).await
-        }
-        Request::Mend { volume, objects } => {
-            let mended = async { shared.mend(volume, &objects).await };
-            while_heard(read, write, mended.map_ok(Reply::Mended)).await
-        }
-        Request::Snapshots { volume, action } => {
-            let reply = match shared.snapshots(volume, action).await {
-                Ok(snapshots) => Reply::Snapshots(snapshots),
-                Err(e) => Reply::Refused(e.into()),
-            };
-            say(write, &reply).await
-        }
-        Request::Grow { volume, size } => {
-            let reply = match shared.grow(volume, size).await {
-                Ok(old_size) => Reply::Grown { old_size },
-                Err(e) => Reply::Refused(e.into()),
-            };
-            say(write, &reply).await
-        }
-        Request::Paths { change } => {
-            let reply = match shared.paths(change).await {
-                Ok(paths) => Reply::Paths(paths),
-                Err(e) => Reply::Refused(e.into()),
-            };
-            say(write, &reply).await
-        }
-        Request::Schedule { volume, rules } => {
-            let reply = match shared.set_schedule(volume, rules).await {
-                Ok(()) => Reply::Scheduled,
-                Err(e) => Reply::Refused(e.into()),
-            };
-            say(write, &reply).await
-        }
-        Request::Retain { volume, time_ms } => {
-            let reply = match shared.retain(volume, time_ms).await {
-                Ok(()) => Reply::Retained,
-                Err(e) => Reply::Refused(e.into()),
-            };
-            say(write, &reply).await
-        }
-        // Answered before.
-        Request::Ping | Request::Detach { .. } => Ok(()),
+    let is_long = request.is_long();
+    let work = shared.carry_out(request, SnapshotId::from_random(rand::random()));
+    match is_long {
+        true => while_heard(read, write, work).await,
+        false => say(write, &work.await.unwrap_or_else(|e| Reply::Refused(e.into()))).await,
     }
 }
 

@@ -1,4 +1,5 @@
 use super::control::{Phase, SnapshotAction, SnapshotReport, TargetStatus, VolumeReport};
+use super::desk::Desks;
 use super::door::Door;
 use super::spec::TargetSpec;
 use super::state::{Attached, Serving};
@@ -25,6 +26,9 @@ pub(super) struct Shared {
     successor: Option<TargetSpec>,
     /// Empty once it was stopped.
     door: RwLock<Option<Door>>,
+    /// Held while a volume grows: one that two let grow must not shrink between them.
+    growing: tokio::sync::Mutex<()>,
+    pub(super) desks: Desks,
 }
 
 impl Shared {
@@ -38,7 +42,8 @@ impl Shared {
     ) -> Shared {
         let (phase, door) = (Mutex::new(Phase::Attached), RwLock::new(Some(door)));
         volumes.iter().for_each(|(_, volume)| volume.keep_schedule());
-        Shared { phase, volumes, backend, token, successor, door }
+        let (growing, desks) = (tokio::sync::Mutex::default(), Desks::default());
+        Shared { phase, volumes, backend, token, successor, door, growing, desks }
     }
 
     /// The volume by which the target's files are named.
@@ -166,9 +171,9 @@ impl Shared {
     pub(super) async fn snapshots(
         &self,
         id: VolumeId,
-        action: SnapshotAction,
+        (action, token): (SnapshotAction, SnapshotId),
     ) -> Result<Vec<SnapshotReport>> {
-        act(self.volume(id)?, action).await
+        act(self.volume(id)?, action, token).await
     }
 
     /// Lets a volume grow, then its block device, or has a virtual machine told; who is connected over NBD
@@ -190,6 +195,7 @@ impl Shared {
             let text = format!("{text} by process {} as a block device", std::process::id());
             Error::new(ErrorKind::Busy, text).because(e)
         })?;
+        let _turn = self.growing.lock().await;
         let old = volume.status().size;
         if size < old {
             let text = format!("{text} and has {old} bytes, more than that");
@@ -201,6 +207,10 @@ impl Shared {
         let size = SectorCount(size / SECTOR_SIZE);
         if size.bytes() != old {
             volume.resize(size).await?;
+            // Other hosts read the size there.
+            if let Err(e) = volume.checkpoint().await {
+                tracing::warn!("{} has grown, others see that later: {e}", attached.name);
+            }
         }
         let shown = door.grow(size).await;
         shown.map_err(|e| e.context(format!("{} has grown, its device has not", attached.name)))?;
@@ -215,6 +225,11 @@ impl Shared {
     /// Sets how long the past of a volume is kept. Errors: not found; those of the volume.
     pub(super) async fn retain(&self, id: VolumeId, time_ms: Option<u64>) -> Result<()> {
         self.volume(id)?.retain(time_ms.map(Duration::from_millis)).await
+    }
+
+    /// The volumes, and what is said of them.
+    pub(super) fn volumes(&self) -> &[(Attached, Volume)] {
+        &self.volumes
     }
 
     fn volume(&self, id: VolumeId) -> Result<&Volume> {
@@ -266,14 +281,16 @@ impl Shared {
     }
 }
 
-/// Does something about the snapshots of an open volume.
+/// Does something about the snapshots of an open volume. `token`: what one that is made is called.
 ///
 /// Errors: those of the volume.
-pub async fn act(volume: &Volume, action: SnapshotAction) -> Result<Vec<SnapshotReport>> {
+pub async fn act(
+    volume: &Volume,
+    action: SnapshotAction,
+    token: SnapshotId,
+) -> Result<Vec<SnapshotReport>> {
     let entries = match action {
-        SnapshotAction::Make(name) => {
-            vec![volume.make_snapshot(SnapshotId::from_random(rand::random()), &name).await?]
-        }
+        SnapshotAction::Make(name) => vec![volume.make_snapshot(token, &name).await?],
         SnapshotAction::Delete(name) => vec![volume.delete_snapshot(&name).await?],
         SnapshotAction::Keep(name) => vec![volume.keep_snapshot(&name).await?],
         SnapshotAction::List => volume.snapshots(),

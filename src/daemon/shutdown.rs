@@ -173,6 +173,9 @@ impl End<'_> {
         if self.callers.deadline().is_some_and(|at| at <= Instant::now()) {
             leave(open.drain(..), &mut outcome).await;
         }
+        let shared = self.shared.clone();
+        let mut work = pin!(shared.close_desks());
+        self.attend(Phase::Stopping, work.as_mut()).await;
         if let Some(door) = self.shared.take_door().await {
             self.stop(door, &mut open, &mut outcome).await;
         }

@@ -193,6 +193,7 @@ impl Target {
         if let Some(dev_id) = dev_id {
             ublk::announce(dev_id, &first.to_string());
         }
+        self.shared.open_desks();
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use crate::format::chunk::{self, ChunkHeader};
 use crate::format::fence::{self, Fence};
 use crate::format::frame::frame_payload_len;
 use crate::format::key_slots::KeySlots;
-use crate::format::keys;
+use crate::format::keys::{self, RequestPart};
 use crate::format::map_object::{self, ItemKind, parse_directory};
 use crate::format::page::{ItemRef, LEAF_SECTORS, parse_chunk_page, parse_leaf, parse_map_page};
 use crate::format::pool::{
@@ -17,6 +17,7 @@ use crate::format::profile::{self, Profile};
 use crate::format::received::ReceivedObject;
 use crate::format::record::Record;
 use crate::format::replica::ReplicaObject;
+use crate::format::request::{AnswerObject, DecisionObject, RequestObject};
 use crate::format::schedule::ScheduleObject;
 use crate::format::scrub::ScrubObject;
 use crate::format::sealed;
@@ -379,7 +380,31 @@ fn decode_by_name(key: &Key, id: Option<VolumeId>, bytes: &[u8]) -> (&'static st
     if *key == keys::profile(id) {
         return ("profile", decode_profile(key, Some(id), bytes));
     }
-    ("unknown", unknown())
+    decode_request(key, id, bytes)
+}
+
+fn decode_request(key: &Key, id: VolumeId, bytes: &[u8]) -> (&'static str, Decoded) {
+    let Some((_, part)) = keys::parse_request(id, key) else { return ("unknown", unknown()) };
+    let with = |parsed: Decoded, own: Option<Key>| {
+        parsed.map(|(contents, _)| (contents, own.and_then(|own| placed(key, &own))))
+    };
+    match part {
+        RequestPart::Asked => {
+            let parsed = RequestObject::parse(bytes);
+            let own = parsed.as_ref().ok().map(RequestObject::key);
+            ("request", with(plain(parsed), own))
+        }
+        RequestPart::Decision => {
+            let parsed = DecisionObject::parse(bytes);
+            let own = parsed.as_ref().ok().map(DecisionObject::key);
+            ("decision", with(plain(parsed), own))
+        }
+        RequestPart::Answer => {
+            let parsed = AnswerObject::parse(bytes);
+            let own = parsed.as_ref().ok().map(AnswerObject::key);
+            ("answer", with(plain(parsed), own))
+        }
+    }
 }
 
 fn unknown() -> Decoded {

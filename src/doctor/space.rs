@@ -177,6 +177,13 @@ impl<'a> Sorter<'a> {
                 false => Sort::Pending,
             };
         }
+        if let Some((request, _)) = keys::parse_request(id, key) {
+            // Those of former terms the next owner deletes.
+            return match request.epoch >= self.gathered.epoch {
+                true => Sort::Needed,
+                false => Sort::Pending,
+            };
+        }
         let is_known = *key == keys::volume(id)
             || *key == keys::profile(id)
             || self.gathered.key_slots.as_ref() == Some(key)

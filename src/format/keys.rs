@@ -27,17 +27,18 @@
 //! volumes/<id>/replica/<~n>                   which state of a replica is complete, the newest first
 //! volumes/<id>/schedules/<~n>                 which snapshots are made by themselves, the newest first
 //! volumes/<id>/scrubs/<~n>                    how far the scrub is, the newest first
+//! volumes/<id>/requests/<epoch>-<n>           what somebody asks the owner of that term for; see `request`
 //! volumes/<id>/children/<snapshot>/<id>       a clone was made of it, and needs it
 //! volumes/<id>/children/<snapshot>/closed-<epoch>-<n>  none can be made any more
 //! ```
 //!
 //! Numbers are lower-case hexadecimal of fixed width (16 digits; numbers of map objects, of the trash, of mirrors
 //! and `<n>` 8, of `stores` and `at/<generation>` 4), so byte order is numeric order; ids are UUIDs as hyphenated
-//! text. `<hh>` is the low byte of the sequence number: neighbours of the log spread over
-//! 256 prefixes. `<~seq>` is `u64::MAX - seq`.
+//! text. `<hh>` is the low byte of the sequence number: a log spreads over 256 prefixes. `<~seq>` is `u64::MAX - seq`.
 
 mod copies;
 mod replicas;
+mod requests;
 
 pub use copies::{
     mirror, mirror_generation, mirror_state, mirror_states, parse_mirror_generation,
@@ -45,6 +46,7 @@ pub use copies::{
 };
 pub(super) use replicas::REPLICA_STATES;
 pub use replicas::{parse_replica_state, replica_state, replica_states};
+pub use requests::{RequestId, RequestPart, parse_request, request, requests, requests_of};
 
 use crate::format::{SnapshotId, VolumeId};
 use crate::store::Key;

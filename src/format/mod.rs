@@ -17,6 +17,7 @@
 //! | schedule: which snapshots are made by themselves | JSON | [`schedule`] |
 //! | replica: which state that was shipped from another pool is complete | JSON | [`replica`] |
 //! | scrub: how far it is, what the last one found | JSON | [`scrub`] |
+//! | request to the owner of a volume, whether it is carried out, what came of it | JSON | [`request`] |
 //! | slots of an encrypted volume's key | JSON | [`key_slots`] |
 //! | sealed object: what an encrypted volume stores instead of each of most others | binary | [`sealed`] |
 //!
@@ -93,6 +94,7 @@ pub mod profile;
 pub mod received;
 pub mod record;
 pub mod replica;
+pub mod request;
 pub mod schedule;
 pub mod scrub;
 pub mod sealed;

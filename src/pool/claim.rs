@@ -38,9 +38,9 @@ impl Standing {
         matches!(self, Standing::OwnedHere(_) | Standing::OwnedElsewhere(_))
     }
 
-    /// The refusal for a volume that is held; `instead` is what the user may do.
-    pub fn refusal(&self, name: impl std::fmt::Display, instead: &str) -> Error {
-        let owner = match self {
+    /// Who owns it, and since when.
+    pub fn owner(&self) -> String {
+        match self {
             Standing::OwnedHere(owner) => {
                 format!("process {} on this host, {}", owner.pid, since(owner))
             }
@@ -49,7 +49,12 @@ impl Standing {
             }
             Standing::Orphaned(owner) => format!("process {}, which is dead", owner.pid),
             _ => "an owner that left no trace".into(),
-        };
+        }
+    }
+
+    /// The refusal for a volume that is held; `instead` is what the user may do.
+    pub fn refusal(&self, name: impl std::fmt::Display, instead: &str) -> Error {
+        let owner = self.owner();
         let error = Error::new(ErrorKind::Busy, format!("volume {name} is owned by {owner}"));
         match self {
             Standing::Orphaned(_) => error.hint(instead),

@@ -177,7 +177,12 @@ async fn sweep(shared: &Shared, checkpointer: &mut Checkpointer) {
 async fn attempt(shared: &Shared, checkpointer: &mut Checkpointer) -> Result<()> {
     let frozen = match checkpointer.frozen.take() {
         Some(frozen) => frozen,
-        None => shared.state().freeze(),
+        None => {
+            let mut state = shared.state();
+            // What a checkpoint had frozen that was cut off with its volume is nobody's.
+            state.check_failure()?;
+            state.freeze()
+        }
     };
     let outcome = write(shared, checkpointer, &frozen).await;
     match outcome {

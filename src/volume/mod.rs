@@ -153,6 +153,33 @@ impl Volume {
         self.shared.flush().await.map_err(|e| Error::failed("resize").because(e))
     }
 
+    /// Makes sure that this is the owner still, and that everything it has seen is in the log: a slot behind that
+    /// is committed on return.
+    ///
+    /// # Errors
+    /// Usage: read-only. Fenced, Failed: it is not, or that cannot be known.
+    pub async fn confirm(&self) -> Result<()> {
+        let shared = &self.shared;
+        shared.check_owner()?;
+        let probed = shared.state().probe();
+        let target = probed.map_err(|_| shared.failure())?;
+        shared.wait_committed(target).await
+    }
+
+    /// Makes a checkpoint, if there is anything new: so that who reads the store without owning the volume sees
+    /// its size too.
+    ///
+    /// # Errors
+    /// Those of a checkpoint; it is tried again by itself then.
+    pub async fn checkpoint(&self) -> Result<()> {
+        checkpoint::run(&self.shared, checkpoint::Kind::Running).await
+    }
+
+    /// How often it looks whether somebody took it over, if it does.
+    pub fn heartbeat(&self) -> Option<std::time::Duration> {
+        self.shared.options.watch_every
+    }
+
     /// Makes the snapshot `name`, called `id` nowhere before, of all that completed before this call. It
     /// is durable on return; users go on meanwhile.
     ///

@@ -88,7 +88,8 @@ fn a_takeover_fences_the_first_owner() {
     let first = home.serve(&["data"]);
     assert!(qemu_io(&first.uri, &["write -P 1 0 1M", "flush"]));
     far.run(&["serve", "nbd", "data"]).refuses(BUSY, "take it over with --takeover");
-    far.run(&["resize", "data", "--size", "1G"]).refuses(BUSY, "is owned by process");
+    let alone = far.run(&["resize", "data", "--size", "1G", "--wait", "0"]);
+    alone.refuses(BUSY, "is owned by process");
     far.run(&["delete", "data", "--yes"]).refuses(BUSY, "delete it with --force");
     far.run(&["serve", "nbd", "data", "--read-only"]).refuses(BUSY, "is owned by process");
     let second = far.serve(&["data", "--takeover"]);
@@ -147,7 +148,8 @@ fn collection_frees_what_was_overwritten() {
         .map(|(what, at, len)| format!("read -P {what} {at}k {len}k"))
         .collect();
     assert!(qemu_io(&server.uri, &read.iter().map(String::as_str).collect::<Vec<_>>()));
-    home.other_host().run(&["gc", "data"]).refuses(BUSY, "a volume is collected by its owner");
+    let alone = home.other_host().run(&["gc", "data", "--wait", "0"]);
+    alone.refuses(BUSY, "a volume is collected by its owner");
     home.run(&["detach", "data"]).ok();
     server.ended();
 }

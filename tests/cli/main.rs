@@ -16,6 +16,7 @@ mod diff;
 mod doctor;
 mod encrypted;
 mod gate;
+mod hosts;
 mod journal;
 mod loss;
 mod mirror;

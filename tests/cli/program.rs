@@ -61,6 +61,16 @@ impl Done {
         assert!(!self.err.contains("internal error"), "{self:?}");
     }
 
+    /// As [`Done::fails`], after something else was said.
+    #[track_caller]
+    pub fn fails_so(self, code: i32, words: &str) {
+        assert_eq!(self.code, code, "{self:?}");
+        assert!(
+            self.out.is_empty() && self.err.lines().last().unwrap().contains(words),
+            "{self:?}"
+        );
+    }
+
     /// As [`Done::fails`], and nothing else was said.
     #[track_caller]
     pub fn refuses(self, code: i32, words: &str) {

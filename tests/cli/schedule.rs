@@ -29,7 +29,8 @@ fn a_schedule_is_kept_by_whoever_serves_the_volume() {
     let text = home.run(&["info", "data"]).ok();
     assert!(text.contains("every 1h keep 24, every 1d keep 7"), "{text}");
     let far = home.other_host();
-    far.run(&["snapshot", "schedule", "data", "--off"]).refuses(BUSY, "the owner of a volume");
+    let alone = far.run(&["snapshot", "schedule", "data", "--off", "--wait", "0"]);
+    alone.refuses(BUSY, "the owner of a volume");
     // The owner hears of it.
     home.run(&["snapshot", "schedule", "data", "--every", "30m", "--keep", "1"]).ok();
     until("one more is made", || names().iter().any(|name| name.starts_with("auto-30m-")));

@@ -108,7 +108,8 @@ fn what_cannot_be_is_refused() {
     }
     let server = home.serve(&["data"]);
     let far = home.other_host();
-    far.run(&["snapshot", "create", "data@b"]).refuses(BUSY, "the owner of a volume makes");
+    let alone = far.run(&["snapshot", "create", "data@b", "--wait", "0"]);
+    alone.refuses(BUSY, "the owner of a volume makes");
     home.run(&["detach", "data"]).ok();
     server.ended();
     home.run(&["delete", "data", "--now", "--yes", "--force"]).ok();

@@ -504,10 +504,19 @@ fn an_attached_volume_is_exported_as_it_is() {
     assert!(
         home.run(&["snapshot", "list", "data", "--json"]).json().as_array().unwrap().is_empty()
     );
-    // From another host it is somebody else's.
+    // From another host too, whose request the owner hears.
     let far = home.other_host();
-    far.run(&["export", "data", text(&home.path("far.img"))])
-        .refuses(BUSY, "export a snapshot of it");
+    let exported = far.run(&["export", "data", text(&home.path("far.img"))]);
+    assert_eq!(
+        exported.err.matches(": it was asked, and answered after ").count(),
+        2,
+        "{exported:?}"
+    );
+    exported.ok();
+    assert_eq!(fs::metadata(home.path("far.img")).unwrap().len(), 64 << 20);
+    assert_eq!(home.run(&["snapshot", "list", "data", "--json"]).json(), json!([]));
+    far.run(&["export", "data", text(&home.path("no.img")), "--wait", "0"])
+        .refuses(BUSY, "the owner of a volume makes");
 
     // An export that is killed leaves its snapshot to the next one.
     let fifo = home.path("fifo");

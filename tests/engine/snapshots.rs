@@ -22,6 +22,24 @@ fn id(number: u64) -> SnapshotId {
     SnapshotId::from_bytes((u128::from(number) + 1).to_le_bytes())
 }
 
+/// Its checkpoint was cut off with it: whoever still asks gets an error, and no more.
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_volume_makes_no_snapshot() {
+    let rig = Rig::new(1, SIZE).await;
+    let volume = rig.open().await;
+    write(&volume, 0, &pattern(0, 8, 1)).await.unwrap();
+    let hold = Rule::new(Fault::Hold(Moment::Before)).on(&[Op::Put]);
+    let hold = rig.faults.add(hold.below(keys::checkpoints(rig.id)));
+    let (first, id) = (volume.clone(), |n| SnapshotId::from_bytes([n; 16]));
+    let first = tokio::spawn(async move { first.make_snapshot(id(1), "a").await });
+    hold.held(1).await;
+    volume.abandon();
+    assert!(first.await.unwrap().is_err());
+    let e = volume.make_snapshot(id(2), "b").await.unwrap_err();
+    assert!(e.to_string().contains("abandoned"), "{e}");
+    assert!(volume.status().failure.is_some(), "its state can be read");
+}
+
 /// A volume and what all of its states hold, by block.
 struct Story {
     rig: Rig,

@@ -20,6 +20,7 @@ use objblk::format::pool::{
 use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::replica::ReplicaObject;
+use objblk::format::request::{AnswerObject, DecisionObject, RequestObject};
 use objblk::format::schedule::ScheduleObject;
 use objblk::format::scrub::ScrubObject;
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
@@ -178,6 +179,11 @@ fn golden_json_reads_back() {
     assert_eq!(state, samples::mirror_state());
     assert_eq!((state.number, state.joining.unwrap().generation), (3, 3));
     assert_eq!(TermPlacement::parse(&read("placement.json")).unwrap().stores, 2);
+    assert_eq!(RequestObject::parse(&read("request.json")).unwrap(), samples::request());
+    let decisions = ["decision.json", "decision-withdrawn.json", "decision-passed-over.json"];
+    let decisions = decisions.map(|name| DecisionObject::parse(&read(name)).unwrap());
+    assert_eq!(decisions, samples::decisions());
+    assert_eq!(AnswerObject::parse(&read("answer.json")).unwrap(), samples::answer());
 }
 
 /// Where the stores of `stores.json` have these slots: by version, `store` or `store@generation`. Worked out once more by
@@ -244,6 +250,9 @@ fn every_flipped_bit_of_a_description_is_noticed() {
                 "store.json" => StoreObject::parse(&damaged).map(drop),
                 "mirror-state.json" => MirrorState::parse(&damaged).map(drop),
                 "placement.json" => TermPlacement::parse(&damaged).map(drop),
+                "request.json" => RequestObject::parse(&damaged).map(drop),
+                name if name.starts_with("decision") => DecisionObject::parse(&damaged).map(drop),
+                "answer.json" => AnswerObject::parse(&damaged).map(drop),
                 "name.json" => parse_json::<NameObject>("name", &damaged).map(drop),
                 "trash-entry.json" => TrashEntry::parse(&damaged).map(drop),
                 _ => parse_json::<TombstoneObject>("tombstone", &damaged).map(drop),

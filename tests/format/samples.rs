@@ -11,7 +11,7 @@ use objblk::format::features::Features;
 use objblk::format::fence::Fence;
 use objblk::format::frame::Compression;
 use objblk::format::key_slots::{Kdf, KeySlot, KeySlots};
-use objblk::format::keys::{ChunkId, MapObjectId};
+use objblk::format::keys::{ChunkId, MapObjectId, RequestId};
 use objblk::format::lineage::Ancestor;
 use objblk::format::map_object::{ItemKind, MapObjectBuilder};
 use objblk::format::mirror::MirrorState;
@@ -26,6 +26,7 @@ use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::record::Record;
 use objblk::format::replica::{Position, Promoted, ReplicaObject, Shipped};
+use objblk::format::request::{AnswerObject, AskedBy, Decision, DecisionObject, RequestObject};
 use objblk::format::schedule::{Rule, ScheduleObject};
 use objblk::format::scrub::{ScrubObject, ScrubPass};
 use objblk::format::snapshot::{SnapshotEntry, SnapshotObject};
@@ -428,7 +429,43 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         ("store.json", encode_json(&StoreObject::new(volume(), StoreId::of_number(0xb0b)))),
         ("mirror-state.json", encode_json(&mirror_state())),
         ("placement.json", encode_json(&TermPlacement::new(volume(), Epoch(5), 2))),
+        ("request.json", encode_json(&request())),
+        ("decision.json", encode_json(&decisions()[0])),
+        ("decision-withdrawn.json", encode_json(&decisions()[1])),
+        ("decision-passed-over.json", encode_json(&decisions()[2])),
+        ("answer.json", encode_json(&answer())),
     ]
+}
+
+fn asked() -> RequestId {
+    RequestId { epoch: Epoch(5), number: 2 }
+}
+
+/// Of somebody who wants a snapshot.
+pub fn request() -> RequestObject {
+    let order = format!(
+        r#"{{"version":1,"message":{{"snapshots":{{"volume":"{}","action":{{"make":"monday"}}}}}}}}"#,
+        volume()
+    );
+    let by =
+        AskedBy { host: "thor".into(), pid: 42, at_ms: 1_700_000_000_000, nonce: "00ff".into() };
+    RequestObject::new(volume(), asked(), order, by)
+}
+
+/// What can be decided about it.
+pub fn decisions() -> [DecisionObject; 3] {
+    let all = [
+        Decision::Taken { token: SnapshotId::from_bytes([9; 16]) },
+        Decision::Withdrawn { nonce: "00fe".into() },
+        Decision::PassedOver { by: Epoch(6) },
+    ];
+    all.map(|decision| DecisionObject::new(volume(), asked(), decision))
+}
+
+/// What came of it.
+pub fn answer() -> AnswerObject {
+    let reply = r#"{"version":1,"message":{"refused":{"kind":"exists","message":"no"}}}"#;
+    AnswerObject::new((volume(), asked()), (Epoch(6), 1_700_000_001_000), reply.into())
 }
 
 /// One of a second pass that is under way.

@@ -94,6 +94,11 @@ fn objects() -> Vec<Seed> {
         "store",
         "placement",
         "mirror-state",
+        "request",
+        "decision",
+        "decision-withdrawn",
+        "decision-passed-over",
+        "answer",
     ] {
         seeds.push(("json", name, golden(&format!("{name}.json"))));
     }
@@ -131,7 +136,13 @@ fn texts() -> Vec<Seed> {
         "[table]\nkey = [1, 2.5, true, 1979-05-27T07:32:00Z, { a = 'b' }]\n".to_owned(),
         "endpoint-url = ['http://a', 'http://b,weight=2']\nno-path-retry = 5\npath-selector = 'queue-length'\n".to_owned(),
     ];
-    let names = ["data-1.img", ID, "00000000000000ff", "ffffffffffffff00-0000000000000003"];
+    let names = [
+        "data-1.img",
+        ID,
+        "00000000000000ff",
+        "ffffffffffffff00-0000000000000003",
+        "0000000000000001-00000002-answer",
+    ];
     let sizes = ["512", "64k", "10GiB", "2tb", "16383P", "1.5G"];
     let urls = ["s3://my-bucket/a/b", "file:///srv/x y//", "mem://", "s3://10.0.0.1/"];
     let mut seeds = Vec::new();

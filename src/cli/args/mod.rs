@@ -80,6 +80,10 @@ pub(in crate::cli) struct Global {
     /// The configuration file, instead of ~/.config/objblk/config.toml and /etc/objblk/config.toml
     #[arg(long, global = true, value_name = "FILE", help_heading = "Store")]
     pub(in crate::cli) config: Option<PathBuf>,
+    /// How long the owner of a volume on another host may take to hear what is asked, and again to answer;
+    /// 0: it is not asked
+    #[arg(long, global = true, value_name = "TIME", default_value = "30s")]
+    pub(in crate::cli) wait: String,
     /// Print one JSON document
     #[arg(long, global = true)]
     pub(in crate::cli) json: bool,
@@ -150,7 +154,7 @@ pub(in crate::cli) enum Verb {
     },
     /// Put load on a volume that is not attached, or on the bare store to compare with
     Bench(Bench),
-    /// Make, list and delete snapshots, also while the volume is attached on this host; roll back to one
+    /// Make, list and delete snapshots, also while the volume is attached, on any host; roll back to one
     #[command(subcommand)]
     Snapshot(Snapshot),
     /// Make a volume that begins as what a snapshot is, and shares its data
@@ -189,7 +193,7 @@ pub(in crate::cli) enum Verb {
     Replicate(Box<Replicate>),
     /// Make a replica a volume of its own, once its source is gone: it can be written from then on
     Promote { name: String },
-    /// Change the size of a volume that is not attached, or let one grow that is
+    /// Change the size of a volume that is not attached, or let one grow that is, on any host
     Resize {
         name: String,
         /// The new size
@@ -198,6 +202,12 @@ pub(in crate::cli) enum Verb {
         /// Allow a smaller size, while it is not attached: what lies beyond it is lost
         #[arg(long)]
         shrink: bool,
+    },
+    /// Show what other hosts have asked the owner of a volume for, and what came of it
+    Request {
+        name: String,
+        /// One of them only
+        id: Option<String>,
     },
     /// Keep the past of a volume from now on, so that it can be read as of any moment (--at)
     Retain {

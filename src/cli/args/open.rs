@@ -72,8 +72,9 @@ pub(in crate::cli) struct Open {
     /// background
     #[arg(long)]
     pub(in crate::cli) lazy: bool,
-    /// Time between two looks whether somebody took the volume over, the only requests of an idle
-    /// volume; 0 or off: none, the next write finds out
+    /// Time between two looks whether somebody took the volume over, and twice as often whether another host
+    /// asks for something: the only requests of an idle volume; 0 or off: none, the next write finds out,
+    /// and other hosts are not heard
     #[arg(long, value_name = "T", default_value = "10s")]
     pub(in crate::cli) heartbeat: String,
     /// Read everything that the volume and its snapshots need now and then and verify it, at most so many

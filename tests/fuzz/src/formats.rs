@@ -27,6 +27,7 @@ use objblk::format::profile::Profile;
 use objblk::format::received::ReceivedObject;
 use objblk::format::record::Record;
 use objblk::format::replica::ReplicaObject;
+use objblk::format::request::{AnswerObject, DecisionObject, RequestObject};
 use objblk::format::schedule::ScheduleObject;
 use objblk::format::scrub::ScrubObject;
 use objblk::format::sealed;
@@ -296,6 +297,9 @@ fn json_as_it_is(data: &[u8]) {
     check_json(data, |bytes| parse_json::<TombstoneObject>("tombstone", bytes), encode_json);
     check_json(data, TrashEntry::parse, encode_json);
     check_json(data, KeySlots::parse, encode_json);
+    check_json(data, RequestObject::parse, encode_json);
+    check_json(data, DecisionObject::parse, encode_json);
+    check_json(data, AnswerObject::parse, encode_json);
 }
 
 /// Segments as they are, and what opens: nothing, but for the one that the corpus has.

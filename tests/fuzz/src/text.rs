@@ -40,6 +40,7 @@ pub fn names(data: &[u8]) {
     check_key(id, text);
     check_key(id, &format!("{}{text}", keys::epochs(id)));
     check_key(id, &format!("{}{text}", keys::checkpoints(id)));
+    check_key(id, &format!("{}{text}", keys::requests(id)));
 }
 
 /// What is read out of a key makes that key again.
@@ -48,6 +49,9 @@ fn check_key(id: VolumeId, text: &str) {
     assert_eq!(key.as_str(), text);
     if let Some(epoch) = keys::parse_epoch(id, &key) {
         assert_eq!(keys::epoch(id, epoch), key);
+    }
+    if let Some((of, part)) = keys::parse_request(id, &key) {
+        assert_eq!(keys::request(id, of, part), key);
     }
     if let Some((seq, epoch)) = keys::parse_checkpoint(id, &key) {
         assert_eq!(keys::checkpoint(id, seq, epoch), key);
