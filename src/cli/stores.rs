@@ -1,15 +1,17 @@
 //! Verbs about the stores of a pool.
 
 use super::args::Stores;
+use super::confirm::confirm;
 use super::{Context, render, size, volume};
 use crate::daemon::RunDir;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
+use crate::format::placement::WEIGHT;
 use crate::format::stores::{StoreEntry, StoreId, StoresObject};
 use crate::host::Host;
 use crate::pool::VolumeName;
 use crate::pool::backend::Backend;
-use crate::pool::several::{Held, Moved, NewStore, Progress, Several, State, Writer};
+use crate::pool::several::{Held, Moved, NewStore, Progress, Rescued, Several, State, Writer};
 use crate::settings::Endpoints;
 use crate::store::paths::spec::PathSpec;
 use crate::store::url::StoreUrl;
@@ -39,6 +41,10 @@ pub(super) async fn dispatch(context: &Context, verb: Stores) -> Result<()> {
             }
             weigh(context, id, weight, rate).await
         }
+        Stores::Rescue { url, name, store_endpoint_url, store_region, yes } => {
+            let left = new_store(&url, Endpoints(store_endpoint_url), store_region, WEIGHT)?;
+            rescue(context, left, &name, yes).await
+        }
         Stores::RemoveStore { id } => remove(context, self::id(&id)?).await,
         Stores::Rebalance { rate } => {
             let rate = self::rate(rate)?;
@@ -48,6 +54,30 @@ pub(super) async fn dispatch(context: &Context, verb: Stores) -> Result<()> {
             show(context, &backend, &several, (None, &moved)).await
         }
     }
+}
+
+async fn rescue(context: &Context, left: NewStore, names: &[String], yes: bool) -> Result<()> {
+    let mut called = BTreeMap::new();
+    for text in names {
+        let wrong = || Error::usage(format!("--name {text} is not ID=NAME"));
+        let (id, name) = text.split_once('=').ok_or_else(wrong)?;
+        let id: VolumeId = id.parse().map_err(|e| wrong().because(e))?;
+        let name: VolumeName = name.parse()?;
+        if called.values().any(|other| *other == name) {
+            return Err(Error::usage(format!("two volumes cannot be called {name}")));
+        }
+        called.insert(id, name);
+    }
+    let (url, s3) = context.location()?.parts()?;
+    let what = format!("going on with what {} has, without the home store", left.url);
+    confirm(&what, yes)?;
+    let rescued = Backend::rescue(&url, &s3, &left, &called).await?;
+    let row = |volume: &Rescued| {
+        let name = volume.name.clone().unwrap_or_else(|| "(no complete copy)".into());
+        vec![name, size::show(volume.size), volume.id.to_string()]
+    };
+    let table = || render::table(&["NAME", "SIZE", "ID"], &[1], rescued.iter().map(row).collect());
+    context.show(&rescued, table)
 }
 
 fn id(text: &str) -> Result<StoreId> {

@@ -205,7 +205,7 @@ mod tests {
             let salt = [0; SLOT_SALT_LEN];
             refused(&|s| s.slots[0].kdf = Kdf::Argon2id { salt, memory_kib, passes, lanes })
         };
-        assert_eq!(refused(&|s| s.version = 2), "version");
+        assert_eq!(refused(&|s| s.version = 3), "version");
         assert_eq!(refused(&|s| s.slots.clear()), "slots");
         assert_eq!(refused(&|s| s.slots.swap(0, 1)), "number");
         assert_eq!(refused(&|s| s.slots[1].label = "a\nb".into()), "label");

@@ -41,8 +41,8 @@ mod replicas;
 mod requests;
 
 pub use copies::{
-    mirror, mirror_generation, mirror_state, mirror_states, parse_mirror_generation,
-    parse_mirror_state,
+    MIRROR, behind_mirror, mirror, mirror_generation, mirror_state, mirror_states, parse_mirror,
+    parse_mirror_generation, parse_mirror_state,
 };
 pub(super) use replicas::REPLICA_STATES;
 pub use replicas::{parse_replica_state, replica_state, replica_states};

@@ -38,6 +38,7 @@
 //!
 //! A copy that answers and knows no state of the volume was wiped, or is not mounted: it counts as away.
 
+pub mod alone;
 mod chain;
 mod copy;
 mod mirrored;

@@ -12,13 +12,13 @@
 //! bucket is reached by all its paths, which is one path as a rule; before it is used, they have to show that
 //! they lead to one pool.
 
-use super::Pool;
-use super::several::Several;
+use super::several::{NewStore, Rescued, Several, rescue};
+use super::{Pool, VolumeName};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::keys;
 use crate::format::mirror::MirrorState;
-use crate::format::stores::StoreEntry;
+use crate::format::stores::{StoreEntry, StoreId};
 use crate::mirror::{self, Mirror};
 use crate::seal::{KeyGiven, Keyring, SealStore};
 use crate::spread::members::{Layers, Opener};
@@ -36,6 +36,7 @@ use crate::volume::Stores;
 use async_trait::async_trait;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -165,6 +166,21 @@ impl Backend {
         };
         let backend = if how.unsafe_no_fencing { backend } else { backend.spread(s3).await? };
         Ok(backend.seal())
+    }
+
+    /// Makes the empty store at `url` the home store of a new pool, with the mirrored volumes that are `left` in a store of
+    /// another one, whose home store is gone. Errors: as [`rescue`]; those of the stores.
+    pub async fn rescue(
+        url: &StoreUrl,
+        s3: &S3Options,
+        left: &NewStore,
+        names: &BTreeMap<VolumeId, VolumeName>,
+    ) -> Result<Vec<Rescued>> {
+        let make = matches!(url, StoreUrl::Dir(_));
+        let (home, _) = stack(reach(url, s3, keys::pool(), make).await?.0);
+        let others = Others { s3: s3.clone() };
+        let there = others.open(&left.entry(StoreId::of_number(1)), false).await?;
+        rescue(&home.setup, &there.setup, left, names).await
     }
 
     /// Opens the pool at `url`, or makes one where the store (or the directory for it) is there

@@ -30,6 +30,7 @@ mod program;
 mod reader;
 mod repair;
 mod replica;
+mod rescue;
 #[path = "../support/s3.rs"]
 mod s3;
 mod s3_pool;

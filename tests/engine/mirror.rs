@@ -3,6 +3,8 @@
 
 #[path = "mirror/damaged.rs"]
 mod damaged;
+#[path = "mirror/rescued.rs"]
+mod rescued;
 
 use crate::rig::{owner, pattern, read, write};
 use async_trait::async_trait;

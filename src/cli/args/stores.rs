@@ -46,6 +46,25 @@ pub(in crate::cli) enum Stores {
         #[arg(long, value_name = "BYTES")]
         rate: Option<String>,
     },
+    /// The home store of a pool is gone for good: make the empty store that --store names the home store of a new
+    /// pool, with the mirrored volumes that are in another store of the former one
+    Rescue {
+        /// The store that is left: s3://bucket/prefix or file:///dir
+        #[arg(value_name = "URL")]
+        url: String,
+        /// What a volume is called from now on; repeat it (others are called after their ids)
+        #[arg(long, value_name = "ID=NAME")]
+        name: Vec<String>,
+        /// S3 endpoint of the store that is left, if it is another one; repeat it for several paths
+        #[arg(long, value_name = "URL")]
+        store_endpoint_url: Vec<String>,
+        /// S3 region of that store, if it is another one
+        #[arg(long, value_name = "NAME")]
+        store_region: Option<String>,
+        /// Do not ask: what was written while that store was left out is lost
+        #[arg(long)]
+        yes: bool,
+    },
     /// Take a drained store out of the pool
     RemoveStore {
         /// Its id, as `pool status` shows it

@@ -4,9 +4,24 @@ use super::{hex8, key};
 use crate::format::VolumeId;
 use crate::store::Key;
 
+/// Prefix of everything of all mirrored volumes in a store.
+pub const MIRROR: &str = "mirror/";
+
 /// Prefix of everything of a mirrored volume in one of its stores.
 pub fn mirror(id: VolumeId) -> String {
-    format!("mirror/{id}/")
+    format!("{MIRROR}{id}/")
+}
+
+/// The mirrored volume that an object belongs to, by its name in one of its stores.
+pub fn parse_mirror(key: &Key) -> Option<VolumeId> {
+    let id: VolumeId = key.as_str().strip_prefix(MIRROR)?.split_once('/')?.0.parse().ok()?;
+    key.as_str().starts_with(&mirror(id)).then_some(id)
+}
+
+/// No object's name: it is behind those of the volume, and before those of any later one.
+pub fn behind_mirror(id: VolumeId) -> Key {
+    // `0` follows `/`.
+    key(format!("{MIRROR}{id}0"))
 }
 
 /// Prefix of what says which copies of a mirrored volume are complete.

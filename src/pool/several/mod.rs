@@ -4,6 +4,7 @@
 //! add      objblk-store.json in the new store, probe, stores/<n>       <- the version is the commit point
 //! weigh    stores/<n>                                                  <- the same
 //! move     moving/<id>, then for each slot: copy, read back, delete the old one; moving/<id> goes
+//! rescue   a new home store, where the first one is gone (`rescue`)
 //! remove   nothing but fences is left there, no term writes there, nobody moves, stores/<n>
 //! ```
 //!
@@ -17,10 +18,12 @@ mod census;
 mod change;
 mod moving;
 mod remove;
+mod rescue;
 
 pub use census::{Amount, Held, State, Waiting};
 pub use moving::{Moved, Progress};
 pub use remove::Writer;
+pub use rescue::{Rescued, rescue};
 
 use super::Pool;
 use crate::error::Result;
@@ -52,7 +55,7 @@ pub struct NewStore {
 }
 
 impl NewStore {
-    fn entry(&self, id: StoreId) -> StoreEntry {
+    pub(super) fn entry(&self, id: StoreId) -> StoreEntry {
         let NewStore { url, endpoints, region, .. } = self.clone();
         StoreEntry { id, url, endpoints, region, removed: false }
     }

@@ -9,7 +9,7 @@ use objblk::volume::{Mending, ScrubOptions};
 type Objects = BTreeMap<Key, Bytes>;
 
 /// A closed volume with data in every piece, overwritten in parts, and a snapshot.
-async fn filled() -> World {
+pub async fn filled() -> World {
     let world = World::new().await;
     let process = world.now().await;
     let volume = process.open(world.id, 1).await.unwrap();
@@ -29,7 +29,7 @@ async fn filled() -> World {
     world
 }
 
-async fn is_right(volume: &Volume) {
+pub async fn is_right(volume: &Volume) {
     for piece in 0..PIECES {
         assert!(has(volume, piece, 1 + (piece + 1) % 2).await, "piece {piece}");
     }
