@@ -142,7 +142,7 @@ pub fn run(settings: &Settings, report: &mut Report) {
     let (turn, world) = (settings.turn(3.0), World::directory());
     let (store, ram, run) = (memory(), memory(), memory());
     let store = format!("--store=file://{}", arg(store.path()));
-    let (ours, limit) = (ours(&world, &store, run.path()), daemon(ram.path()));
+    let (ours, limit) = (ours(&world, &store, &run.path().join("run")), daemon(ram.path()));
     for server in [&ours, &limit] {
         fill(server);
     }
