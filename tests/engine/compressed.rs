@@ -226,6 +226,37 @@ pub async fn examined(pool: &Pool) -> bool {
     Doctor::new(pool, true, None).check_all().await.is_ok_and(|report| report.clean)
 }
 
+/// What was overwritten and waits for its deletion is needed by nobody: damage to it is told, and is no harm.
+#[tokio::test(start_paused = true)]
+async fn damage_to_what_nobody_needs_is_told_as_such() {
+    let mut rig = Rig::with(3, 1 << 20, Compression::None).await;
+    rig.options.collection = None;
+    rig.memory.delete(&[Key::new("objblk.json").unwrap()]).await.unwrap();
+    let pool = Pool::init(rig.store.clone(), false).await.unwrap();
+    let body = encode_json(&NameObject { volume: rig.id });
+    rig.memory.put(&Key::new("names/v").unwrap(), body.into()).await.unwrap();
+    let volume = rig.open().await;
+    for stamp in [1, 2] {
+        write(&volume, 0, &pattern(0, 128, stamp)).await.unwrap();
+        volume.flush().await.unwrap();
+    }
+    Volume::abandon(&volume);
+    assert_eq!(verdict(&pool).await, (true, true));
+    let slots = list_all(&rig.memory, &objblk::format::keys::log(rig.id)).await.unwrap();
+    let dead = slots.iter().find(|slot| slot.size > 64 << 10).unwrap().key.as_str();
+    let mut body = rig.object(dead).await.to_vec();
+    let middle = body.len() / 2;
+    body[middle] ^= 1;
+    rig.replace(dead, body).await;
+    assert_eq!(verdict(&pool).await, (true, false));
+    let unread = Doctor::new(&pool, false, None).check_all().await.unwrap();
+    assert_eq!(
+        unread.volumes[0].space.as_ref().unwrap().damaged.objects,
+        0,
+        "data was not asked for"
+    );
+}
+
 /// Any one bit of any object: nobody ever reads a wrong byte, and what the volume needs is told to be
 /// damaged. `OBJBLK_FLIPS` is how many there are.
 #[tokio::test(start_paused = true)]
@@ -234,6 +265,7 @@ async fn no_flipped_bit_is_ever_read() {
     for compression in ALL {
         let (rig, pool, data) = sample(compression).await;
         assert!(!fails(&rig, &data, "before").await);
+        assert_eq!(verdict(&pool).await, (true, true));
         let objects = list_all(&rig.memory, "").await.unwrap();
         let mut rng = StdRng::seed_from_u64(7);
         let (mut read, mut checked, mut harmless, mut missed) = (0, 0, 0, Vec::new());
@@ -267,5 +299,6 @@ async fn no_flipped_bit_is_ever_read() {
         assert!(missed.is_empty(), "{} are not told: {missed:#?}", missed.len());
         assert!(read > checked / 4 && checked > 0, "{read} {checked} {harmless}");
         assert!(!fails(&rig, &data, "after").await);
+        assert_eq!(verdict(&pool).await, (true, true));
     }
 }
