@@ -37,26 +37,27 @@ def run(*command):
     return done.stdout
 
 
+def numbered(pattern, command, numbers):
+    """What debugfs says of each of these numbers."""
+    told, numbers = {}, sorted(numbers)
+    for first in range(0, len(numbers), BATCH):
+        asked = " ".join(map(str, numbers[first : first + BATCH]))
+        for line in run(*(word.replace("ASKED", asked) for word in command)).splitlines():
+            found = re.fullmatch(pattern, line)
+            if found:
+                told[int(found[1])] = found[2]
+    return told
+
+
 def ext(image, offset, size, blocks):
     """Paths of blocks; None where no file has it."""
     at = f"{image}?offset={offset}" if offset else image
-    owner, blocks = {}, sorted(blocks)
-    for first in range(0, len(blocks), BATCH):
-        asked = " ".join(map(str, blocks[first : first + BATCH]))
-        for line in run("debugfs", "-R", f"icheck {asked}", at).splitlines():
-            found = re.fullmatch(r"(\d+)\t(\d+)", line)
-            if found:
-                owner[int(found[1])] = int(found[2])
-    inodes, paths = sorted(set(owner.values())), {}
-    for first in range(0, len(inodes), BATCH):
-        asked = " ".join(map(str, inodes[first : first + BATCH]))
-        for line in run("debugfs", "-R", f"ncheck {asked}", at).splitlines():
-            found = re.fullmatch(r"(\d+)\t(.*)", line)
-            if found:
-                paths[int(found[1])] = found[2]
-    for block in blocks:
+    owner = numbered(r"(\d+)\t(\d+)", ("debugfs", "-R", "icheck ASKED", at), blocks)
+    inodes = {int(inode) for inode in owner.values()}
+    paths = numbered(r"(\d+)\t(.*)", ("debugfs", "-R", "ncheck ASKED", at), inodes)
+    for block in sorted(blocks):
         inode = owner.get(block)
-        yield None if inode is None else paths.get(inode, f"inode {inode}")
+        yield None if inode is None else paths.get(int(inode), f"inode {inode}")
 
 
 def xfs(image, offset, size, blocks):

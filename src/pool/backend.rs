@@ -81,15 +81,7 @@ impl Backend {
         let (stores, metrics) = stack(Arc::clone(&base));
         let pool = Pool::open(Arc::clone(&stores.setup)).await?;
         if pool.object().fencing {
-            let backend = Backend {
-                pool,
-                raw: stores.setup.clone(),
-                stores,
-                metrics,
-                paths,
-                spread: None,
-                mirror: None,
-            };
+            let backend = Backend::of_one(pool, stores, metrics, paths);
             return Ok(backend.spread(s3).await?.seal());
         }
         tracing::warn!(
@@ -97,16 +89,18 @@ impl Backend {
         );
         let (stores, metrics) = stack(Arc::new(UnfencedStore::new(base)));
         let pool = Pool::open(Arc::clone(&stores.setup)).await?;
-        Ok(Backend {
-            pool,
-            raw: stores.setup.clone(),
-            stores,
-            metrics,
-            paths,
-            spread: None,
-            mirror: None,
-        }
-        .seal())
+        Ok(Backend::of_one(pool, stores, metrics, paths).seal())
+    }
+
+    /// The pool in its home store alone.
+    fn of_one(
+        pool: Pool,
+        stores: Stores,
+        metrics: Arc<MetricsStore>,
+        paths: Option<S3Paths>,
+    ) -> Backend {
+        let raw = stores.setup.clone();
+        Backend { pool, raw, stores, metrics, paths, spread: None, mirror: None }
     }
 
     /// Has what belongs to encrypted volumes opened and sealed, wherever it lies.
@@ -155,15 +149,7 @@ impl Backend {
         if let Some(paths) = &paths {
             paths.store().verify().await?;
         }
-        let backend = Backend {
-            pool,
-            raw: stores.setup.clone(),
-            stores,
-            metrics,
-            paths,
-            spread: None,
-            mirror: None,
-        };
+        let backend = Backend::of_one(pool, stores, metrics, paths);
         let backend = if how.unsafe_no_fencing { backend } else { backend.spread(s3).await? };
         Ok(backend.seal())
     }
