@@ -16,7 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sync", &[]),
     ("flight", &["sync"]),
     ("direct", &["sync"]),
-    ("store", &["error", "units", "mutant", "cipher"]),
+    ("store", &["error", "units", "mutant", "cipher", "direct"]),
     ("format", &["units", "store", "mutant"]),
     ("seal", &["error", "store", "format", "mutant", "cipher"]),
     ("spread", &["error", "units", "store", "format"]),

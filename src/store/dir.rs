@@ -17,6 +17,9 @@
 //! Difference from S3: a name cannot be a file and a directory at once, so while `a/b` exists a
 //! put of `a` is refused as `Invalid` (and the other way round). objblk's own names never do this.
 //!
+//! What is large, chunks above all, is written past the page cache where the file system can: the
+//! kernel takes an eighth of the processor's time for it, and what is cached belongs to readers.
+//!
 //! All calls to the kernel run on tokio's blocking threads. A full disk is `Unavailable`: making
 //! room cures it.
 

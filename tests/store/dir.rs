@@ -1,7 +1,8 @@
 //! What is particular to a store in a directory.
 
-use crate::conformance::key;
+use crate::conformance::{key, pattern};
 use bytes::Bytes;
+use objblk::direct::read_from_memory;
 use objblk::error::ErrorKind;
 use objblk::store::dir::DirStore;
 use objblk::store::{GetRange, Store, StoreErrorKind, list_all};
@@ -134,7 +135,7 @@ async fn leftovers_of_crashed_writers_are_harmless() {
 #[tokio::test]
 async fn a_full_disk_is_a_passing_trouble() {
     let root = tempfile::tempdir().unwrap();
-    let mounted = Mounted::tmpfs(root.path(), "256k");
+    let mounted = Mounted::new("tmpfs", root.path(), "size=256k");
     let store = DirStore::open(root.path()).unwrap();
     store.put_if_absent(&key("a"), vec![1; 100_000].into()).await.unwrap();
     let error = store.put_if_absent(&key("b"), vec![1; 500_000].into()).await.unwrap_err();
@@ -148,11 +149,9 @@ async fn a_full_disk_is_a_passing_trouble() {
 struct Mounted(PathBuf);
 
 impl Mounted {
-    fn tmpfs(at: &Path, size: &str) -> Mounted {
-        let options = format!("size={size}");
-        let done =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status();
-        assert!(done.is_ok_and(|status| status.success()), "mounting a tmpfs needs root");
+    fn new(kind: &str, at: &Path, options: &str) -> Mounted {
+        let done = Command::new("mount").args(["-t", kind, "-o", options, kind]).arg(at).status();
+        assert!(done.is_ok_and(|status| status.success()), "mounting a {kind} needs root");
         Mounted(at.to_owned())
     }
 }
@@ -162,6 +161,35 @@ impl Drop for Mounted {
         let done = Command::new("umount").arg(&self.0).status();
         assert!(done.is_ok_and(|status| status.success()), "{} stays mounted", self.0.display());
     }
+}
+
+#[tokio::test]
+async fn large_objects_go_past_the_page_cache_where_it_can_be_passed() {
+    // A disk, and a file system that has no direct I/O.
+    let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let memory = tempfile::tempdir().unwrap();
+    let mounted = Mounted::new("ramfs", memory.path(), "mode=700");
+    for root in [disk.path(), memory.path()] {
+        let store = DirStore::open(root).unwrap();
+        let from = 256 << 10;
+        let sizes = [from - 1, from, from + 1, (1 << 20) - 4096, (1 << 20) + 4097, 4 << 20];
+        for (n, size) in sizes.into_iter().enumerate() {
+            let (one, body) = (key(&format!("new/{n}")), pattern(size, n as u64));
+            store.put_if_absent(&one, body.clone()).await.unwrap();
+            // Bytes of their own, which begin anywhere.
+            let other = key(&format!("replaced/{n}"));
+            store.put(&other, x()).await.unwrap();
+            store.put(&other, body.slice(1..)).await.unwrap();
+            let file = fs::File::open(root.join(one.as_str())).unwrap();
+            if root == disk.path() {
+                let cached = read_from_memory(&file, &mut [0; 4096], 0);
+                assert_eq!(cached, size < from, "{size} bytes");
+            }
+            assert_eq!(store.get(&one, GetRange::All).await.unwrap(), body);
+            assert_eq!(store.get(&other, GetRange::All).await.unwrap(), body.slice(1..));
+        }
+    }
+    drop(mounted);
 }
 
 /// The directory that the writer process of the next test fills.

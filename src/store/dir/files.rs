@@ -4,12 +4,14 @@
 //! carry a meaning of their own: `InvalidInput` is a range past the end, `Unsupported` a file
 //! system without hard links.
 
+use crate::direct::{BLOCK, Blocks};
 use crate::store::{GetRange, Key};
 use bytes::Bytes;
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -20,6 +22,12 @@ const TEMPORARIES: &str = "~tmp";
 
 /// Age at which a temporary file can only be a leftover.
 const STALE: Duration = Duration::from_secs(24 * 3600);
+
+/// Objects of at least so many bytes are written past the page cache.
+const DIRECT_FROM: usize = 256 << 10;
+
+/// Bytes of such an object that are written at once.
+const PIECE: usize = 1 << 20;
 
 /// How often a put makes its directory anew when deletes keep removing it as empty.
 const DIRECTORY_ATTEMPTS: usize = 100;
@@ -153,9 +161,11 @@ impl Files {
             _ => {}
         }
         let path = directory.join(uuid::Uuid::new_v4().to_string());
-        let mut file = File::create_new(&path)?;
+        let file = File::create_new(&path)?;
         let temporary = Temporary { path };
-        file.write_all(body)?;
+        if body.len() < DIRECT_FROM || !write_direct(&file, body)? {
+            file.write_all_at(body, 0)?;
+        }
         file.sync_all()?;
         Ok(temporary)
     }
@@ -223,6 +233,31 @@ impl Files {
 
     fn durable(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, u64>> {
         self.durable.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// Writes `body` past the page cache, whose copy of a chunk costs the kernel several times what the
+/// write does, and pushes out what is read. False where the file system refuses to: then what the file
+/// holds is anything, and its flags are as before.
+fn write_direct(file: &File, body: &[u8]) -> io::Result<bool> {
+    let (blocks, tail) = body.split_at(body.len() - body.len() % BLOCK);
+    let flags = |flags| fcntl(file, FcntlArg::F_SETFL(flags)).map_err(io::Error::from);
+    let write = || -> io::Result<()> {
+        flags(OFlag::O_DIRECT)?;
+        let mut aligned = Blocks::zeroed(PIECE.min(blocks.len()));
+        for (piece, at) in blocks.chunks(PIECE).zip((0..).step_by(PIECE)) {
+            let aligned = &mut aligned.bytes_mut()[..piece.len()];
+            aligned.copy_from_slice(piece);
+            file.write_all_at(aligned, at)?;
+        }
+        Ok(())
+    };
+    let written = write();
+    flags(OFlag::empty())?;
+    match written {
+        Ok(()) => file.write_all_at(tail, blocks.len() as u64).map(|()| true),
+        Err(e) if os_error(&e) == Errno::EINVAL => Ok(false),
+        Err(e) => Err(e),
     }
 }
 
