@@ -22,6 +22,7 @@ mod loss;
 mod mirror;
 mod mistakes;
 mod mount;
+mod mount_direct;
 mod outage;
 mod past;
 mod paths;

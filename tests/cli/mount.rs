@@ -198,6 +198,16 @@ fn ordinary_programs_work_on_files_of_a_mount() {
     let direct = ["--ioengine=libaio", "--iodepth=16", "--direct=1", &fio];
     tool("fio", &[&common[..], &direct].concat());
     tool("fio", &[&common[..], &["--ioengine=mmap", &fio]].concat());
+    // Several at once past the cache, each in a part of its own.
+    let apart =
+        ["--ioengine=psync", "--direct=1", "--thread", "--numjobs=3", "--offset_increment=16M"];
+    tool("fio", &[&common[..], &apart, &[&fio]].concat());
+    // What is past the cache can be mapped all the same, and both show the same.
+    let mapped = "import mmap, os, sys\nf = os.open(sys.argv[1], os.O_RDWR | os.O_DIRECT)\n\
+                  m = mmap.mmap(f, 8192)\nm[4096:4101] = b'mine!'\nm.flush()\n\
+                  b = mmap.mmap(-1, 4096)\nos.preadv(f, [b], 4096)\nassert b[:5] == b'mine!', b[:5]\n\
+                  b[:5] = b'yours'\nos.pwritev(f, [b], 4096)\nprint(m[4096:4101].decode())";
+    assert_eq!(tool("python3", &["-c", mapped, path]).trim(), "yours");
     mount.umount(&[]).ok();
 }
 

@@ -3,6 +3,7 @@
 use super::attributes::{self, Access};
 use super::catalogue::Catalogue;
 use super::operations::{Change, Files, Refusal};
+use super::writing::Progress;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
@@ -35,6 +36,8 @@ pub(super) struct FileSystem<C: Catalogue> {
     files: Arc<Files<C>>,
     runtime: Handle,
     ended: watch::Sender<bool>,
+    /// The kernel can map a file that it does not cache.
+    maps_uncached: bool,
 }
 
 impl<C: Catalogue> FileSystem<C> {
@@ -45,7 +48,8 @@ impl<C: Catalogue> FileSystem<C> {
         access: Access,
         ended: watch::Sender<bool>,
     ) -> FileSystem<C> {
-        FileSystem { files: Arc::new(Files::new(catalogue, access)), runtime, ended }
+        let files = Arc::new(Files::new(catalogue, access));
+        FileSystem { files, runtime, ended, maps_uncached: false }
     }
 
     /// Does `work`: here, as far as it goes without waiting; the rest in the runtime.
@@ -92,6 +96,8 @@ impl<C: Catalogue> Filesystem for FileSystem<C> {
         ] {
             let _ = config.add_capabilities(wanted);
         }
+        let mapped = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
+        self.maps_uncached = mapped.is_ok();
         let refused = |_| std::io::Error::other("the kernel takes no requests of 1 MiB");
         config.set_max_write(WRITE_MAX).map_err(refused)?;
         let refused = |_| std::io::Error::other("the kernel takes no 64 requests at once");
@@ -153,12 +159,15 @@ impl<C: Catalogue> Filesystem for FileSystem<C> {
     }
 
     fn open(&self, _: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.begin(|files| async move {
+        // Of a file that somebody opens past the cache, the kernel lets several be written at once only
+        // where it knows that this handle never uses its cache: elsewhere it ignores the second flag.
+        let uncached = match self.maps_uncached && flags.0 & nix::libc::O_DIRECT != 0 {
+            true => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
+            false => FopenFlags::empty(),
+        };
+        self.begin(move |files| async move {
             match files.open(number, flags).await {
-                Ok(handle) => {
-                    let parallel = FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-                    reply.opened(FileHandle(handle), parallel);
-                }
+                Ok(handle) => reply.opened(FileHandle(handle), uncached),
                 Err(errno) => reply.error(errno),
             }
         });
@@ -195,10 +204,15 @@ impl<C: Catalogue> Filesystem for FileSystem<C> {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let data = data.to_vec();
+        let begun = match self.files.write_now(handle, offset, data) {
+            Ok(Progress::Done(len)) => return reply.written(len as u32),
+            Ok(Progress::Waits(begun)) => begun,
+            Err(errno) => return reply.error(errno),
+        };
+        let rest = data[begun.written()..].to_vec();
         self.begin(|files| async move {
-            match files.write(handle, offset, &data).await {
-                Ok(len) => reply.written(len),
+            match files.write(handle, offset, begun, &rest).await {
+                Ok(len) => reply.written(len as u32),
                 Err(errno) => reply.error(errno),
             }
         });

@@ -2,8 +2,7 @@
 
 use super::ranges::RangeLocks;
 use crate::device::{
-    BlockDevice, BlockState, Checked, DeviceError, DeviceResult, StatusExtent, WriteFlags,
-    ZeroFlags,
+    BlockDevice, BlockState, Checked, DeviceError, DeviceResult, Geometry, StatusExtent, ZeroFlags,
 };
 use crate::units::{SECTOR_SHIFT, Sector, SectorCount, SectorRange};
 use serde::Serialize;
@@ -22,15 +21,15 @@ const STEP: u64 = 1 << 30;
 
 /// An open image.
 pub struct Image<D> {
-    device: Arc<Checked<D>>,
-    changing: RangeLocks,
+    pub(super) device: Arc<Checked<D>>,
+    pub(super) changing: Arc<RangeLocks>,
     /// True once it is retired. Requests hold it shared.
-    retired: RwLock<bool>,
+    pub(super) retired: Arc<RwLock<bool>>,
     leases: watch::Sender<usize>,
     changed_at_ms: AtomicU64,
     requests: AtomicU64,
     bytes_read: AtomicU64,
-    bytes_written: AtomicU64,
+    pub(super) bytes_written: AtomicU64,
     flushes: AtomicU64,
     errors: AtomicU64,
 }
@@ -111,8 +110,8 @@ impl<D: BlockDevice> Image<D> {
     pub fn new(device: Arc<Checked<D>>) -> Arc<Image<D>> {
         Arc::new(Image {
             device,
-            changing: RangeLocks::default(),
-            retired: RwLock::new(false),
+            changing: Arc::default(),
+            retired: Arc::default(),
             leases: watch::Sender::new(0),
             changed_at_ms: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -174,11 +173,12 @@ impl<D: BlockDevice> Image<D> {
     pub(super) async fn read(&self, offset: u64, len: u64) -> DeviceResult<Bytes> {
         let read = async {
             let _running = self.running().await?;
-            let end = offset.saturating_add(len).min(self.size());
+            let geometry = self.device.geometry();
+            let end = offset.saturating_add(len).min(geometry.size.bytes());
             if offset >= end {
                 return Ok(Bytes { blocks: Vec::new(), wanted: 0..0 });
             }
-            let around = self.blocks_around(offset..end);
+            let around = blocks_around(&geometry, offset..end);
             let mut blocks = vec![0; (around.end - around.start) as usize];
             self.device.read(sector(around.start), &mut blocks).await?;
             let start = (offset - around.start) as usize;
@@ -189,32 +189,6 @@ impl<D: BlockDevice> Image<D> {
             self.bytes_read.fetch_add(bytes.len() as u64, Relaxed);
         }
         read
-    }
-
-    /// Writes at `offset`, up to the end of the image. Returns how many bytes that were, at least one.
-    /// Errors: beyond the end; the device's, after which some of the blocks may have been written.
-    pub(super) async fn write(&self, offset: u64, data: &[u8]) -> DeviceResult<usize> {
-        let write = async {
-            let _running = self.running().await?;
-            let end = offset.saturating_add(data.len() as u64).min(self.size());
-            if data.is_empty() {
-                return Ok(0);
-            }
-            if offset >= end {
-                return Err(beyond(offset));
-            }
-            let data = &data[..(end - offset) as usize];
-            let around = self.blocks_around(offset..end);
-            let _alone = self.changing.lock(around.clone()).await;
-            self.put(offset, data, around).await?;
-            Ok(data.len())
-        };
-        let written: DeviceResult<usize> = self.counted(write.await);
-        if let Ok(len) = &written {
-            self.bytes_written.fetch_add(*len as u64, Relaxed);
-            self.touch();
-        }
-        written
     }
 
     /// Makes every change that completed before this call durable.
@@ -234,11 +208,12 @@ impl<D: BlockDevice> Image<D> {
     pub(super) async fn clear(&self, range: Range<u64>, how: Clear) -> DeviceResult<()> {
         let clear = async {
             let _running = self.running().await?;
-            let range = range.start..range.end.min(self.size());
+            let geometry = self.device.geometry();
+            let range = range.start..range.end.min(geometry.size.bytes());
             if range.start >= range.end {
                 return Ok(());
             }
-            let around = self.blocks_around(range.clone());
+            let around = blocks_around(&geometry, range.clone());
             let _alone = self.changing.lock(around.clone()).await;
             self.clear_locked(range, around, how).await
         };
@@ -252,8 +227,9 @@ impl<D: BlockDevice> Image<D> {
     pub(super) async fn seek(&self, offset: u64, what: Seek) -> DeviceResult<Option<u64>> {
         let seek = async {
             let _running = self.running().await?;
-            let size = self.size();
-            let mut at = self.blocks_around(offset..offset.saturating_add(1)).start;
+            let geometry = self.device.geometry();
+            let size = geometry.size.bytes();
+            let mut at = blocks_around(&geometry, offset..offset.saturating_add(1)).start;
             while at < size {
                 for (extent, state) in self.states(at..size).await? {
                     at = extent.end;
@@ -268,49 +244,20 @@ impl<D: BlockDevice> Image<D> {
     }
 
     /// The lock that keeps it from being retired.
-    async fn running(&self) -> DeviceResult<RwLockReadGuard<'_, bool>> {
+    pub(super) async fn running(&self) -> DeviceResult<RwLockReadGuard<'_, bool>> {
         let retired = self.retired.read().await;
         if *retired { Err(DeviceError::Shutdown) } else { Ok(retired) }
     }
 
-    fn counted<T>(&self, outcome: DeviceResult<T>) -> DeviceResult<T> {
+    pub(super) fn counted<T>(&self, outcome: DeviceResult<T>) -> DeviceResult<T> {
         self.requests.fetch_add(1, Relaxed);
         self.errors.fetch_add(u64::from(outcome.is_err()), Relaxed);
         outcome
     }
 
-    fn touch(&self) {
+    pub(super) fn touch(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.changed_at_ms.store(now.as_millis() as u64, Relaxed);
-    }
-
-    /// The whole blocks that hold `range`, as far as the image reaches.
-    fn blocks_around(&self, range: Range<u64>) -> Range<u64> {
-        let block = u64::from(self.device.geometry().block_size.bytes());
-        let end = range.end.checked_next_multiple_of(block).unwrap_or(u64::MAX);
-        range.start / block * block..end.min(self.size())
-    }
-
-    /// Writes `data`, filling up the blocks `around` it with what they hold. Under their lock.
-    async fn put(&self, offset: u64, data: &[u8], around: Range<u64>) -> DeviceResult<()> {
-        let end = offset + data.len() as u64;
-        let flags = WriteFlags::default();
-        if around == (offset..end) {
-            return self.device.write(sector(offset), data, flags).await;
-        }
-        let block = u64::from(self.device.geometry().block_size.bytes()) as usize;
-        let mut blocks = vec![0; (around.end - around.start) as usize];
-        let last = blocks.len() - block;
-        if offset > around.start {
-            self.device.read(sector(around.start), &mut blocks[..block]).await?;
-        }
-        if end < around.end && (last > 0 || offset == around.start) {
-            let at = sector(around.end - block as u64);
-            self.device.read(at, &mut blocks[last..]).await?;
-        }
-        let start = (offset - around.start) as usize;
-        blocks[start..start + data.len()].copy_from_slice(data);
-        self.device.write(sector(around.start), &blocks, flags).await
     }
 
     /// Parts of blocks are written, whole blocks given up.
@@ -389,20 +336,21 @@ impl<D: BlockDevice> Image<D> {
     }
 }
 
-/// The sector that begins at the byte `at`.
-fn sector(at: u64) -> Sector {
-    Sector(at >> SECTOR_SHIFT)
+/// The whole blocks that hold `range`, as far as the image reaches.
+pub(super) fn blocks_around(geometry: &Geometry, range: Range<u64>) -> Range<u64> {
+    let block = u64::from(geometry.block_size.bytes());
+    let end = range.end.checked_next_multiple_of(block).unwrap_or(u64::MAX);
+    range.start / block * block..end.min(geometry.size.bytes())
 }
 
-fn beyond(offset: u64) -> DeviceError {
-    DeviceError::BeyondEnd(SectorRange::between(
-        sector(offset),
-        Sector((offset >> SECTOR_SHIFT) + 1),
-    ))
+/// The sector that begins at the byte `at`.
+pub(super) fn sector(at: u64) -> Sector {
+    Sector(at >> SECTOR_SHIFT)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::writing::{Begun, Progress};
     use super::*;
     use crate::device::ram::RamDisk;
     use crate::units::BlockSize;
@@ -438,7 +386,14 @@ mod tests {
                     1 => at_once(image.clear(range, Clear::Zero)).map(|()| model[from..to].fill(0)),
                     2 | 3 => {
                         let data = vec![step as u8 | 1; len];
-                        let written = at_once(image.write(offset, &data));
+                        let begun = match image.write_now(offset, &data).unwrap() {
+                            Progress::Done(len) => Err(len),
+                            Progress::Waits(begun) => Ok(begun),
+                        };
+                        let written = match begun {
+                            Err(len) => Ok(len),
+                            Ok(begun) => at_once(image.write(offset, begun, &data)),
+                        };
                         assert_eq!(written, Ok(to - from), "up to the end");
                         model[from..to].copy_from_slice(&data[..to - from]);
                         Ok(())
@@ -453,7 +408,7 @@ mod tests {
             }
             assert!(*at_once(image.read(0, u64::MAX)).unwrap() == model[..], "seed {seed}");
             assert_eq!(at_once(image.read(SIZE as u64, 1)).unwrap().len(), 0);
-            let end = at_once(image.write(SIZE as u64, b"x")).unwrap_err();
+            let end = at_once(image.write(SIZE as u64, Begun::default(), b"x")).unwrap_err();
             assert!(matches!(end, DeviceError::BeyondEnd(_)));
         }
     }
@@ -461,7 +416,7 @@ mod tests {
     #[test]
     fn data_and_holes_are_found() {
         let image = Image::new(Arc::new(Checked::new(disk(BlockSize::B512))));
-        at_once(image.write(5000, b"data")).unwrap();
+        at_once(image.write(5000, Begun::default(), b"data")).unwrap();
         let seek = |offset, what| at_once(image.seek(offset, what)).unwrap();
         assert_eq!(seek(0, Seek::Hole), Some(0));
         assert_eq!(seek(0, Seek::Data), Some(4608));
@@ -476,7 +431,9 @@ mod tests {
         let slow = disk(BlockSize::B512).delayed(tokio::runtime::Handle::current(), delay);
         let image = Image::new(Arc::new(Checked::new(slow)));
         let all: Vec<u8> = (0..64).collect();
-        let writes = all.iter().map(|at| image.write((*at).into(), std::slice::from_ref(at)));
+        let writes = all
+            .iter()
+            .map(|at| image.write((*at).into(), Begun::default(), std::slice::from_ref(at)));
         let written = futures::future::join_all(writes).await;
         assert!(written.iter().all(|len| *len == Ok(1)), "{written:?}");
         assert_eq!(*image.read(0, 64).await.unwrap(), all[..]);
@@ -487,9 +444,10 @@ mod tests {
         let delay = std::time::Duration::from_millis(20);
         let slow = disk(BlockSize::B512).delayed(tokio::runtime::Handle::current(), delay);
         let image = Image::new(Arc::new(Checked::new(slow)));
-        let (begun, ()) = futures::future::join(image.write(0, b"x"), image.retire()).await;
+        let write = |data| image.write(0, Begun::default(), data);
+        let (begun, ()) = futures::future::join(write(b"x"), image.retire()).await;
         assert_eq!(begun, Ok(1));
-        assert_eq!(image.write(0, b"y").await, Err(DeviceError::Shutdown));
+        assert_eq!(write(b"y").await, Err(DeviceError::Shutdown));
         let (lease, mut leases) = (image.lease(), image.leases());
         assert_eq!(*leases.borrow_and_update(), 1);
         drop(lease);

@@ -5,6 +5,7 @@ use super::catalogue::{Catalogue, Facts, ImageName};
 use super::handles::{Handles, Listed, Open, OpenDirectory};
 use super::image::{Bytes, Clear, Seek};
 use super::tree::{Child, Node, RAW, SNAPSHOTS, Tree};
+use super::writing::{Begun, Progress};
 use crate::device::DeviceError;
 use crate::error::{Error, ErrorKind};
 use fuser::{Errno, FileAttr, FileHandle, INodeNo, OpenAccMode, OpenFlags};
@@ -145,17 +146,32 @@ impl<C: Catalogue> Files<C> {
         Ok(self.opened.add(open))
     }
 
-    pub(super) async fn write(
+    /// See [`Image::write_now`](super::image::Image::write_now).
+    pub(super) fn write_now(
         &self,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-    ) -> Result<u32, Refusal> {
+    ) -> Result<Progress, Refusal> {
         let file = self.file(handle)?;
-        let written = file.image.write(offset, data).await;
+        let progress = file.image.write_now(offset, data);
         // Also after an error: some of it may have been written.
         file.written.store(true, SeqCst);
-        written.map(|len| len as u32).map_err(|e| device_refusal(&e))
+        progress.map_err(|e| device_refusal(&e))
+    }
+
+    /// See [`Image::write`](super::image::Image::write).
+    pub(super) async fn write(
+        &self,
+        handle: FileHandle,
+        offset: u64,
+        begun: Begun,
+        rest: &[u8],
+    ) -> Result<usize, Refusal> {
+        let file = self.file(handle)?;
+        let written = file.image.write(offset, begun, rest).await;
+        file.written.store(true, SeqCst);
+        written.map_err(|e| device_refusal(&e))
     }
 
     pub(super) async fn flush(&self, handle: FileHandle, always: bool) -> Result<(), Refusal> {

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 use std::pin::pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 /// The ranges of one image that are being changed. There are as many as requests in flight, so few.
@@ -15,32 +15,33 @@ pub(super) struct RangeLocks {
 
 /// A locked range, until it is dropped.
 #[derive(Debug)]
-pub(super) struct RangeGuard<'a> {
-    locks: &'a RangeLocks,
+pub(super) struct RangeGuard {
+    locks: Arc<RangeLocks>,
     range: Range<u64>,
 }
 
 impl RangeLocks {
     /// Locks `range` once nobody has a part of it; at the first poll if that is so now.
-    pub(super) async fn lock(&self, range: Range<u64>) -> RangeGuard<'_> {
+    pub(super) async fn lock(self: &Arc<Self>, range: Range<u64>) -> RangeGuard {
         loop {
             let mut freed = pin!(self.freed.notified());
             // Before the look, or the news could come in between.
             freed.as_mut().enable();
-            if self.try_lock(&range) {
-                return RangeGuard { locks: self, range };
+            match self.try_lock(&range) {
+                Some(guard) => return guard,
+                None => freed.await,
             }
-            freed.await;
         }
     }
 
-    fn try_lock(&self, range: &Range<u64>) -> bool {
+    /// Locks `range`, unless somebody has a part of it.
+    pub(super) fn try_lock(self: &Arc<Self>, range: &Range<u64>) -> Option<RangeGuard> {
         let mut held = self.held();
-        let free = held.iter().all(|other| other.end <= range.start || range.end <= other.start);
-        if free {
-            held.push(range.clone());
+        if held.iter().any(|other| other.start < range.end && range.start < other.end) {
+            return None;
         }
-        free
+        held.push(range.clone());
+        Some(RangeGuard { locks: Arc::clone(self), range: range.clone() })
     }
 
     fn held(&self) -> MutexGuard<'_, Vec<Range<u64>>> {
@@ -48,7 +49,7 @@ impl RangeLocks {
     }
 }
 
-impl Drop for RangeGuard<'_> {
+impl Drop for RangeGuard {
     fn drop(&mut self) {
         let mut held = self.locks.held();
         if let Some(at) = held.iter().position(|range| *range == self.range) {
@@ -67,7 +68,7 @@ mod tests {
 
     #[test]
     fn only_what_overlaps_waits() {
-        let locks = RangeLocks::default();
+        let locks = Arc::new(RangeLocks::default());
         let mut context = Context::from_waker(Waker::noop());
         let mut first = pin!(locks.lock(0..512));
         let Poll::Ready(first) = first.as_mut().poll(&mut context) else { panic!("it was free") };
