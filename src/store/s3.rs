@@ -62,6 +62,8 @@ pub struct S3Options {
     pub min_rate: u64,
     /// The address to connect to, whatever the name of the server stands for.
     pub address: Option<IpAddr>,
+    /// The address of this host to connect from.
+    pub source: Option<IpAddr>,
     /// The network interface to connect by.
     pub interface: Option<String>,
     /// What is known to [`super::paths::s3`]; one `S3Store` is one path.
@@ -78,6 +80,7 @@ impl Default for S3Options {
             answer_timeout: Duration::from_secs(15),
             min_rate: 256 * 1024,
             address: None,
+            source: None,
             interface: None,
             paths: PathOptions::default(),
         }

@@ -8,6 +8,8 @@ use serde_json::Value;
 use std::fs;
 use std::time::{Duration, Instant};
 
+const FAILED: i32 = 1;
+
 fn two_paths() -> (Gate, Gate, Home) {
     let gates = [(); 2].map(|()| Gate::open(&S3Lab::get().endpoint));
     let mut home = s3_pool::home(&format!("objblk-test-{}", uuid::Uuid::new_v4()));
@@ -79,6 +81,12 @@ fn s3_a_path_is_cut_and_paths_are_changed_under_io() {
     home.run(&["path", "add", "data", two.endpoint()]).refuses(EXISTS, "already");
     home.run(&["path", "add", "data", "http://127.0.0.1:1"]).refuses(STORE, "is not added");
     home.run(&["path", "add", "data", "nonsense"]).refuses(USAGE, "no URL");
+    let from = |address: &str| format!("{},source={address}", one.endpoint());
+    let gone = from("192.0.2.7");
+    home.run(&["path", "add", "data", &gone]).refuses(FAILED, &format!("the path {gone} cannot"));
+    let added = json(&["path", "add", "data", &from("127.0.0.9")]);
+    assert_eq!(added["paths"][2]["name"], from("127.0.0.9"));
+    home.run(&["--endpoint-url", &gone, "list"]).refuses(FAILED, "cannot go from 192.0.2.7");
     home.run(&["path", "set-selector", "data", "best"]).refuses(USAGE, "queue-length");
     home.run(&["detach", "data"]).ok();
     assert_eq!(server.ended().0, 0);
@@ -120,6 +128,7 @@ fn mistakes_about_paths_are_told() {
     home.set("OBJBLK_STORE", "s3://some-bucket");
     for (arguments, why) in [
         (["--endpoint-url", "http://a,colour=red", "list"], "no setting"),
+        (["--endpoint-url", "http://a,source=eth0", "list"], "no address of a host"),
         (["--path-selector", "best", "list"], "no path selector"),
         (["--no-path-retry", "0", "list"], "queue, fail"),
         (["--path-failback", "soon", "list"], "immediate, manual"),

@@ -9,12 +9,16 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Region, RequestChecksumCalculation};
+use objblk::store::retry::{RetryPolicy, RetryStore};
 use objblk::store::s3::{S3Location, S3Options, S3Store};
 use objblk::store::{Key, Store, list_all};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use std::collections::HashMap;
 use std::fs::File;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// The running server: its address and the credentials of its user.
 #[derive(Clone, Debug)]
@@ -100,9 +104,13 @@ impl Bucket {
 
     /// Removes its objects, so that the server's disk does not fill up.
     pub async fn empty(&self) {
-        let objects = list_all(&self.root, "").await.expect("the bucket can be listed");
+        // A machine that is busy with other tests may take its time.
+        let policy = RetryPolicy { deadline: Some(Duration::from_secs(120)), ..Default::default() };
+        let root = Arc::new(self.root.clone());
+        let root = RetryStore::new(root, policy, StdRng::seed_from_u64(0));
+        let objects = list_all(&root, "").await.expect("the bucket can be listed");
         let keys: Vec<Key> = objects.into_iter().map(|object| object.key).collect();
-        self.root.delete(&keys).await.expect("the bucket can be emptied");
+        root.delete(&keys).await.expect("the bucket can be emptied");
     }
 
     /// Deletes the bucket itself.

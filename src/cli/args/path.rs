@@ -16,7 +16,7 @@ pub(in crate::cli) enum Path {
     Add {
         #[arg(value_name = "NAME|DEVICE")]
         name: String,
-        /// URL[,priority=N][,weight=N][,interface=NAME][,expand=no]
+        /// URL[,priority=N][,weight=N][,source=ADDRESS][,interface=NAME][,expand=no]
         #[arg(value_name = "URL")]
         path: String,
     },

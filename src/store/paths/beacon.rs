@@ -10,10 +10,26 @@ use std::time::Duration;
 /// How long a path may take to show it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A small object that never changes once it is there.
+/// A small object by which a store is known. Something of it never changes once it is there.
+#[derive(Clone, Debug)]
+pub struct Landmark {
+    /// What it is called.
+    pub key: Key,
+    /// What of it never changes.
+    pub mark: fn(&Bytes) -> Bytes,
+}
+
+impl From<Key> for Landmark {
+    /// Of which nothing ever changes.
+    fn from(key: Key) -> Landmark {
+        Landmark { key, mark: Bytes::clone }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Beacon {
     key: Key,
+    mark: fn(&Bytes) -> Bytes,
     /// What it is, once that is known.
     known: Mutex<Option<Bytes>>,
 }
@@ -21,7 +37,7 @@ pub(super) struct Beacon {
 /// What a path shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Sight {
-    /// The object, or that there is none.
+    /// What never changes of the object, or that there is none.
     Shown(Option<Bytes>),
     /// The store asks to slow down.
     Busy,
@@ -30,14 +46,14 @@ pub(super) enum Sight {
 }
 
 impl Beacon {
-    pub(super) fn new(key: Key) -> Beacon {
-        Beacon { key, known: Mutex::default() }
+    pub(super) fn new(Landmark { key, mark }: Landmark) -> Beacon {
+        Beacon { key, mark, known: Mutex::default() }
     }
 
     /// Looks at it through `store`.
     pub(super) async fn look(&self, store: &dyn Store) -> Sight {
         match tokio::time::timeout(PATIENCE, store.get(&self.key, GetRange::All)).await {
-            Ok(Ok(bytes)) => Sight::Shown(Some(bytes)),
+            Ok(Ok(bytes)) => Sight::Shown(Some((self.mark)(&bytes))),
             Ok(Err(e)) => match e.kind {
                 StoreErrorKind::NotFound => Sight::Shown(None),
                 StoreErrorKind::Throttled => Sight::Busy,

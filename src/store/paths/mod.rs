@@ -44,6 +44,7 @@ pub mod state;
 pub mod switch;
 mod trip;
 
+pub use beacon::Landmark;
 pub use report::{PathReport, PathsReport};
 
 use super::hedge::Tail;
@@ -137,13 +138,13 @@ struct Errand {
 }
 
 impl MultipathStore {
-    /// The store at `url` by these paths. `beacon` is a small object by which paths are checked: one
-    /// that never changes once it is there. Tasks of the present runtime check until the last clone is gone.
+    /// The store at `url` by these paths. `beacon` is a small object by which paths are checked. Tasks
+    /// of the present runtime check until the last clone is gone.
     pub fn new(
         url: String,
         paths: Vec<NewPath>,
         policy: PathPolicy,
-        beacon: Key,
+        beacon: impl Into<Landmark>,
     ) -> MultipathStore {
         let state = State {
             switch: Switch::new(policy),
@@ -155,7 +156,7 @@ impl MultipathStore {
             url,
             begun: Instant::now(),
             state: Mutex::new(state),
-            beacon: Beacon::new(beacon),
+            beacon: Beacon::new(beacon.into()),
             hasher: RandomState::new(),
             changed: watch::Sender::new(0),
             wake: Notify::new(),

@@ -7,12 +7,12 @@
 use super::policy::PathPolicy;
 use super::spec::PathSpec;
 use super::state::Condition;
-use super::{MultipathStore, NewPath};
+use super::{Landmark, MultipathStore, NewPath};
 use crate::error::{Error, Result};
 use crate::store::s3::{S3Location, S3Options, S3Store};
-use crate::store::{Key, StoreError, StoreErrorKind};
+use crate::store::{StoreError, StoreErrorKind};
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::net::{UdpSocket, lookup_host};
@@ -50,24 +50,39 @@ impl S3Paths {
     /// The bucket at `location`. `beacon` tells whether all paths lead to it; see
     /// [`MultipathStore::verify`]. Names are looked up; the store gets no request.
     ///
-    /// Errors: usage, where an endpoint is no URL or is named twice.
-    pub async fn open(location: S3Location, options: &S3Options, beacon: Key) -> Result<S3Paths> {
+    /// Errors: usage, where an endpoint is no URL or is named twice; failed, where this host has none of the
+    /// addresses that paths are to go from.
+    pub async fn open(
+        location: S3Location,
+        options: &S3Options,
+        beacon: impl Into<Landmark>,
+    ) -> Result<S3Paths> {
         let PathOptions { mut specs, policy } = options.paths.clone();
         if specs.is_empty() {
             specs.push(PathSpec::to(options.endpoint_url.clone()));
         }
         let mut names = BTreeSet::new();
         let mut paths = Vec::new();
+        let mut lame = Vec::new();
         for spec in &specs {
             if !names.insert(spec.name()) {
                 return Err(Error::usage(format!("the path {} is named twice", spec.name())));
             }
+            lame.extend(can_go(spec).await.err());
             for one in expand(spec).await {
                 let known = paths.iter().any(|path: &NewPath| path.spec.name() == one.name());
                 if !known {
                     paths.push(connect(&location, options, one).await?);
                 }
             }
+        }
+        // As where a cable is out: the others do meanwhile.
+        let all_are_lame = lame.len() == specs.len();
+        for e in lame {
+            if all_are_lame {
+                return Err(e);
+            }
+            tracing::warn!("{e}");
         }
         let expanded: Vec<PathSpec> = specs
             .iter()
@@ -105,8 +120,9 @@ impl S3Paths {
     /// Adds what a user names: one path, or one for each address. Returns their names.
     ///
     /// Errors: as [`MultipathStore::add`]; where some of several addresses lead to the store, these are
-    /// added and nothing is wrong.
+    /// added and nothing is wrong; failed, where this host has not the address that it is to go from.
     pub async fn add(&self, spec: PathSpec) -> Result<Vec<String>> {
+        can_go(&spec).await?;
         let (mut added, mut refused) = (Vec::new(), None);
         let mut expanded = false;
         for one in expand(&spec).await {
@@ -211,6 +227,7 @@ fn by(options: &S3Options, spec: &PathSpec) -> S3Options {
     S3Options {
         endpoint_url: spec.endpoint.clone(),
         address: spec.address,
+        source: spec.source,
         interface: spec.interface.clone(),
         ..options.clone()
     }
@@ -219,6 +236,20 @@ fn by(options: &S3Options, spec: &PathSpec) -> S3Options {
 async fn connect(location: &S3Location, options: &S3Options, spec: PathSpec) -> Result<NewPath> {
     let store = S3Store::connect(location.clone(), &by(options, &spec)).await?;
     Ok(NewPath { spec, store: Arc::new(store) })
+}
+
+/// Finds out whether this host has the address that the path is to go from.
+///
+/// Errors: failed, where it has not.
+async fn can_go(spec: &PathSpec) -> Result<()> {
+    let Some(source) = spec.source else { return Ok(()) };
+    // Sends nothing.
+    let bound = UdpSocket::bind((source, 0)).await.map(drop);
+    bound.map_err(|e| {
+        Error::failed(format!("the path {} cannot go from {source}", spec.name()))
+            .because(e)
+            .hint("name an address that this host has, as `ip address` shows them")
+    })
 }
 
 /// The path, or one for each of the addresses that its name has.
@@ -241,10 +272,16 @@ async fn expand(spec: &PathSpec) -> Vec<PathSpec> {
 async fn look_up(spec: &PathSpec) -> Option<Vec<IpAddr>> {
     let host = spec.host()?;
     let found: Vec<SocketAddr> = timeout(LOOKUP, lookup_host(host)).await.ok()?.ok()?.collect();
+    // Without the address to go from there is no telling.
+    can_go(spec).await.ok()?;
     let mut addresses = BTreeSet::new();
     for at in found {
-        let any = if at.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
-        let Ok(socket) = UdpSocket::bind(any).await else { continue };
+        let any = match at {
+            SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        };
+        let from = spec.source.unwrap_or(any);
+        let Ok(socket) = UdpSocket::bind((from, 0)).await else { continue };
         // Sends nothing: fails where there is no way.
         if socket.connect(at).await.is_ok() {
             addresses.insert(at.ip());

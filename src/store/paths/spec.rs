@@ -1,9 +1,9 @@
-//! How a user names a path: `URL[,priority=N][,weight=N][,interface=NAME][,expand=no]`. Pure.
+//! How a user names a path: `URL[,priority=N][,weight=N][,source=ADDRESS][,interface=NAME][,expand=no]`. Pure.
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 /// The most that a priority or a weight may be.
@@ -19,6 +19,8 @@ pub struct PathSpec {
     pub priority: u32,
     /// Its throughput, relative to that of other paths. 1 unless said.
     pub weight: u32,
+    /// The address of this host from which it goes.
+    pub source: Option<IpAddr>,
     /// The network interface by which it goes.
     pub interface: Option<String>,
     /// Where the name of the server has several addresses, each is a path of its own.
@@ -30,7 +32,15 @@ pub struct PathSpec {
 impl PathSpec {
     /// The path by the server at `endpoint`, with nothing else said.
     pub fn to(endpoint: Option<String>) -> PathSpec {
-        PathSpec { endpoint, priority: 1, weight: 1, interface: None, expand: true, address: None }
+        PathSpec {
+            endpoint,
+            priority: 1,
+            weight: 1,
+            source: None,
+            interface: None,
+            expand: true,
+            address: None,
+        }
     }
 
     /// What it is called: the endpoint, and what tells it from others by the same one.
@@ -42,7 +52,20 @@ impl PathSpec {
         if let Some(interface) = &self.interface {
             name += &format!("%{interface}");
         }
+        if let Some(source) = self.source {
+            name += &format!(",source={source}");
+        }
         name
+    }
+
+    /// The server's address, where the endpoint has one in place of a name.
+    fn literal(&self) -> Option<IpAddr> {
+        let (_, rest) = self.endpoint.as_deref()?.split_once("://")?;
+        let host = rest.split('/').next()?;
+        match host.strip_prefix('[') {
+            Some(host) => host.split(']').next()?.parse().ok(),
+            None => host.split(':').next()?.parse().ok(),
+        }
     }
 
     /// The server's name, where it is one that may stand for several addresses, and its port.
@@ -74,6 +97,9 @@ impl fmt::Display for PathSpec {
         if self.weight != 1 {
             write!(f, ",weight={}", self.weight)?;
         }
+        if let Some(source) = self.source {
+            write!(f, ",source={source}")?;
+        }
         if let Some(interface) = &self.interface {
             write!(f, ",interface={interface}")?;
         }
@@ -90,7 +116,8 @@ impl FromStr for PathSpec {
     fn from_str(text: &str) -> Result<PathSpec> {
         let wrong = |why: String| {
             Error::usage(format!("the path {text:?} is wrong")).because(why).hint(
-                "write URL, then ,priority=N ,weight=N ,interface=NAME or ,expand=no as you need them",
+                "write URL, then ,priority=N ,weight=N ,source=ADDRESS ,interface=NAME or ,expand=no as you \
+                 need them",
             )
         };
         let mut parts = text.split(',');
@@ -115,15 +142,25 @@ impl FromStr for PathSpec {
                 "interface" => return Err(wrong(format!("{value:?} is no network interface"))),
                 "expand" if value == "no" || value == "yes" => spec.expand = value == "yes",
                 "expand" => return Err(wrong(format!("expand is yes or no, not {value:?}"))),
-                "source" => {
-                    let why = "a source address cannot be chosen, an interface can";
-                    return Err(wrong(why.to_owned()));
-                }
+                "source" => match value.parse().ok().filter(is_source) {
+                    Some(source) => spec.source = Some(source),
+                    None => return Err(wrong(format!("{value:?} is no address of a host"))),
+                },
                 _ => return Err(wrong(format!("there is no setting {name:?}"))),
             }
         }
+        if let (Some(source), Some(server)) = (spec.source, spec.literal())
+            && source.is_ipv4() != server.is_ipv4()
+        {
+            return Err(wrong(format!("there is no way from {source} to {server}")));
+        }
         Ok(spec)
     }
+}
+
+/// Addresses that one host has, and its connections can come from.
+fn is_source(address: &IpAddr) -> bool {
+    !address.is_unspecified() && !address.is_multicast() && *address != Ipv4Addr::BROADCAST
 }
 
 /// Names of network interfaces: as the kernel takes them.
@@ -156,6 +193,8 @@ mod tests {
             "http://127.0.0.1:7480",
             "https://s3.example.org,priority=2,weight=10,interface=eth0.7",
             "https://s3.example.org:8443/x,priority=0,expand=no",
+            "https://s3.example.org,source=10.0.0.5,interface=eth0",
+            "http://[::1]:7480,source=2001:db8::5",
         ] {
             let spec: PathSpec = text.parse().unwrap();
             assert_eq!(spec.to_string(), text);
@@ -172,7 +211,14 @@ mod tests {
             ("http://a,priority=", "from 0 to 1000"),
             ("http://a,weight=+5", "from 1 to 1000"),
             ("http://a,interface=much-too-long-a-name", "no network interface"),
-            ("http://a,source=10.0.0.1", "an interface can"),
+            ("http://a,source=eth0", "no address of a host"),
+            ("http://a,source=10.0.0.1/24", "no address of a host"),
+            ("http://a,source=0.0.0.0", "no address of a host"),
+            ("http://a,source=::", "no address of a host"),
+            ("http://a,source=224.0.0.1", "no address of a host"),
+            ("http://a,source=255.255.255.255", "no address of a host"),
+            ("http://10.0.0.1:80/x,source=::1", "no way from ::1 to 10.0.0.1"),
+            ("http://[::1]:80,source=10.0.0.1", "no way from 10.0.0.1 to ::1"),
             ("http://a,color=red", "no setting \"color\""),
             ("http://a,weight", "has no value"),
             ("http://a,", "has no value"),
@@ -180,6 +226,13 @@ mod tests {
             let error = text.parse::<PathSpec>().unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn sources_tell_paths_apart() {
+        let name = |text: &str| text.parse::<PathSpec>().unwrap().name();
+        assert_eq!(name("http://a,source=10.0.0.1,weight=2"), "http://a,source=10.0.0.1");
+        assert_ne!(name("http://a,source=10.0.0.1"), name("http://a,source=10.0.0.2"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From options and the AWS environment to a client: credentials, region, endpoint, limits.
 
-use super::{Path, S3Location, S3Options, S3Store, pinned};
+use super::pinned::Pins;
+use super::{Path, S3Location, S3Options, S3Store};
 use crate::error::{Error, Result};
 use crate::store::{Op, StoreErrorKind, StoreResult};
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -31,7 +32,8 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(1);
 impl S3Store {
     /// The store at `location`. Makes no request to it: see [`S3Store::ensure_bucket`].
     ///
-    /// Errors: `Usage` where the endpoint is no `http://` or `https://` URL.
+    /// Errors: `Usage` where the endpoint is no `http://` or `https://` URL; `Failed` where the host's
+    /// certificates cannot be read.
     pub async fn connect(location: S3Location, options: &S3Options) -> Result<S3Store> {
         if let Some(url) = &options.endpoint_url {
             verify_endpoint(url)?;
@@ -66,9 +68,15 @@ impl S3Store {
         if let Some(url) = &options.endpoint_url {
             loader = loader.endpoint_url(url);
         }
-        if options.address.is_some() || options.interface.is_some() {
-            let client = pinned::client(options.address, options.interface.clone());
-            loader = loader.http_client(client);
+        let pins = Pins {
+            address: options.address,
+            source: options.source,
+            interface: options.interface.clone(),
+            timeout: options.connect_timeout,
+            is_plain: options.endpoint_url.as_ref().is_some_and(|url| url.starts_with("http://")),
+        };
+        if pins.are_any() {
+            loader = loader.http_client(pins.client()?);
         }
         let shared = loader.load().await;
         let endpoint = options.endpoint_url.clone().or_else(|| configured_endpoint(&shared));
@@ -93,10 +101,9 @@ impl S3Store {
 /// The server in words.
 fn server(options: &S3Options, endpoint: Option<&str>, region: &Region) -> String {
     let name = endpoint.map_or_else(|| format!("Amazon S3 in {region}"), str::to_owned);
-    match options.address {
-        Some(address) => format!("{name} ({address})"),
-        None => name,
-    }
+    let address = options.address.map(|address| format!(" ({address})")).unwrap_or_default();
+    let source = options.source.map(|source| format!(" by {source}")).unwrap_or_default();
+    format!("{name}{address}{source}")
 }
 
 async fn region(options: &S3Options, metadata: &imds::Client) -> Region {
