@@ -165,30 +165,31 @@ impl<D: BlockDevice> Checked<D> {
     }
 
     fn check_range(&self, range: SectorRange) -> DeviceResult<()> {
-        let geometry = self.0.geometry();
-        let block = geometry.block_size.sectors().0;
-        if !range.start().0.is_multiple_of(block) || !range.len().0.is_multiple_of(block) {
-            let bytes = geometry.block_size.bytes();
-            return Err(DeviceError::Invalid(format!(
-                "{range} is not in whole {bytes}-byte blocks"
-            )));
-        }
-        if range.end().0 > geometry.size.0 {
-            return Err(DeviceError::BeyondEnd(range));
-        }
-        Ok(())
-    }
-
-    fn check_buffer(&self, start: Sector, len: usize) -> DeviceResult<()> {
-        let range = SectorCount::from_bytes(len as u64)
-            .and_then(|len| SectorRange::new(start, len))
-            .ok_or_else(|| DeviceError::Invalid(format!("{len} bytes at sector {start}")))?;
-        self.check_range(range)
+        check_range(&self.0.geometry(), range)
     }
 
     fn check_writable(&self) -> DeviceResult<()> {
         if self.0.geometry().read_only { Err(DeviceError::ReadOnly) } else { Ok(()) }
     }
+}
+
+fn check_range(geometry: &Geometry, range: SectorRange) -> DeviceResult<()> {
+    let block = geometry.block_size.sectors().0;
+    if !range.start().0.is_multiple_of(block) || !range.len().0.is_multiple_of(block) {
+        let bytes = geometry.block_size.bytes();
+        return Err(DeviceError::Invalid(format!("{range} is not in whole {bytes}-byte blocks")));
+    }
+    if range.end().0 > geometry.size.0 {
+        return Err(DeviceError::BeyondEnd(range));
+    }
+    Ok(())
+}
+
+/// The sectors of a buffer of `len` bytes.
+fn range_of(start: Sector, len: usize) -> DeviceResult<SectorRange> {
+    SectorCount::from_bytes(len as u64)
+        .and_then(|len| SectorRange::new(start, len))
+        .ok_or_else(|| DeviceError::Invalid(format!("{len} bytes at sector {start}")))
 }
 
 impl<D: BlockDevice> BlockDevice for Checked<D> {
@@ -197,13 +198,17 @@ impl<D: BlockDevice> BlockDevice for Checked<D> {
     }
 
     async fn read(&self, start: Sector, buf: &mut [u8]) -> DeviceResult<()> {
-        self.check_buffer(start, buf.len())?;
+        self.check_range(range_of(start, buf.len())?)?;
         self.0.read(start, buf).await
     }
 
     async fn write(&self, start: Sector, data: &[u8], flags: WriteFlags) -> DeviceResult<()> {
-        self.check_writable()?;
-        self.check_buffer(start, data.len())?;
+        // Asked for once: a device may have to lock something to tell.
+        let geometry = self.0.geometry();
+        if geometry.read_only {
+            return Err(DeviceError::ReadOnly);
+        }
+        check_range(&geometry, range_of(start, data.len())?)?;
         self.0.write(start, data, flags).await
     }
 

@@ -7,15 +7,19 @@
 //! Contract: a [`DirectFile`] of [`Use::JOURNAL`] makes every write durable before it returns, one of
 //! [`Use::CACHE`] makes none durable. A place that was never written reads as zeros. Once it is
 //! dropped, what was in flight is done, but for a disk that does not answer.
+//!
+//! [`MappedFile`] is one of a file system in memory, for what has to outlive the process alone.
 
 mod blocks;
 mod fill;
+mod mapped;
 mod nowait;
 mod server;
 mod slots;
 
 pub use blocks::{BLOCK, Blocks, check_place};
 pub use fill::{FIRST, GRANULE};
+pub use mapped::MappedFile;
 pub use nowait::read_from_memory;
 pub use slots::{Slot, Slots};
 

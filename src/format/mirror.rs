@@ -108,6 +108,15 @@ impl MirrorState {
         Some(next)
     }
 
+    /// With another store in the place of one that has no complete copy.
+    pub fn replaced(&self, lost: StoreId, by: StoreId, term: Uuid) -> MirrorState {
+        let mut next = self.next(term);
+        for store in next.replicas.iter_mut().filter(|store| **store == lost) {
+            *store = by;
+        }
+        next
+    }
+
     /// The store that has no complete copy.
     pub fn missing(&self) -> Option<StoreId> {
         let has = |store: &StoreId| self.in_sync.iter().any(|twin| twin.store == *store);
@@ -190,7 +199,11 @@ mod tests {
         let joined = joining.joined(term).unwrap();
         assert_eq!((joined.in_sync[0].store, joined.in_sync[1].store), (b, A));
         assert_eq!(joined.decided_by().collect::<Vec<_>>(), [b]);
-        for state in [&first, &alone, &joining, &joined, &joining.taken(term)] {
+        let c = StoreId::of_number(9);
+        let replaced = joining.replaced(A, c, term);
+        assert_eq!((replaced.missing(), replaced.replicas.len()), (Some(c), 2));
+        assert_eq!((replaced.in_sync.clone(), replaced.joining), (joining.in_sync.clone(), None));
+        for state in [&first, &alone, &joining, &joined, &joining.taken(term), &replaced] {
             state.check().unwrap();
         }
     }

@@ -9,10 +9,12 @@
 //! change: what is in a tmpfs may be swapped out, and a run directory may be elsewhere.
 //!
 //! ```text
-//! claims              the nonces of all epochs claimed for this device, one a line
-//! <epoch>/<slot>      segments of one owner: one for each slot of the log, the last one open
-//! <epoch>/journaled   slots before the first segment may be in its journal only
-//! <epoch>.old         given up: being removed
+//! claims               the nonces of all epochs claimed for this device, one a line
+//! <epoch>/<slot>       segments of one owner: one for each slot of the log, the last one open
+//! <epoch>/<slot>.new   one that is being made
+//! <epoch>/<slot>.spare one that is not needed any more, and will be another one
+//! <epoch>/journaled    slots before the first segment may be in its journal only
+//! <epoch>.old          given up: being removed
 //! ```
 //!
 //! Contract: after the death of the writer at any instant, [`Recorded::read`] gives every change
@@ -29,21 +31,24 @@
 //! * the *oldest* epoch that is there is the one that counts: a successor mirrors what it takes
 //!   over in its own epoch and then removes the older one, in one step.
 
+mod mapped;
+mod recorded;
 pub mod sealed;
 mod segment;
 
 pub use crate::journal::entry::Change;
+pub use recorded::Recorded;
 pub use segment::{Ending, HEADER_LEN, Header, Segment};
 
-use crate::cipher::{LocalKey, Run};
+use crate::cipher::Run;
 use crate::error::{Error, Result};
-use crate::format::VolumeId;
 use crate::journal::entry;
 use crate::units::{Epoch, Seq};
+use mapped::Mapped;
 use sealed::Sealer;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, IoSlice, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -55,6 +60,13 @@ const CLAIMS: &str = "claims";
 
 /// File that says that there is a journal.
 const JOURNALED: &str = "journaled";
+
+/// Suffixes of a segment that is being made, and of one that waits to be used again.
+const NEW: &str = "new";
+const SPARE: &str = "spare";
+
+/// Bytes of the files that wait to be used again, at most.
+const SPARE_BYTES: u64 = 32 << 20;
 
 fn epoch_folder(root: &Path, epoch: Epoch) -> PathBuf {
     root.join(format!("{:016x}", epoch.0))
@@ -113,16 +125,31 @@ pub struct Mirror {
     header: Header,
     /// What seals the changes of an encrypted volume.
     sealer: Option<Sealer>,
-    file: File,
+    segment: Mapped,
     /// Bytes of changes in the open segment.
     open: u64,
-    /// Complete segments with their bytes.
-    complete: BTreeMap<Seq, u64>,
+    complete: BTreeMap<Seq, Complete>,
     bytes: u64,
+    spares: Vec<Unneeded>,
     /// Slots before the first segment may be in the journal only, and the folder says so.
     journaled: bool,
     /// What went wrong while there was nobody to tell.
     trouble: Option<io::Error>,
+}
+
+/// A segment to which nothing is added.
+#[derive(Debug)]
+struct Complete {
+    segment: Mapped,
+    /// Bytes of changes in it.
+    bytes: u64,
+}
+
+/// The file of a segment that is not needed any more.
+#[derive(Debug)]
+pub struct Unneeded {
+    path: PathBuf,
+    segment: Mapped,
 }
 
 impl Mirror {
@@ -140,18 +167,19 @@ impl Mirror {
             false => Ok(()),
         });
         let first = sealer.as_ref().map_or_else(|| header.encode(), |s| s.header().to_vec());
-        let file = noted.and_then(|()| new_segment(&folder, header.seq, &first));
-        let file = file.map_err(|e| {
+        let segment = noted.and_then(|()| new_segment(&folder, header.seq, &first));
+        let segment = segment.map_err(|e| {
             failed("begin", &folder, e).hint("make room there, or attach with --no-recovery")
         })?;
         Ok(Mirror {
             folder,
             header,
             sealer,
-            file,
+            segment,
             open: 0,
             complete: BTreeMap::new(),
             bytes: 0,
+            spares: Vec::new(),
             journaled,
             trouble: None,
         })
@@ -184,13 +212,13 @@ impl Mirror {
         let len = match &mut self.sealer {
             Some(sealer) => {
                 let many = || io::Error::other("the segment has too many changes");
-                let sealed = sealer.seal(change).ok_or_else(many)?;
-                self.file.write_all(sealed)?;
-                sealed.len() as u64
+                let (head, sealed) = sealer.seal(change).ok_or_else(many)?;
+                self.segment.append(head, sealed)?;
+                (head.len() + sealed.len()) as u64
             }
             None => {
                 let (head, payload) = change.encode();
-                write_both(&mut self.file, &head, payload)?;
+                self.segment.append(&head, payload)?;
                 (head.len() + payload.len()) as u64
             }
         };
@@ -205,14 +233,14 @@ impl Mirror {
         // The next one is there before this one says so.
         let sealer = self.sealer.as_ref();
         let first = sealer.map_or_else(|| next.encode(), |sealer| sealer.header_of(next));
-        let rotated = new_segment(&self.folder, next.seq, &first).and_then(|file| {
-            self.file.write_all(&entry::continued())?;
-            self.file = file;
-            Ok(())
+        let rotated = self.next_segment(next.seq, &first).and_then(|segment| {
+            self.segment.append(&entry::continued(), &[])?;
+            Ok(std::mem::replace(&mut self.segment, segment))
         });
         match rotated {
-            Ok(()) => {
-                self.complete.insert(self.header.seq, std::mem::take(&mut self.open));
+            Ok(segment) => {
+                let complete = Complete { segment, bytes: std::mem::take(&mut self.open) };
+                self.complete.insert(self.header.seq, complete);
                 self.header = next;
                 if let Some(sealer) = &mut self.sealer {
                     sealer.go_on(next);
@@ -235,16 +263,44 @@ impl Mirror {
         }
     }
 
-    /// Forgets the segments of slots before `kept`: the store has them, or a journal at work. Returns
-    /// their files, for the caller to remove in this order.
-    pub fn forget_before(&mut self, kept: Seq) -> Vec<PathBuf> {
-        let mut files = Vec::new();
+    fn next_segment(&mut self, seq: Seq, header: &[u8]) -> io::Result<Mapped> {
+        let Some(Unneeded { path, mut segment }) = self.spares.pop() else {
+            return new_segment(&self.folder, seq, header);
+        };
+        segment.begin(header)?;
+        fs::rename(path, segment_path(&self.folder, seq))?;
+        Ok(segment)
+    }
+
+    /// Forgets the segments of slots before `kept`: the store has them, or a journal at work. The caller
+    /// [removes](Unneeded::retire) their files in this order.
+    pub fn forget_before(&mut self, kept: Seq) -> Vec<Unneeded> {
+        let mut unneeded = Vec::new();
         while let Some(first) = self.complete.first_entry().filter(|e| *e.key() < kept) {
-            self.bytes -= first.get();
-            files.push(segment_path(&self.folder, *first.key()));
-            first.remove();
+            let path = segment_path(&self.folder, *first.key());
+            let Complete { segment, bytes } = first.remove();
+            self.bytes -= bytes;
+            unneeded.push(Unneeded { path, segment });
         }
-        files
+        unneeded
+    }
+
+    /// Takes files for segments to come, up to a part of the `budget` of bytes of changes. Gives back those that
+    /// are too many.
+    pub fn keep(&mut self, spares: Vec<Unneeded>, budget: u64) -> Vec<Unneeded> {
+        self.spares.extend(spares);
+        let mut room = (budget / 4).min(SPARE_BYTES);
+        let is_too_much = |spare: &mut Unneeded| {
+            let rest = room.checked_sub(spare.segment.size());
+            room = rest.unwrap_or(room);
+            rest.is_none()
+        };
+        self.spares.extract_if(.., is_too_much).collect()
+    }
+
+    /// Gives back the files for segments to come: the volume is idle.
+    pub fn take_spares(&mut self) -> Vec<Unneeded> {
+        std::mem::take(&mut self.spares)
     }
 
     /// Gives the mirror up: a successor will find none.
@@ -261,28 +317,39 @@ fn segment_path(folder: &Path, seq: Seq) -> PathBuf {
 }
 
 /// A segment with its header, put in its place whole.
-fn new_segment(folder: &Path, seq: Seq, header: &[u8]) -> io::Result<File> {
+fn new_segment(folder: &Path, seq: Seq, header: &[u8]) -> io::Result<Mapped> {
     let path = segment_path(folder, seq);
-    let new = path.with_extension("new");
-    let mut file =
-        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-    file.write_all(header)?;
+    let new = path.with_extension(NEW);
+    let mut segment = Mapped::create(&new)?;
+    segment.begin(header)?;
     fs::rename(&new, &path)?;
-    Ok(file)
+    Ok(segment)
 }
 
-fn write_both(file: &mut File, head: &[u8], payload: &[u8]) -> io::Result<()> {
-    let written = loop {
-        match file.write_vectored(&[IoSlice::new(head), IoSlice::new(payload)]) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            written => break written?,
+impl Unneeded {
+    /// Takes the segment out of the mirror. What comes back may be one to come. `None`: the mirror was given up
+    /// meanwhile.
+    pub fn retire(self) -> Option<Unneeded> {
+        let spare = self.path.with_extension(SPARE);
+        match fs::rename(&self.path, &spare) {
+            Ok(()) => Some(Unneeded { path: spare, ..self }),
+            Err(e) => {
+                if e.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!("cannot remove {}: {e}", self.path.display());
+                }
+                None
+            }
         }
-    };
-    match written.checked_sub(head.len()) {
-        Some(of_payload) => file.write_all(&payload[of_payload..]),
-        None => {
-            file.write_all(&head[written..])?;
-            file.write_all(payload)
+    }
+
+    /// Removes its file.
+    pub fn remove(self) {
+        match fs::remove_file(&self.path) {
+            // The mirror may have been given up meanwhile.
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("cannot remove {}: {e}", self.path.display());
+            }
+            _ => {}
         }
     }
 }
@@ -323,19 +390,6 @@ pub fn is_journaled(root: &Path) -> Result<bool> {
     note.try_exists().map_err(|e| failed("read", &note, e))
 }
 
-/// Removes files that [`Mirror::forget_before`] named.
-pub fn remove_segments(files: &[PathBuf]) {
-    for path in files {
-        match fs::remove_file(path) {
-            // The mirror may have been given up meanwhile.
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!("cannot remove {}: {e}", path.display());
-            }
-            _ => {}
-        }
-    }
-}
-
 /// The epochs below `root`, ascending.
 fn epochs(root: &Path) -> Result<Vec<Epoch>> {
     numbers(root).map(|found| found.into_iter().map(Epoch).collect())
@@ -350,103 +404,4 @@ fn numbers(folder: &Path) -> Result<Vec<u64>> {
     }
     found.sort_unstable();
     Ok(found)
-}
-
-/// The mirror of a dead owner, read and verified.
-#[derive(Debug)]
-pub struct Recorded {
-    epoch: Epoch,
-    segments: Vec<(Seq, Vec<u8>)>,
-    claims: Vec<String>,
-    journaled: bool,
-}
-
-impl Recorded {
-    /// Reads the mirror of `volume` at `root`, whose writer is dead. `key`: that of an encrypted volume.
-    ///
-    /// # Errors
-    /// Failed: there is none, or it does not hold all that its owner acknowledged.
-    pub fn read(root: &Path, volume: VolumeId, key: Option<&LocalKey>) -> Result<Recorded> {
-        let claims = fs::read_to_string(root.join(CLAIMS));
-        let claims = claims.map_err(|e| failed("read", root, e))?;
-        let claims = claims.lines().filter(|line| !line.is_empty()).map(Into::into).collect();
-        let Some(epoch) = epochs(root)?.into_iter().next() else {
-            return Err(Error::failed(format!("the mirror {} is empty", root.display())));
-        };
-        let folder = epoch_folder(root, epoch);
-        let mut segments = Vec::new();
-        for seq in numbers(&folder)? {
-            let path = segment_path(&folder, Seq(seq));
-            let bytes = fs::read(&path).map_err(|e| failed("read", &path, e))?;
-            let opened = sealed::open(bytes, key).map_err(|e| damaged(&path, e.to_string()))?;
-            segments.push((Seq(seq), opened));
-        }
-        let journaled = is_journaled(root)?;
-        let recorded = Recorded { epoch, segments, claims, journaled };
-        recorded.verify(&folder, volume)?;
-        Ok(recorded)
-    }
-
-    fn verify(&self, folder: &Path, volume: VolumeId) -> Result<()> {
-        let damaged = |seq: Seq, why: String| damaged(&segment_path(folder, seq), why);
-        let mut left = self.segments.len();
-        let mut place = self.first();
-        for (seq, bytes) in &self.segments {
-            let segment = Segment::parse(bytes).map_err(|e| damaged(*seq, e.to_string()))?;
-            let wanted = Header { volume, epoch: self.epoch, seq: *seq };
-            if segment.header != wanted || *seq != place {
-                return Err(damaged(place, "a segment is out of place or missing".into()));
-            }
-            (left, place) = (left - 1, seq.next());
-            match (segment.ending, left) {
-                (Ending::Continued, 0) => return Err(damaged(place, "it is missing".into())),
-                (Ending::Continued, _) | (_, 0) => {}
-                // The next one was made, and this one was about to say so.
-                (_, 1) if self.segments.last().is_some_and(|s| s.1.len() == HEADER_LEN) => {}
-                _ => return Err(damaged(*seq, "it ends before the next one begins".into())),
-            }
-        }
-        match self.segments.is_empty() {
-            true => Err(damaged(Seq(0), "there is no segment".into())),
-            false => Ok(()),
-        }
-    }
-
-    /// The epoch of the owner that wrote it.
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
-    }
-
-    /// The first slot whose changes are there.
-    pub fn first(&self) -> Seq {
-        self.segments.first().map_or(Seq(0), |(seq, _)| *seq)
-    }
-
-    /// Whether slots before the first one may be in the journal only.
-    pub fn is_journaled(&self) -> bool {
-        self.journaled
-    }
-
-    /// The log has every slot before the first one: no successor needs the journal from now on.
-    ///
-    /// # Errors
-    /// Failed: that cannot be noted.
-    pub fn stand_alone(&mut self, root: &Path) -> Result<()> {
-        let note = epoch_folder(root, self.epoch).join(JOURNALED);
-        fs::remove_file(&note).map_err(|e| failed("write", &note, e))?;
-        self.journaled = false;
-        Ok(())
-    }
-
-    /// Whether the epoch that was claimed with `nonce` was claimed for this device.
-    pub fn is_own_claim(&self, nonce: &str) -> bool {
-        self.claims.iter().any(|claim| claim == nonce)
-    }
-
-    /// The slots from `first` on, each with its changes in order; all but the last one are complete.
-    pub fn slots_from(&self, first: Seq) -> impl Iterator<Item = Vec<Change<'_>>> {
-        let segments = self.segments.iter().filter(move |(seq, _)| *seq >= first);
-        let parsed = segments.filter_map(|(_, bytes)| Segment::parse(bytes).ok());
-        parsed.map(|segment| segment.changes)
-    }
 }

@@ -32,6 +32,22 @@ pub fn all() -> Vec<Seed> {
     seeds
 }
 
+fn journal() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let batch = golden("journal-batch-v1.hex");
+    vec![
+        ("journal", "superblock", golden("journal-superblock-v1.hex")),
+        ("journal", "segment", golden("journal-segment-v1.hex")),
+        ("journal", "entries", batch[96..].to_vec()),
+        ("journal", "batch", batch),
+        ("journal", "sealed-segment", golden("journal-segment-v2.hex")),
+        ("journal", "sealed-batch", golden("journal-batch-v2.hex")),
+        ("journal", "mirror", golden("mirror-segment-v2.hex")),
+        ("journal", "mirror-with-end", golden("mirror-segment-v4.hex")),
+        ("journal", "sealed-mirror", golden("mirror-segment-v3.hex")),
+        ("journal", "sealed-mirror-with-end", golden("mirror-segment-v5.hex")),
+    ]
+}
+
 fn objects() -> Vec<Seed> {
     let chunk = golden("chunk-v1.hex");
     let map = golden("map-object-v1.hex");
@@ -59,16 +75,8 @@ fn objects() -> Vec<Seed> {
         seeds.push(("page", name, map[number(4)..number(4) + number(16)].to_vec()));
     }
     seeds.push(("map_object", "golden", map));
-    let batch = golden("journal-batch-v1.hex");
+    seeds.extend(journal());
     seeds.extend([
-        ("journal", "superblock", golden("journal-superblock-v1.hex")),
-        ("journal", "segment", golden("journal-segment-v1.hex")),
-        ("journal", "entries", batch[96..].to_vec()),
-        ("journal", "batch", batch),
-        ("journal", "sealed-segment", golden("journal-segment-v2.hex")),
-        ("journal", "sealed-batch", golden("journal-batch-v2.hex")),
-        ("journal", "mirror", golden("mirror-segment-v2.hex")),
-        ("journal", "sealed-mirror", golden("mirror-segment-v3.hex")),
         ("cache", "head", golden("cache-head-v1.hex")),
         ("cache", "entry", golden("cache-entry-v1.hex")),
         ("cache", "sealed-entry", golden("cache-entry-sealed-v1.hex")),

@@ -7,18 +7,24 @@
 //! 16 16 volume id             60  4 crc32c of all before;  64 entries
 //! ```
 //!
-//! Entries as in [`crate::journal::entry`] follow. What is sealed is of version 3: [`super::sealed`] makes this of it.
+//! Entries as in [`crate::journal::entry`] follow. Where another one would be is "\0nothing" (8 bytes), and what is
+//! behind that means nothing. What is sealed is of version 5: [`super::sealed`] makes this of it.
 //!
-//! Bytes that end inside an entry are a write that was cut off ([`Ending::Torn`]). Everything else
-//! that is not as a writer writes it is damage.
+//! Version 2 ends with its file instead; bytes that end inside an entry are a write that was cut off
+//! ([`Ending::Torn`]). (Sealed it is version 3.)
+//!
+//! Everything else that is not as a writer writes it is damage.
 
+use super::mapped::END;
 use crate::format::VolumeId;
 use crate::format::codec::{FormatResult, Reader, Writer, check_trailing_crc};
 use crate::journal::entry::{self, Change, Entry};
 use crate::units::{Epoch, Seq};
 
 pub(super) const MAGIC: &[u8; 8] = b"OBJBLKMS";
-const VERSION: u16 = 2;
+/// The version that is written, and the one that ends with its file.
+const VERSION: u16 = 4;
+const TO_THE_END: u16 = 2;
 pub(super) const OBJECT: &str = "mirror segment";
 
 /// Bytes of a segment's header.
@@ -65,10 +71,11 @@ impl Header {
         w.finish()
     }
 
-    pub(super) fn parse(bytes: &[u8]) -> FormatResult<Header> {
+    /// And whether the segment ends with its file.
+    fn parse(bytes: &[u8]) -> FormatResult<(Header, bool)> {
         let mut r = Reader::new(OBJECT, bytes);
         r.magic(MAGIC)?;
-        r.version(VERSION)?;
+        let to_the_end = r.version_of(&[TO_THE_END, VERSION])? == TO_THE_END;
         let mut r = Reader::new(OBJECT, bytes);
         let body = check_trailing_crc(OBJECT, r.take("header", HEADER_LEN)?)?;
         let mut r = Reader::new(OBJECT, body);
@@ -77,29 +84,41 @@ impl Header {
         let volume = VolumeId::from_bytes(r.bytes16("volume")?);
         let (epoch, seq) = (Epoch(r.u64("epoch")?), Seq(r.u64("slot")?));
         r.reserved("reserved", 12)?;
-        Ok(Header { volume, epoch, seq })
+        Ok((Header { volume, epoch, seq }, to_the_end))
     }
+}
+
+/// Whether what follows is the word behind the last entry.
+pub(super) fn is_end(bytes: &[u8]) -> bool {
+    bytes.starts_with(&END)
 }
 
 impl<'a> Segment<'a> {
     /// Parses a whole segment.
     pub fn parse(bytes: &'a [u8]) -> FormatResult<Segment<'a>> {
-        let header = Header::parse(bytes)?;
+        let (header, to_the_end) = Header::parse(bytes)?;
         let mut r = Reader::new(OBJECT, bytes);
         r.take("header", HEADER_LEN)?;
-        let mut changes = Vec::new();
+        let (mut changes, mut ending) = (Vec::new(), Ending::Open);
         while r.remaining() > 0 {
+            if !to_the_end && is_end(&bytes[r.offset()..]) {
+                return Ok(Segment { header, changes, ending });
+            }
+            if ending == Ending::Continued {
+                break;
+            }
             match entry::read(OBJECT, &mut r)? {
                 Entry::Change(change) => changes.push(change),
                 Entry::SlotEnd => return Err(r.bad("tag", "an end of a slot")),
+                Entry::Torn if !to_the_end => break,
                 Entry::Torn => return Ok(Segment { header, changes, ending: Ending::Torn }),
-                Entry::Continued => {
-                    r.end()?;
-                    return Ok(Segment { header, changes, ending: Ending::Continued });
-                }
+                Entry::Continued => ending = Ending::Continued,
             }
         }
-        Ok(Segment { header, changes, ending: Ending::Open })
+        match to_the_end {
+            true => r.end().map(|()| Segment { header, changes, ending }),
+            false => Err(r.bad("end", "the file ends before the changes do")),
+        }
     }
 }
 
@@ -119,8 +138,8 @@ mod tests {
     }
 
     /// A segment with one change of each kind, and where each entry ends.
-    fn sample(data: &[u8]) -> (Vec<u8>, Vec<usize>) {
-        let mut bytes = header().encode();
+    fn sample(header: Vec<u8>, data: &[u8]) -> (Vec<u8>, Vec<usize>) {
+        let mut bytes = header;
         let mut ends = vec![bytes.len()];
         for change in [
             Change::Data { start: Sector(5), offset: 3, data },
@@ -136,10 +155,41 @@ mod tests {
         (bytes, ends)
     }
 
+    /// The header of a segment that ends with its file.
+    fn old() -> Vec<u8> {
+        let mut bytes = header().encode();
+        bytes[8] = TO_THE_END as u8;
+        let crc = crc32c::crc32c(&bytes[..60]);
+        bytes[60..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
     #[test]
-    fn every_cut_is_a_prefix_of_whole_changes() {
+    fn what_is_behind_its_end_means_nothing() {
         let data = [0x5a; 1024];
-        let (bytes, ends) = sample(&data);
+        let (bytes, ends) = sample(header().encode(), &data);
+        let whole = [&bytes[..], &END].concat();
+        let first = Segment::parse(&whole).unwrap().changes[0];
+        assert_eq!(first, Change::Data { start: Sector(5), offset: 3, data: &data });
+        for (count, end) in ends.iter().enumerate() {
+            // The next one was about to be: all but its first word.
+            let mut cut = whole.clone();
+            cut[*end..end + END.len()].copy_from_slice(&END);
+            let segment = Segment::parse(&cut).unwrap();
+            assert_eq!((segment.changes.len(), segment.ending), (count, Ending::Open));
+            assert_eq!(segment.header, header());
+            for len in end + END.len()..cut.len() {
+                assert_eq!(Segment::parse(&cut[..len]).as_ref(), Ok(&segment), "{len} bytes");
+            }
+        }
+        for len in 0..whole.len() {
+            assert!(Segment::parse(&whole[..len]).is_err(), "{len} bytes: the file was cut");
+        }
+    }
+
+    #[test]
+    fn every_cut_of_an_old_one_is_a_prefix_of_whole_changes() {
+        let (bytes, ends) = sample(old(), &[0x5a; 1024]);
         for cut in HEADER_LEN..=bytes.len() {
             let segment = Segment::parse(&bytes[..cut]).unwrap();
             let whole = ends.iter().filter(|end| **end <= cut).count() - 1;
@@ -151,28 +201,38 @@ mod tests {
         for cut in 0..HEADER_LEN {
             assert!(Segment::parse(&bytes[..cut]).is_err(), "cut at {cut}");
         }
-        let first = Segment::parse(&bytes).unwrap().changes[0];
-        assert_eq!(first, Change::Data { start: Sector(5), offset: 3, data: &data });
+        assert!(Segment::parse(&[&bytes[..], &END, &[0; 64]].concat()).is_err(), "it ends none");
     }
 
     #[test]
     fn nothing_follows_the_end_of_a_complete_segment() {
-        let (mut bytes, _) = sample(&[1; 512]);
+        let (mut bytes, _) = sample(old(), &[1; 512]);
         bytes.extend_from_slice(&continued());
         assert_eq!(Segment::parse(&bytes).unwrap().ending, Ending::Continued);
         bytes.push(0);
+        assert!(Segment::parse(&bytes).is_err());
+        let (mut bytes, _) = sample(header().encode(), &[1; 512]);
+        bytes.extend_from_slice(&continued());
+        assert!(Segment::parse(&bytes).is_err());
+        bytes.extend_from_slice(&END);
+        assert_eq!(Segment::parse(&bytes).unwrap().ending, Ending::Continued);
+        let (head, _) = Change::Zero(range(1, 2)).encode();
+        bytes.truncate(bytes.len() - END.len());
+        bytes.extend_from_slice(&[&head[..], &END].concat());
         assert!(Segment::parse(&bytes).is_err());
     }
 
     #[test]
     fn every_flipped_bit_is_noticed() {
-        let (bytes, _) = sample(&[0x33; 512]);
-        let whole = Segment::parse(&bytes).unwrap();
-        for at in 0..bytes.len() * 8 {
-            let mut damaged = bytes.clone();
-            damaged[at / 8] ^= 1 << (at % 8);
-            let parsed = Segment::parse(&damaged);
-            assert!(parsed.is_err(), "bit {at} of {whole:?}");
+        let bytes = [&sample(header().encode(), &[0x33; 512]).0[..], &END].concat();
+        for bytes in [bytes, sample(old(), &[0x33; 512]).0] {
+            let whole = Segment::parse(&bytes).unwrap();
+            for at in 0..bytes.len() * 8 {
+                let mut damaged = bytes.clone();
+                damaged[at / 8] ^= 1 << (at % 8);
+                let parsed = Segment::parse(&damaged);
+                assert!(parsed.is_err(), "bit {at} of {whole:?}");
+            }
         }
     }
 
