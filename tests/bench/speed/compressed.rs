@@ -4,6 +4,7 @@
 use crate::contest::{Report, Settings, take_turns};
 use crate::disk::{Dice, Ground, MIB, PAGE, noise};
 use crate::engine::{BURST, PAGES, SIZE, ground, inline, options, reads, sector};
+use nix::time::{ClockId, clock_gettime};
 use objblk::device::{BlockDevice, WriteFlags};
 use objblk::format::VolumeId;
 use objblk::format::frame::Compression;
@@ -69,10 +70,17 @@ fn cpu() -> f64 {
     fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / 100.0
 }
 
+/// What this thread alone has used of a processor so far.
+fn of_this_thread() -> Duration {
+    Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap())
+}
+
 /// What a turn of writes took.
 struct Written {
     /// While they were being made.
     making: Duration,
+    /// The processor's time of the thread that made them: none of what is done off it.
+    hot: Duration,
     /// Seconds of the processor until they were stored.
     cpu: f64,
 }
@@ -81,19 +89,21 @@ fn written(how: How) -> Written {
     let (ground, id) = made(how);
     let volume = ground.open(id, options());
     let pages: Vec<Vec<u8>> = (0..64).map(|_| page()).collect();
-    let (mut dice, mut making, before) = (Dice::new(3), Duration::ZERO, cpu());
+    let (mut dice, before) = (Dice::new(3), cpu());
+    let [mut making, mut hot] = [Duration::ZERO; 2];
     for _ in 0..BURSTS {
-        let begun = Instant::now();
+        let (begun, used) = (Instant::now(), of_this_thread());
         for _ in 0..BURST {
             let (at, page) = (sector(dice.below(PAGES)), &pages[dice.below(64) as usize]);
             inline(&ground, volume.write(at, page, WriteFlags::default())).unwrap();
         }
         making += begun.elapsed();
+        hot += of_this_thread() - used;
         ground.wait(volume.flush()).unwrap();
     }
     let cpu = cpu() - before;
     ground.wait(volume.close()).unwrap();
-    Written { making, cpu }
+    Written { making, hot, cpu }
 }
 
 /// A volume of which all is cached.
@@ -131,21 +141,26 @@ fn cold(how: How) -> f64 {
 }
 
 pub fn run(settings: &Settings, report: &mut Report) {
-    let of_one = |written: &Written| (BURSTS * BURST) as f64 / 1e6 / written.making.as_secs_f64();
+    let millions = |took: Duration| (BURSTS * BURST) as f64 / 1e6 / took.as_secs_f64();
     let gib = (BURSTS * BURST) as f64 * PAGE as f64 / (1u64 << 30) as f64;
     for how in ALL {
-        let mut spent = [Vec::new(), Vec::new()];
+        let mut spent = [(); 2].map(|()| <[Vec<f64>; 2]>::default());
         let [ours, plain] = [how, PLAIN].map(|how| {
-            move |spent: &mut Vec<f64>| {
+            move |[hot, spent]: &mut [Vec<f64>; 2]| {
                 let written = written(how);
+                hot.push(millions(written.hot));
                 spent.push(gib / written.cpu);
-                of_one(&written)
+                millions(written.making)
             }
         });
         let [mine, theirs] = &mut spent;
         let figures = take_turns(settings.rounds, [&mut || ours(mine), &mut || plain(theirs)]);
         report.add(&format!("4 KiB random writes, {how}"), "M/s", LIMIT, figures);
-        report.add(&format!("writes for a CPU second, {how}"), "GiB", LIMIT, spent);
+        let [[hot, spent], [plain_hot, plain_spent]] = spent;
+        let work = format!("the same, of its thread's CPU time, {how}");
+        report.add(&work, "M/s", LIMIT, [hot, plain_hot]);
+        let work = format!("writes for a CPU second, {how}");
+        report.add(&work, "GiB", LIMIT, [spent, plain_spent]);
         let figures = take_turns(settings.rounds, [&mut || cold(how), &mut || cold(PLAIN)]);
         report.add(&format!("cold reads for a CPU second, {how}"), "GiB", LIMIT, figures);
         let turn = settings.turn(2.0);

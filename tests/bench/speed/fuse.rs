@@ -104,7 +104,7 @@ fn fio(file: &Path, work: &[&str], direction: &str, time: Option<Duration>) -> V
 pub fn run(settings: &Settings, report: &mut Report) {
     let runtime = Runtime::new().unwrap();
     let (turn, world) = (settings.turn(3.0), World::directory());
-    let store = TempDir::new_in("/dev/shm").unwrap();
+    let store = crate::storing::folder();
     let (ours, limit) = (ours(&world, store.path()), memory(&runtime));
     for (work, unit, direction, args) in WORK {
         let go = |mounted: &Mounted| {

@@ -1,11 +1,10 @@
 //! `objblk serve nbd` against nbdkit's memory plugin, with fio as the client of both, on unix sockets.
 
 use crate::contest::{Report, Settings, take_turns};
-use crate::storing::Storing;
+use crate::storing::{Storing, folder};
 use crate::world::{Served, World, arg, tool};
 use serde_json::Value;
 use std::cell::Cell;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -13,7 +12,14 @@ use tempfile::TempDir;
 const LIMIT: &str = "nbdkit memory";
 /// What goes on to a store is put there by somebody else, at the same rate.
 const STORING: &str = "nbdkit memory, and as many bytes put";
-const SIZE: &str = "256m";
+/// Of what is read, all of it from memory.
+const READ: &str = "256m";
+/// Of what is written: so much that a turn leaves little to collect.
+const WRITTEN: &str = "8g";
+/// Bytes of a burst, how many make a turn, and how long the pauses are.
+const BURST: usize = 32 << 20;
+const BURSTS: usize = 8;
+const PAUSE: Duration = Duration::from_millis(300);
 /// In flight on each connection.
 const DEPTH: &str = "--iodepth=32";
 
@@ -25,11 +31,11 @@ struct Nbdkit {
 }
 
 impl Nbdkit {
-    fn start() -> Nbdkit {
+    fn start(size: &str) -> Nbdkit {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("nbdkit.sock");
         let mut command = Command::new("nbdkit");
-        command.args(["--foreground", "--unix", arg(&socket), "memory", SIZE]);
+        command.args(["--foreground", "--unix", arg(&socket), "memory", size]);
         let child = command.stdin(Stdio::null()).spawn();
         let child = child.expect("nbdkit is missing: install the Debian package nbdkit");
         crate::world::until("nbdkit serves", || socket.exists());
@@ -45,7 +51,7 @@ impl Drop for Nbdkit {
     }
 }
 
-/// objblk on a store in memory: a directory of the kernel's shared memory.
+/// objblk on a store in a directory.
 struct Ours {
     world: World,
     folder: TempDir,
@@ -53,33 +59,33 @@ struct Ours {
 
 impl Ours {
     fn new() -> Ours {
-        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-        Ours { world: World::directory(), folder }
+        Ours { world: World::directory(), folder: folder() }
     }
 
     /// Serves a new volume, which does not compress: the limit does not either.
-    fn serve(&self) -> Served {
+    fn serve(&self, size: &str, cache: &str) -> Served {
         let store = format!("--store=file://{}", arg(self.folder.path()));
-        self.world.run(&["create", "disk", "--size", SIZE, "--compress", "none", &store]);
-        self.world.serve("disk", &["--mem-cache", "512M", &store])
+        self.world.run(&["create", "disk", "--size", size, "--compress", "none", &store]);
+        self.world.serve("disk", &["--mem-cache", cache, &store])
     }
 
-    /// Frees the memory of its store.
+    /// Frees the room of its store.
     fn delete(&self) {
         let store = format!("--store=file://{}", arg(self.folder.path()));
         self.world.run(&["delete", "disk", "--now", "--yes", &store]);
     }
 }
 
-/// Has fio do it for a while: thousands a second.
-fn fio(uri: &str, work: &str, connections: usize, turn: Duration) -> f64 {
+/// Has fio do it at `args`: thousands a second.
+fn fio(uri: &str, work: &str, connections: usize, args: &[&str]) -> f64 {
     let (rw, uri) = (format!("--rw={work}"), format!("--uri={uri}"));
-    let (jobs, size) = (format!("--numjobs={connections}"), format!("--size={SIZE}"));
-    let time = format!("--runtime={}ms", turn.as_millis());
-    let mut args = vec!["--name=speed", "--ioengine=nbd", "--bs=4k", "--thread", DEPTH];
-    args.extend(["--group_reporting", "--time_based", "--norandommap", "--randrepeat=0"]);
-    args.extend(["--output-format=json", &rw, &uri, &jobs, &size, &time]);
-    let said = tool("fio", "fio", &args);
+    let jobs = format!("--numjobs={connections}");
+    let size = format!("--size={}", if work == "randread" { READ } else { WRITTEN });
+    let mut all = vec!["--name=speed", "--ioengine=nbd", "--bs=4k", "--thread", DEPTH];
+    all.extend(["--group_reporting", "--norandommap", "--randrepeat=0"]);
+    all.extend(["--output-format=json", &rw, &uri, &jobs, &size]);
+    all.extend(args);
+    let said = tool("fio", "fio", &all);
     // Notes for people may come first.
     let json = said.find('{').map(|at| &said[at..]).expect("fio prints its figures");
     let figures: Value = serde_json::from_str(json).unwrap();
@@ -89,52 +95,84 @@ fn fio(uri: &str, work: &str, connections: usize, turn: Duration) -> f64 {
     rate / 1e3
 }
 
+/// For a while, and as long before that what does not count.
+fn on_and_on(uri: &str, work: &str, connections: usize, turn: Duration) -> f64 {
+    let [ramp, time] =
+        ["ramp_time", "runtime"].map(|what| format!("--{what}={}ms", turn.as_millis()));
+    fio(uri, work, connections, &["--time_based", &ramp, &time])
+}
+
+/// Random writes in bursts that memory takes, with pauses in which they are stored: the bursts alone.
+fn in_bursts(uri: &str, connections: usize) -> f64 {
+    let each = format!("--io_size={}", BURST / connections);
+    let burst = || {
+        std::thread::sleep(PAUSE);
+        fio(uri, "randwrite", connections, &[&each])
+    };
+    // The first ones warm up.
+    let mut rates: Vec<f64> = (0..BURSTS).map(|_| burst()).skip(BURSTS / 4).collect();
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() / 2]
+}
+
 /// Writes all of it and reads it back, so that the server has it in memory.
-fn fill(uri: &str) {
+fn fill(uri: &str, size: &str) {
     for work in ["write", "read"] {
         let (rw, uri, size) =
-            (format!("--rw={work}"), format!("--uri={uri}"), format!("--size={SIZE}"));
+            (format!("--rw={work}"), format!("--uri={uri}"), format!("--size={size}"));
         let args = ["--name=fill", "--ioengine=nbd", "--bs=1m", "--end_fsync=1", &rw, &uri, &size];
         tool("fio", "fio", &args);
     }
 }
 
 pub fn run(settings: &Settings, report: &mut Report) {
-    assert!(Path::new("/dev/shm").is_dir(), "a store in memory needs /dev/shm");
     let turn = settings.turn(3.0);
-    let limit = Nbdkit::start();
-    fill(&limit.uri);
+    let limit = Nbdkit::start(READ);
+    fill(&limit.uri, READ);
     for connections in [1, 4] {
         let ours = Ours::new();
-        let served = ours.serve();
-        fill(&served.uri);
+        let served = ours.serve(READ, "512M");
+        fill(&served.uri, READ);
         let figures = take_turns(
             settings.rounds,
-            [&mut || fio(&served.uri, "randread", connections, turn), &mut || {
-                fio(&limit.uri, "randread", connections, turn)
+            [&mut || on_and_on(&served.uri, "randread", connections, turn), &mut || {
+                on_and_on(&limit.uri, "randread", connections, turn)
             }],
         );
         let work = format!("cached 4 KiB random reads, {connections} x 32 in flight");
         report.add(&work, "k/s", LIMIT, figures);
         served.stop();
     }
+    drop(limit);
+    let limit = Nbdkit::start(WRITTEN);
+    fill(&limit.uri, WRITTEN);
     for connections in [1, 4] {
         let ours = Ours::new();
+        let served = ours.serve(WRITTEN, "256M");
+        let bursts = [&mut || in_bursts(&served.uri, connections), &mut || {
+            in_bursts(&limit.uri, connections)
+        }];
+        let figures = take_turns(settings.rounds, bursts);
+        let work =
+            format!("buffered 4 KiB random writes, bursts of 32 MiB, {connections} x 32 in flight");
+        report.add(&work, "k/s", LIMIT, figures);
+        served.stop();
+        ours.delete();
         let rate = Cell::new(0.0);
         let mut write = || {
-            let served = ours.serve();
-            rate.set(fio(&served.uri, "randwrite", connections, turn));
+            let served = ours.serve(WRITTEN, "256M");
+            rate.set(on_and_on(&served.uri, "randwrite", connections, turn));
             served.stop();
             ours.delete();
             rate.get()
         };
         let work = format!("buffered 4 KiB random writes, {connections} x 32 in flight");
-        let mut alone = || fio(&limit.uri, "randwrite", connections, turn);
+        let mut alone = || on_and_on(&limit.uri, "randwrite", connections, turn);
         let figures = take_turns(settings.rounds, [&mut write, &mut alone]);
         report.add(&work, "k/s", LIMIT, figures);
         let mut storing = || {
             let _storing = Storing::begin(rate.get() * 1e3 * 4096.0);
-            fio(&limit.uri, "randwrite", connections, turn)
+            on_and_on(&limit.uri, "randwrite", connections, turn)
         };
         let figures = take_turns(settings.rounds, [&mut write, &mut storing]);
         report.add(&work, "k/s", STORING, figures);

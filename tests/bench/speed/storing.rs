@@ -1,5 +1,8 @@
-//! What storing takes of the machine: puts in a directory in memory, beside a limit that keeps what is
-//! written in its own memory alone.
+//! What storing takes of the machine: puts in a directory, beside a limit that keeps what is written in its
+//! own memory alone.
+//!
+//! The directory lies on a disk. One in memory is no cheaper: of a machine that is itself a guest each page
+//! of it may be fresh from the host, and half of what objblk took of the processors went there.
 //!
 //! With few processors the client, the server and whoever stores what was written want the same ones. A
 //! limit that stores nothing tells what the frontend costs; with these puts beside it, at the rate at which
@@ -19,6 +22,11 @@ use tempfile::TempDir;
 const OBJECT: usize = 4 << 20;
 /// Objects that are there at once: a collector deletes what was overwritten.
 const ALIVE: usize = 64;
+
+/// For a store.
+pub fn folder() -> TempDir {
+    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
 
 /// Puts, until it is dropped.
 pub struct Storing {
@@ -47,7 +55,7 @@ impl Drop for Storing {
 
 fn store(rate: f64, over: &AtomicBool) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let folder = TempDir::new_in("/dev/shm").unwrap();
+    let folder = folder();
     let store = DirStore::open(folder.path()).unwrap();
     let body = Bytes::from(crate::disk::noise(OBJECT));
     let (begun, mut done, mut alive) = (Instant::now(), 0_u64, VecDeque::new());

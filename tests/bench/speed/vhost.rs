@@ -4,7 +4,7 @@
 use crate::contest::{Report, Settings, take_turns};
 use crate::disk::{Dice, noise};
 use crate::master::{Master, OK, PACKED, Request, SLOTS, SPLIT, Wishes};
-use crate::storing::Storing;
+use crate::storing::{Storing, folder};
 use crate::world::{World, arg, until};
 use std::cell::Cell;
 use std::fs::File;
@@ -140,7 +140,7 @@ fn fill(server: &Server) {
 pub fn run(settings: &Settings, report: &mut Report) {
     let memory = || TempDir::new_in("/dev/shm").unwrap();
     let (turn, world) = (settings.turn(3.0), World::directory());
-    let (store, ram, run) = (memory(), memory(), memory());
+    let (store, ram, run) = (folder(), memory(), memory());
     let store = format!("--store=file://{}", arg(store.path()));
     let (ours, limit) = (ours(&world, &store, &run.path().join("run")), daemon(ram.path()));
     for server in [&ours, &limit] {
