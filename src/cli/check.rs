@@ -5,7 +5,7 @@ use super::{Context, args, size};
 use crate::doctor::{Affected, Amount, Damage, Doctor, Progress, Report, VolumeReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::stores::StoreId;
-use crate::pool::backend::Backend;
+use crate::pool::backend::{Asked, Backend};
 use serde::Serialize;
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -58,6 +58,13 @@ struct Document<'a> {
 }
 
 async fn examined(backend: &Backend, check: &args::Check, rate: Option<u64>) -> Result<Report> {
+    backend.ask_copies(Asked::First);
+    let report = each_copy(backend, check, rate).await;
+    backend.ask_copies(Asked::Either);
+    report
+}
+
+async fn each_copy(backend: &Backend, check: &args::Check, rate: Option<u64>) -> Result<Report> {
     let name = check.name.as_deref().map(str::parse).transpose()?;
     let doctor = Doctor::new(&backend.pool, check.data, rate);
     let examination = async {
@@ -74,10 +81,8 @@ async fn examined(backend: &Backend, check: &args::Check, rate: Option<u64>) -> 
         twice.extend(second.map(|twin| (volume.name.clone(), twin.store)));
     }
     if !twice.is_empty() {
-        backend.read_second_copies(true);
-        let done = second_copies(backend, check, (rate, twice), &mut report).await;
-        backend.read_second_copies(false);
-        done?;
+        backend.ask_copies(Asked::Second);
+        second_copies(backend, check, (rate, twice), &mut report).await?;
     }
     Ok(report)
 }

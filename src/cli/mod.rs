@@ -33,6 +33,7 @@ mod pool;
 mod recover;
 mod render;
 mod repair;
+mod replace_store;
 mod replicate;
 mod request;
 mod retain;

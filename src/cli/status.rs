@@ -4,6 +4,7 @@ use super::{Context, render, size};
 use crate::daemon::client;
 use crate::daemon::{Attached, KnownTarget, RunDir, TargetStatus, VolumeReport};
 use crate::error::Result;
+use crate::pool::backend::Pace;
 use crate::store::paths::PathsReport;
 use crate::store::paths::state::Condition;
 use crate::volume::{
@@ -43,6 +44,8 @@ struct Line {
     store_requests: serde_json::Value,
     /// The paths to the store, where it has some.
     paths: Option<PathsReport>,
+    /// The copies of a mirrored volume, and how they have answered.
+    copies: Option<Vec<Pace>>,
 }
 
 /// What would be lost if this host vanished now, and the most that it was.
@@ -152,6 +155,7 @@ fn line(target: &KnownTarget, volume: &Attached, told: &Result<Option<TargetStat
             Ok(Some(status)) => status.paths.clone(),
             _ => None,
         },
+        copies: report.and_then(|r| r.copies.clone()),
     }
 }
 
@@ -186,6 +190,17 @@ fn paths(report: &PathsReport) -> String {
     let others: String =
         others.map(|path| format!("; {} is {}", path.name, path.state.name())).collect();
     format!("{used} of {} work, {}{others}", report.paths.len(), report.selector)
+}
+
+fn copy_of(pace: &Pace) -> String {
+    let state = if pace.in_sync { "in sync" } else { "not in sync" };
+    let ms = |mean: Option<f64>| or_dash(mean, |ms| format!("{ms:.1} ms"));
+    let (small, large) = (ms(pace.small_ms), ms(pace.large_ms));
+    let answered = pace.answered;
+    format!(
+        "store {} {state}, {answered} reads, {small} for a small one, {large} for a large one",
+        pace.store
+    )
 }
 
 fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
@@ -301,6 +316,9 @@ fn details(line: &Line) -> String {
     }
     if let Some(report) = &line.paths {
         fields.push(("paths", paths(report)));
+    }
+    for pace in line.copies.iter().flatten() {
+        fields.push(("copy", copy_of(pace)));
     }
     if let Some(failure) = &line.failure {
         fields.push(("failure", failure.clone()));

@@ -2,7 +2,7 @@
 
 use super::args::Stores;
 use super::confirm::confirm;
-use super::{Context, render, size, volume};
+use super::{Context, render, replace_store, size, volume};
 use crate::daemon::RunDir;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
@@ -23,7 +23,7 @@ use std::time::Duration;
 /// Time between two looks at how far it is.
 const TICK: Duration = Duration::from_millis(250);
 /// Volumes that are named where there are many.
-const NAMED: usize = 8;
+pub(super) const NAMED: usize = 8;
 
 pub(super) async fn dispatch(context: &Context, verb: Stores) -> Result<()> {
     match verb {
@@ -44,6 +44,10 @@ pub(super) async fn dispatch(context: &Context, verb: Stores) -> Result<()> {
         Stores::Rescue { url, name, store_endpoint_url, store_region, yes } => {
             let left = new_store(&url, Endpoints(store_endpoint_url), store_region, WEIGHT)?;
             rescue(context, left, &name, yes).await
+        }
+        Stores::ReplaceStore { id, with, store_endpoint_url, store_region, yes } => {
+            let new = new_store(&with, Endpoints(store_endpoint_url), store_region, WEIGHT)?;
+            replace_store::replace(context, (self::id(&id)?, new), yes).await
         }
         Stores::RemoveStore { id } => remove(context, self::id(&id)?).await,
         Stores::Rebalance { rate } => {
@@ -263,7 +267,7 @@ async fn waiting(backend: &Backend, moved: &Moved) -> Result<String> {
     })
 }
 
-async fn name_of(backend: &Backend, id: VolumeId) -> Result<String> {
+pub(super) async fn name_of(backend: &Backend, id: VolumeId) -> Result<String> {
     let names: BTreeMap<VolumeId, String> =
         backend.pool.names().await?.into_iter().map(|(name, id)| (id, name)).collect();
     Ok(names.get(&id).map_or_else(|| format!("volume {id}"), |name| format!("volume {name}")))

@@ -9,6 +9,7 @@ use crate::format::schedule::Rule;
 use crate::format::snapshot::SnapshotEntry;
 use crate::format::{SnapshotId, VolumeId};
 use crate::pool::VolumeSpec;
+use crate::pool::backend::Pace;
 use crate::store::paths::PathsReport;
 use crate::store::paths::selector::Selector;
 use crate::store::paths::spec::PathSpec;
@@ -326,6 +327,9 @@ pub struct VolumeReport {
     pub durable_locally: bool,
     /// Its journal, if it has one.
     pub journal: Option<JournalStatus>,
+    /// The copies of a mirrored volume.
+    #[serde(default)]
+    pub copies: Option<Vec<Pace>>,
     /// Its device would outlive the death of its process.
     #[serde(default)]
     pub recoverable: bool,

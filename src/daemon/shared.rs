@@ -259,6 +259,7 @@ impl Shared {
                 max_lag_ms: now.max_lag_ms,
                 durable_locally: now.durability == Durability::Local,
                 journal: now.journal,
+                copies: self.backend.pace(attached.id),
                 recoverable: now.recoverable,
                 failure: now.failure,
                 cache_hits: now.cache_hits,

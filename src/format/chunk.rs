@@ -25,7 +25,6 @@ use super::frame::{
 };
 use super::record::Record;
 use crate::units::{Epoch, SECTOR_SIZE, Seq};
-use std::slice::Chunks;
 
 pub use super::frame::{FRAME_SECTORS, FRAME_SIZE};
 
@@ -76,7 +75,7 @@ pub struct ChunkHeader {
     pub header_len: u32,
 }
 
-/// What to seal into a chunk object.
+/// What to seal into a chunk object, but for its payload.
 #[derive(Debug)]
 pub struct ChunkParts<'a> {
     /// The volume.
@@ -91,63 +90,60 @@ pub struct ChunkParts<'a> {
     pub sealed_at_ms: u64,
     /// Records, in order; at most [`RECORDS_MAX`].
     pub records: &'a [Record],
-    /// Payload: whole sectors, at most [`CHUNK_SIZE_MAX`].
-    pub payload: &'a [u8],
-    /// How it is compressed.
+    /// How the payload is compressed.
     pub compression: Compression,
 }
 
-impl<'a> ChunkParts<'a> {
-    /// The object's bytes.
-    pub fn encode(&self) -> Vec<u8> {
-        let (mut encoder, mut sampling) = (self.encoder(Vec::new()), Sampling::default());
-        while encoder.frame(&mut sampling) {}
+impl ChunkParts<'_> {
+    /// The object's bytes. `payload`: whole sectors, at most [`CHUNK_SIZE_MAX`].
+    pub fn encode(&self, payload: &[u8]) -> Vec<u8> {
+        let mut encoder = self.encoder(payload.len(), Vec::new());
+        let mut sampling = Sampling::default();
+        payload.chunks(FRAME_SIZE).for_each(|frame| encoder.frame(frame, &mut sampling));
         encoder.finish()
     }
 
-    /// An encoder of the object in `memory` (instead of what is in it), which grows where it must.
-    pub fn encoder(&self, memory: Vec<u8>) -> ChunkEncoder<'a> {
-        let frames = self.payload.chunks(FRAME_SIZE);
-        let size = FIXED + self.records.len() * super::record::MAX_LEN + frames.len() * 8 + 4;
+    /// An encoder of the object, whose payload has `payload_len` bytes, in `memory` (instead of what is in it),
+    /// which grows where it must.
+    pub fn encoder(&self, payload_len: usize, memory: Vec<u8>) -> ChunkEncoder {
+        let frames = payload_len.div_ceil(FRAME_SIZE);
+        let size = FIXED + self.records.len() * super::record::MAX_LEN + frames * 8 + 4;
         // What does not get smaller needs some room to show it.
-        let mut w = Writer::reusing(memory, size + self.payload.len() + FRAME_SIZE / 8);
+        let mut w = Writer::reusing(memory, size + payload_len + FRAME_SIZE / 8);
         w.put(MAGIC).u16(VERSION).u8(self.compression.codec().id()).u8(0).zeros(4);
         w.put(&self.volume.bytes());
         w.u64(self.epoch.0).u64(self.seq.0).u64(self.committed.0).u64(self.sealed_at_ms);
-        w.u32(self.records.len() as u32).u32(frames.len() as u32);
-        w.u32((self.payload.len() as u64 / SECTOR_SIZE) as u32).u32(0);
+        w.u32(self.records.len() as u32).u32(frames as u32);
+        w.u32((payload_len as u64 / SECTOR_SIZE) as u32).u32(0);
         for record in self.records {
             record.encode(&mut w);
         }
         let table = w.len();
-        w.zeros(frames.len() * 8 + 4);
+        w.zeros(frames * 8 + 4);
         w.patch_u32(FIXED - 4, w.len() as u32);
-        let (object, header_len) = (w.finish(), table + frames.len() * 8 + 4);
+        let (object, header_len) = (w.finish(), table + frames * 8 + 4);
         let encoder = FrameEncoder::new(self.compression);
-        ChunkEncoder { object, frames, encoder, next: table, header_len }
+        ChunkEncoder { object, encoder, next: table, header_len }
     }
 }
 
 /// Encodes a chunk frame by frame, so that its caller can do something else in between.
 #[derive(Debug)]
-pub struct ChunkEncoder<'a> {
+pub struct ChunkEncoder {
     object: Vec<u8>,
-    frames: Chunks<'a, u8>,
     encoder: FrameEncoder,
     /// Where the entry of the next frame goes.
     next: usize,
     header_len: usize,
 }
 
-impl ChunkEncoder<'_> {
-    /// Encodes the next frame. False: there was none.
-    pub fn frame(&mut self, sampling: &mut Sampling) -> bool {
-        let Some(payload) = self.frames.next() else { return false };
+impl ChunkEncoder {
+    /// Encodes the next frame: [`FRAME_SIZE`] bytes of the payload, or the rest of it.
+    pub fn frame(&mut self, payload: &[u8], sampling: &mut Sampling) {
         let entry = self.encoder.encode(payload, &mut self.object, sampling);
         self.object[self.next..][..4].copy_from_slice(&entry.encoded_len.to_le_bytes());
         self.object[self.next + 4..][..4].copy_from_slice(&entry.crc.to_le_bytes());
         self.next += 8;
-        true
     }
 
     /// The object's bytes, once all frames are encoded.

@@ -1,7 +1,16 @@
 //! Feature bits of pools and volumes.
+//!
+//! An object with a bit that is not listed here says what it is called, in a field that this objblk does not write
+//! itself: `"feature_names": {"15": "what it is called"}`. So who does not know a feature can name it.
 
+use super::codec::{FormatError, Problem};
 use super::frame::Compression;
+use super::pool::parse_json;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Letters of a feature's name at most; others than these are not shown.
+const NAME_MAX: usize = 64;
 
 /// What an objblk must know to use an object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +60,9 @@ impl Features {
     /// Incompat bit: the volume is shipped from another pool, or was; what of it is complete is said by its states.
     pub const REPLICA: u64 = 1 << 13;
 
+    /// Incompat bit of pools: chunks may lie in other stores than this one. Who does not know of that would miss them.
+    pub const SEVERAL: u64 = 1 << 14;
+
     /// Compat bits: the level of that; 0 is none in particular. It is of no use to a reader.
     pub const ZSTD_LEVEL: u64 = 31;
 
@@ -65,7 +77,8 @@ impl Features {
             | Features::ENCRYPTED
             | Features::MIRRORED
             | Features::SIGNED
-            | Features::REPLICA,
+            | Features::REPLICA
+            | Features::SEVERAL,
     };
 
     /// These features, and what a volume needs that is compressed like that.
@@ -104,14 +117,51 @@ impl Features {
 
     /// What may be done with an object that has these features.
     pub fn access(&self) -> Access {
-        if self.incompat & !Features::KNOWN.incompat != 0 {
+        self.access_by(&Features::KNOWN)
+    }
+
+    /// What an objblk may do with it that knows these features and no others.
+    pub fn access_by(&self, known: &Features) -> Access {
+        if self.incompat & !known.incompat != 0 {
             Access::None
-        } else if self.ro_compat & !Features::KNOWN.ro_compat != 0 {
+        } else if self.ro_compat & !known.ro_compat != 0 {
             Access::ReadOnly
         } else {
             Access::Full
         }
     }
+}
+
+/// What an object says of its features, whatever else is in it.
+#[derive(Deserialize)]
+struct Needs {
+    features: Features,
+    #[serde(default)]
+    feature_names: BTreeMap<String, String>,
+}
+
+impl Needs {
+    /// The incompat features that are not known here, by name where they have one.
+    fn unknown(&self) -> Vec<String> {
+        let unknown = self.features.incompat & !Features::KNOWN.incompat;
+        let bits = (0..u64::BITS).filter(|bit| unknown >> bit & 1 == 1);
+        let is_shown = |c: char| c.is_ascii_alphanumeric() || "-_. ".contains(c);
+        let is_name =
+            |name: &&String| (1..=NAME_MAX).contains(&name.len()) && name.chars().all(is_shown);
+        bits.map(|bit| match self.feature_names.get(&bit.to_string()).filter(is_name) {
+            Some(name) => format!("{name} (incompat bit {bit})"),
+            None => format!("incompat bit {bit}"),
+        })
+        .collect()
+    }
+}
+
+/// Why an object that cannot be parsed is one of a newer objblk, by the features that it needs. `None`: it is not.
+pub(super) fn newer(object: &'static str, bytes: &[u8]) -> Option<FormatError> {
+    let needs: Needs = parse_json(object, bytes).ok()?;
+    let unknown = needs.unknown();
+    let problem = Problem::Unsupported(unknown.join(", "));
+    (!unknown.is_empty()).then_some(FormatError { object, field: "features", offset: 0, problem })
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@
 
 use super::VolumeId;
 use super::codec::{FormatError, FormatResult, Problem};
-use super::features::Features;
+use super::features::{self, Features};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -207,7 +207,8 @@ impl TrashEntry {
 impl PoolObject {
     /// Parses the pool's object and checks its version.
     pub fn parse(bytes: &[u8]) -> FormatResult<PoolObject> {
-        let pool: PoolObject = parse_json("pool", bytes)?;
+        let newer = |e| features::newer("pool", bytes).unwrap_or(e);
+        let pool: PoolObject = parse_json("pool", bytes).map_err(newer)?;
         if pool.version != POOL_VERSION {
             let problem = Problem::Unsupported(pool.version.to_string());
             return Err(FormatError { object: "pool", field: "version", offset: 0, problem });

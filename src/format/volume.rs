@@ -12,7 +12,7 @@
 use super::VolumeId;
 use super::chunk::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN};
 use super::codec::{FormatError, FormatResult, Problem};
-use super::features::Features;
+use super::features::{self, Features};
 use super::lineage::{Ancestor, Lineage};
 use super::pool::{encode_json, parse_json};
 use super::source::SourceObject;
@@ -60,7 +60,8 @@ pub const MAC_DIGITS: usize = 64;
 impl VolumeObject {
     /// Parses a volume's description and checks every value.
     pub fn parse(bytes: &[u8]) -> FormatResult<VolumeObject> {
-        let volume: VolumeObject = parse_json("volume", bytes)?;
+        let newer = |e| features::newer("volume", bytes).unwrap_or(e);
+        let volume: VolumeObject = parse_json("volume", bytes).map_err(newer)?;
         let error = |field, problem| FormatError { object: "volume", field, offset: 0, problem };
         if volume.version != VOLUME_VERSION {
             return Err(error("version", Problem::Unsupported(volume.version.to_string())));
@@ -111,7 +112,16 @@ impl VolumeObject {
 
     /// What its `mac` is of: the object without it. Whether it is a replica is left out: who ships it need not have its key.
     pub fn signed(&self) -> Vec<u8> {
-        let incompat = self.features.incompat & !Features::REPLICA;
+        self.signed_with(0)
+    }
+
+    /// The same of the mirrored volume that a replica may be of, as whose it was signed then.
+    pub fn signed_mirrored(&self) -> Option<Vec<u8>> {
+        self.is_replica().then(|| self.signed_with(Features::MIRRORED))
+    }
+
+    fn signed_with(&self, more: u64) -> Vec<u8> {
+        let incompat = self.features.incompat & !Features::REPLICA | more;
         let features = Features { incompat, ..self.features };
         encode_json(&VolumeObject { mac: None, features, ..self.clone() })
     }

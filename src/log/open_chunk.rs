@@ -155,7 +155,7 @@ impl OpenChunk {
             None => (false, records, Payload::new(bytes)),
         };
         if payload.len() < self.capacity / SMALL_PART {
-            let small = Payload::new(payload.contiguous(Vec::new()).into_owned());
+            let small = Payload::new(payload.contiguous());
             self.reuse(std::mem::replace(&mut payload, small).into_memory());
         }
         SealedChunk { seq, committed, records, payload, moved }

@@ -10,7 +10,6 @@
 
 use crate::format::record::Record;
 use crate::units::{SECTOR_SIZE, SectorRange};
-use std::borrow::Cow;
 
 /// Records that are put in order at most: it happens while everybody waits, for less than a millisecond.
 const RECORDS_MAX: usize = 4096;
@@ -140,28 +139,36 @@ impl Payload {
         &self.bytes[bytes_of(from)..][..end - bytes_of(to)]
     }
 
-    /// All of it, in `memory` (instead of what is in it) if it takes some.
-    pub fn contiguous(&self, mut memory: Vec<u8>) -> Cow<'_, [u8]> {
-        if !self.is_moved() {
-            return Cow::Borrowed(&self.bytes);
+    /// All of it.
+    pub fn contiguous(&self) -> Vec<u8> {
+        let mut memory = vec![0; self.len()];
+        if !self.is_empty() {
+            self.copy(0, &mut memory);
         }
-        memory.clear();
-        memory.reserve_exact(self.len());
-        (0..self.moves.len()).for_each(|at| memory.extend_from_slice(self.piece(at)));
-        Cow::Owned(memory)
+        memory
+    }
+
+    /// One of its parts of so many bytes (whole sectors), or what there is of that; put together in `memory`
+    /// where it must be, which the processor has at hand when it is asked again and again.
+    pub fn part<'a>(&'a self, index: u32, size: usize, memory: &'a mut Vec<u8>) -> &'a [u8] {
+        let from = (index as usize * size).min(self.len());
+        let len = size.min(self.len() - from);
+        if !self.is_moved() {
+            return &self.bytes[from..from + len];
+        }
+        memory.resize(size, 0);
+        let part = &mut memory[..len];
+        if !part.is_empty() {
+            self.copy((from as u64 / SECTOR_SIZE) as u32, part);
+        }
+        part
     }
 
     /// Tells `each` all of it in parts of `size` bytes (whole sectors), with their indexes.
     pub fn for_each_part(&self, size: usize, mut each: impl FnMut(u32, &[u8])) {
-        if !self.is_moved() {
-            (0..).zip(self.bytes.chunks(size)).for_each(|(index, part)| each(index, part));
-            return;
-        }
-        let mut part = vec![0; size];
-        for (index, from) in (0..).zip((0..self.len()).step_by(size)) {
-            let part = &mut part[..size.min(self.len() - from)];
-            self.copy((from as u64 / SECTOR_SIZE) as u32, part);
-            each(index, part);
+        let mut memory = Vec::new();
+        for index in 0..self.len().div_ceil(size) as u32 {
+            each(index, self.part(index, size, &mut memory));
         }
     }
 }
@@ -251,7 +258,7 @@ mod tests {
                 let before = Payload::new(bytes.clone());
                 let after = Payload::moved(bytes, moves);
                 prop_assert_eq!(disk(&records, &before), disk(&sorted, &after));
-                let all = after.contiguous(vec![1; 7]).into_owned();
+                let all = after.contiguous();
                 prop_assert_eq!(all.len(), after.len());
                 let mut parts = Vec::new();
                 after.for_each_part(3 * SECTOR_SIZE as usize, |index, part| {

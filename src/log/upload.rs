@@ -10,7 +10,7 @@ use super::open_chunk::SealedChunk;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::format::VolumeId;
-use crate::format::chunk::ChunkParts;
+use crate::format::chunk::{ChunkParts, FRAME_SIZE};
 use crate::format::fence::{self, Fence};
 use crate::format::frame::{Compression, Sampling};
 use crate::format::keys;
@@ -19,7 +19,6 @@ use crate::store::{GetRange, Key, ReadBack, Store, StoreError, StoreErrorKind, S
 use crate::units::{Epoch, Seq};
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -138,10 +137,6 @@ impl Uploader {
     /// The chunk's object. Whoever else has something to do gets a turn after each millisecond or so of
     /// that, so that no read waits for a whole chunk.
     async fn encode(&self, chunk: &SealedChunk, memory: Vec<u8>) -> Bytes {
-        let payload = chunk.payload.contiguous(match chunk.payload.is_moved() {
-            true => self.spares().pop().unwrap_or_default(),
-            false => Vec::new(),
-        });
         let parts = ChunkParts {
             volume: self.volume,
             epoch: self.epoch,
@@ -149,34 +144,27 @@ impl Uploader {
             committed: chunk.committed,
             sealed_at_ms: self.clock.now_ms(),
             records: &chunk.records,
-            payload: &payload,
             compression: self.compression,
         };
-        let mut encoder = parts.encoder(memory);
+        let mut encoder = parts.encoder(chunk.payload.len(), memory);
         let turn = match self.compression {
             Compression::None => usize::MAX,
             Compression::Lz4 => 8,
             Compression::Zstd(..4) => 2,
             Compression::Zstd(_) => 1,
         };
-        let mut done = 0_usize;
-        loop {
+        let (mut done, mut together) = (0_usize, Vec::new());
+        for index in 0..chunk.payload.len().div_ceil(FRAME_SIZE) as u32 {
             let mut sampling = self.sampling();
             let tries = sampling.tries();
-            if !encoder.frame(&mut sampling) {
-                break;
-            }
+            encoder.frame(chunk.payload.part(index, FRAME_SIZE, &mut together), &mut sampling);
             self.learn(sampling);
             done += usize::from(tries);
             if tries && done.is_multiple_of(turn) {
                 tokio::task::yield_now().await;
             }
         }
-        let object = encoder.finish();
-        if let Cow::Owned(memory) = payload {
-            self.reuse(memory);
-        }
-        Bytes::from(object)
+        Bytes::from(encoder.finish())
     }
 
     fn sampling(&self) -> Sampling {

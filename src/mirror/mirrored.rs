@@ -2,6 +2,7 @@
 
 use super::chain::{Halt, newest, newest_number, offer};
 use super::copy::Copy;
+use super::pace::Paces;
 use crate::format::VolumeId;
 use crate::format::keys;
 use crate::format::mirror::{MirrorState, REPLICAS, Twin};
@@ -14,7 +15,7 @@ use crate::units::Epoch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::pin::pin;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -41,10 +42,9 @@ pub(super) struct Held {
 pub(super) struct Mirrored {
     pub id: VolumeId,
     pub spread: Arc<Spread>,
-    replicas: Vec<StoreId>,
     patience: Duration,
-    /// Reads ask the second copy, and no other one.
-    pub second: Arc<AtomicBool>,
+    /// What reads ask, an [`Asked`](super::Asked).
+    pub asked: Arc<AtomicU8>,
     known: watch::Sender<Arc<MirrorState>>,
     copies: Mutex<BTreeMap<Twin, Copy>>,
     /// Held while the chain is read or gets a state. What was offered last as an author: it may come late, so nothing else
@@ -55,6 +55,7 @@ pub(super) struct Mirrored {
     pub under_way: tokio::sync::RwLock<()>,
     /// When a store last answered.
     answered: Mutex<BTreeMap<StoreId, Instant>>,
+    paces: Mutex<Paces>,
 }
 
 impl fmt::Debug for Mirrored {
@@ -68,24 +69,25 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Mirrored {
-    fn new(
+    /// The volume, of which this state is known.
+    pub fn new(
         spread: &Arc<Spread>,
         patience: Duration,
-        second: &Arc<AtomicBool>,
+        asked: &Arc<AtomicU8>,
         state: MirrorState,
     ) -> Arc<Mirrored> {
         Arc::new(Mirrored {
             id: state.volume,
             spread: spread.clone(),
-            replicas: state.replicas.clone(),
             patience,
-            second: second.clone(),
+            asked: asked.clone(),
             known: watch::Sender::new(Arc::new(state)),
             copies: Mutex::default(),
             chain: tokio::sync::Mutex::default(),
             held: Mutex::default(),
             under_way: tokio::sync::RwLock::default(),
             answered: Mutex::default(),
+            paces: Mutex::default(),
         })
     }
 
@@ -96,7 +98,7 @@ impl Mirrored {
     pub async fn find(
         (spread, asker, patience): (&Arc<Spread>, Asker, Duration),
         id: VolumeId,
-        second: &Arc<AtomicBool>,
+        asked: &Arc<AtomicU8>,
     ) -> StoreResult<Arc<Mirrored>> {
         let home = spread.home(asker);
         let Some(state) = newest(&**home, id).await? else {
@@ -104,7 +106,7 @@ impl Mirrored {
             let text = "no state of the volume is there: the store was wiped, or is not mounted";
             return Err(StoreError::new(StoreErrorKind::Invalid, Op::List, object, text));
         };
-        let volume = Mirrored::new(spread, patience, second, state);
+        let volume = Mirrored::new(spread, patience, asked, state);
         volume.look_again(asker).await?;
         Ok(volume)
     }
@@ -117,10 +119,10 @@ impl Mirrored {
         (spread, asker, patience): (&Arc<Spread>, Asker, Duration),
         id: VolumeId,
         other: StoreId,
-        second: &Arc<AtomicBool>,
+        asked: &Arc<AtomicU8>,
     ) -> StoreResult<Arc<Mirrored>> {
         let state = MirrorState::first(id, [StoreId::HOME, other], Uuid::new_v4());
-        let volume = Mirrored::new(spread, patience, second, state.clone());
+        let volume = Mirrored::new(spread, patience, asked, state.clone());
         for store in state.decided_by() {
             volume.offered(asker, store, &state).await.map_err(Halt::into_error)?;
         }
@@ -143,6 +145,10 @@ impl Mirrored {
         lock(&self.held)
     }
 
+    pub fn paces(&self) -> MutexGuard<'_, Paces> {
+        lock(&self.paces)
+    }
+
     fn adopt(&self, state: MirrorState) {
         self.known.send_if_modified(|known| {
             let is_newer = state != **known;
@@ -156,6 +162,14 @@ impl Mirrored {
     /// Whether this process took the chain last, as far as it knows.
     pub fn is_author(&self) -> bool {
         self.held().term == Some(self.known().term)
+    }
+
+    async fn member(&self, asker: Asker, id: StoreId) -> StoreResult<Arc<dyn Store>> {
+        // One that took the place of another since.
+        if !self.spread.version().has(id) {
+            self.spread.refresh(asker).await?;
+        }
+        self.spread.member(asker, id).await
     }
 
     /// A request at one store, until it is answered, or the store has failed for too long.
@@ -174,7 +188,7 @@ impl Mirrored {
             answered.map_or(begun, |answered| answered.max(begun)) + self.patience
         };
         loop {
-            let mut attempt = pin!(async { request(self.spread.member(asker, id).await?).await });
+            let mut attempt = pin!(async { request(self.member(asker, id).await?).await });
             let error = loop {
                 let until = limit();
                 tokio::select! {
@@ -237,9 +251,10 @@ impl Mirrored {
 
     /// The newest state that counts, brought to all copies that it names.
     async fn read(&self, asker: Asker) -> Result<MirrorState, Halt> {
+        let mut known = (*self.known()).clone();
         loop {
             let mut found = Vec::new();
-            for store in &self.replicas {
+            for store in &known.replicas {
                 let look = |at: Arc<dyn Store>| async move { newest(&*at, self.id).await };
                 found.push(match self.at(asker, *store, look).await {
                     Ok(Some(state)) => Ok(state),
@@ -253,14 +268,24 @@ impl Mirrored {
                     away => away.and_then(|_| Err(Halt::Failed(self.error("it has no answer")))),
                 });
             }
+            // Another store has taken the place of one since.
+            let newest = found.iter().flatten().max_by_key(|state| state.number);
+            let is_elsewhere = |newer: &&MirrorState| {
+                newer.number > known.number && newer.replicas != known.replicas
+            };
+            if let Some(newer) = newest.filter(is_elsewhere) {
+                known = newer.clone();
+                continue;
+            }
+            let stores = &known.replicas;
             let state = match <[_; REPLICAS]>::try_from(found) {
-                Ok([Ok(one), Ok(two)]) => match self.agreed(asker, &one, &two).await? {
+                Ok([Ok(one), Ok(two)]) => match self.agreed(asker, stores, [&one, &two]).await? {
                     Some(state) => state,
                     None => continue,
                 },
                 // What calls itself complete alone is; anything else needs the other one.
-                Ok([Ok(there), Err(away)]) => self.alone(0, there, away)?,
-                Ok([Err(away), Ok(there)]) => self.alone(1, there, away)?,
+                Ok([Ok(there), Err(away)]) => self.alone(stores[0], there, away)?,
+                Ok([Err(away), Ok(there)]) => self.alone(stores[1], there, away)?,
                 Ok([Err(away), Err(_)]) => return Err(away),
                 Err(_) => return Err(Halt::Failed(self.error("it is not in two stores"))),
             };
@@ -271,11 +296,11 @@ impl Mirrored {
         }
     }
 
-    fn alone(&self, at: usize, there: MirrorState, away: Halt) -> Result<MirrorState, Halt> {
-        let is_alone = there.in_sync.iter().all(|twin| twin.store == self.replicas[at]);
+    fn alone(&self, at: StoreId, there: MirrorState, away: Halt) -> Result<MirrorState, Halt> {
+        let is_alone = there.in_sync.iter().all(|twin| twin.store == at);
         if mutant::on(Mutant::ReplicaTakenAlone) {
             let mut there = there;
-            there.in_sync.retain(|twin| twin.store == self.replicas[at]);
+            there.in_sync.retain(|twin| twin.store == at);
             return if there.in_sync.is_empty() { Err(away) } else { Ok(there) };
         }
         if is_alone { Ok(there) } else { Err(away) }
@@ -285,11 +310,11 @@ impl Mirrored {
     async fn agreed(
         &self,
         asker: Asker,
-        one: &MirrorState,
-        two: &MirrorState,
+        stores: &[StoreId],
+        [one, two]: [&MirrorState; REPLICAS],
     ) -> Result<Option<MirrorState>, Halt> {
         let newest = one.number.max(two.number);
-        let there = [(self.replicas[0], one), (self.replicas[1], two)];
+        let there = [(stores[0], one), (stores[1], two)];
         let at =
             |store: StoreId| there.iter().find(|(at, _)| *at == store).map(|(_, state)| *state);
         let offers = [one, two].into_iter().filter(|state| state.number == newest);

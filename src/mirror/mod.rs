@@ -31,10 +31,13 @@
 //!    are only left out, and what it wrote is in a superset; before one joins, its fence lies there.
 //! 7. **What a taker builds upon is in all copies**: what it has read until it begins its own term is completed in the others
 //!    before its fence is put; a name that was refused by the one that decides, too.
-//!
 //! 8. **Damage is mended with what another copy has**, once that is proved by its own checksums, and by nothing but the
 //!    bytes that the object was written with: whenever such a put takes effect, even late, it leaves what was to be
 //!    there, or, where the object was deleted meanwhile, an object that nobody needs.
+//! 9. **Either copy gives what is settled**: what an owner's map names is in both, and does not change. Who asks the one that does
+//!    not decide for more than that is answered by the one that does, as it is the first to have an object and the last to lose it.
+//! 10. **Another store takes the place of one that is lost** only by states that count in the home store alone ([`replace`]). Whoever
+//!     finds a state of other stores than it asked, asks those.
 //!
 //! A copy that answers and knows no state of the volume was wiped, or is not mounted: it counts as away.
 
@@ -43,10 +46,14 @@ mod chain;
 mod copy;
 mod mirrored;
 mod one;
+mod pace;
+mod reads;
+pub mod replace;
 mod requests;
 mod resync;
 mod store;
 
+pub use pace::Pace;
 pub use store::MirrorStore;
 
 use crate::format::VolumeId;
@@ -58,7 +65,7 @@ use crate::spread::{Asker, Spread};
 use crate::store::{GetRange, Op, Store, StoreError, StoreErrorKind, StoreResult};
 use mirrored::Mirrored;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -73,13 +80,25 @@ pub async fn replicas(store: &dyn Store, id: VolumeId) -> StoreResult<Vec<StoreI
 /// How long a store fails before a volume does without it.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Which of two complete copies is asked for what is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Asked {
+    /// The faster one, for what never changes.
+    Either,
+    /// The first one, and the second only if that is late: for who examines the first.
+    First,
+    /// The second one alone, for who examines that.
+    Second,
+}
+
 /// The mirrored volumes of a pool.
 #[derive(Debug)]
 pub struct Mirror {
     spread: Arc<Spread>,
     patience: Duration,
-    /// Reads ask the second copy, and no other one.
-    second: Arc<AtomicBool>,
+    /// What reads ask, an [`Asked`].
+    asked: Arc<AtomicU8>,
     /// What is known of volumes; `None`: it is not mirrored.
     volumes: Mutex<HashMap<VolumeId, Option<Arc<Mirrored>>>>,
 }
@@ -87,8 +106,26 @@ pub struct Mirror {
 impl Mirror {
     /// Those of the pool in `spread`.
     pub fn new(spread: Arc<Spread>, patience: Duration) -> Arc<Mirror> {
-        let second = Arc::default();
-        Arc::new(Mirror { spread, patience, second, volumes: Mutex::default() })
+        let asked = Arc::new(AtomicU8::new(Asked::Either as u8));
+        Arc::new(Mirror { spread, patience, asked, volumes: Mutex::default() })
+    }
+
+    /// Those of the pool in `spread`, as they are if the store `lost` is gone for good. For who only reads.
+    ///
+    /// # Errors
+    /// The home store's; invalid, where a state is damaged.
+    pub async fn supposed(spread: Arc<Spread>, lost: StoreId) -> StoreResult<Arc<Mirror>> {
+        let mirror = Mirror::new(spread, PATIENCE);
+        let home = mirror.spread.home(Asker::Setup);
+        for id in alone::all(&**home).await? {
+            let Some(mut state) = chain::newest(&**home, id).await? else { continue };
+            state.in_sync.retain(|twin| twin.store != lost);
+            if !state.in_sync.is_empty() {
+                let (spread, asked) = (&mirror.spread, &mirror.asked);
+                mirror.note(id, Some(Mirrored::new(spread, PATIENCE, asked, state)));
+            }
+        }
+        Ok(mirror)
     }
 
     /// The store of the pool, with its mirrored volumes.
@@ -107,10 +144,14 @@ impl Mirror {
         }
     }
 
-    /// From now on, reads ask the second of two complete copies, and never the first one, for who examines it;
-    /// or they do not any more.
-    pub fn read_second(&self, second: bool) {
-        self.second.store(second, Relaxed);
+    /// From now on, reads ask these copies.
+    pub fn ask(&self, asked: Asked) {
+        self.asked.store(asked as u8, Relaxed);
+    }
+
+    /// What each store of a mirrored volume has done for its readers in this process.
+    pub fn pace(&self, id: VolumeId) -> Option<Vec<Pace>> {
+        self.known(id).flatten().map(|volume| volume.pace())
     }
 
     fn known(&self, id: VolumeId) -> Option<Option<Arc<Mirrored>>> {
@@ -153,7 +194,7 @@ impl Mirror {
         if !description.is_mirrored() {
             return Ok(self.note(id, None));
         }
-        let volume = Mirrored::find((&self.spread, asker, self.patience), id, &self.second).await?;
+        let volume = Mirrored::find((&self.spread, asker, self.patience), id, &self.asked).await?;
         Ok(self.note(id, Some(volume)))
     }
 
@@ -184,7 +225,7 @@ impl Mirror {
             return Err(StoreError::new(StoreErrorKind::Invalid, Op::Put, object, text));
         };
         let volume =
-            Mirrored::begin((&self.spread, asker, self.patience), id, *other, &self.second).await?;
+            Mirrored::begin((&self.spread, asker, self.patience), id, *other, &self.asked).await?;
         self.note(id, Some(volume.clone()));
         Ok(volume)
     }

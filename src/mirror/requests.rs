@@ -1,12 +1,10 @@
-//! Reading and changing the objects of a mirrored volume.
+//! Changing the objects of a mirrored volume, and looking which there are. Their bytes are read in [`reads`](super::reads).
 
 use super::chain::{Halt, missing_is_away, offer};
-use super::copy::is_bulk;
-use super::mirrored::{AGAIN, Mirrored};
+use super::mirrored::{AGAIN, Held, Mirrored};
 use crate::format::keys;
 use crate::format::mirror::{MirrorState, Twin};
 use crate::format::stores::StoreId;
-use crate::mutant::{self, Mutant};
 use crate::spread::Asker;
 use crate::store::{
     GetRange, Key, ListPage, ObjectInfo, Op, Store, StoreError, StoreErrorKind, StoreResult,
@@ -14,12 +12,7 @@ use crate::store::{
 use crate::units::Epoch;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 use tokio::time::sleep;
-
-/// When the second copy is asked as well.
-const LATE: Duration = Duration::from_millis(500);
 
 /// What came of a create.
 #[derive(Debug)]
@@ -48,6 +41,10 @@ impl Mirrored {
                 () = self.changed(number) => continue,
                 answer = request(state.clone()) => answer,
             };
+            // By a newer one, its copies may be called otherwise.
+            if self.known().number != number {
+                continue;
+            }
             let is_answer = !matches!(answer, Err(Halt::Away(..)));
             let halt = match is_answer && looks(&answer) {
                 true => match self.is_newest(asker, &state).await {
@@ -69,57 +66,6 @@ impl Mirrored {
             };
             self.halted(asker, &state, halt).await?;
         }
-    }
-
-    /// The copy that is asked first.
-    fn decides(&self, state: &MirrorState) -> Twin {
-        let second = self.second.load(Relaxed);
-        if second { state.in_sync[state.in_sync.len() - 1] } else { state.in_sync[0] }
-    }
-
-    pub(super) async fn get_at(
-        &self,
-        asker: Asker,
-        twin: Twin,
-        key: &Key,
-        range: GetRange,
-    ) -> Result<Bytes, Halt> {
-        let name = self.copy(asker, twin).await?.read(key).map_err(Halt::Failed)?;
-        let get = |store: Arc<dyn Store>| {
-            let name = &name;
-            async move { store.get(name, range).await }
-        };
-        self.at(asker, twin.store, get).await
-    }
-
-    /// Bytes of an object: of the copy that decides, of the other one if that is late.
-    pub async fn get(&self, asker: Asker, key: &Key, range: GetRange) -> StoreResult<Bytes> {
-        let is_part = matches!(range, GetRange::Part { offset: 1.., .. });
-        let settled = self.is_settled(key, range);
-        let looks = |answer: &Result<Bytes, Halt>| answer.is_err() || !settled;
-        let request = |state: Arc<MirrorState>| async move {
-            let twin = match is_part && mutant::on(Mutant::ReplicaStaleRead) {
-                true => Twin { store: StoreId::HOME, generation: 1 },
-                false => self.decides(&state),
-            };
-            let mut first = std::pin::pin!(self.get_at(asker, twin, key, range));
-            let other = state.in_sync.get(1).filter(|other| **other != twin);
-            let Some(other) = other else { return first.await };
-            tokio::select! {
-                biased;
-                answer = &mut first => match answer {
-                    Err(Halt::Away(..)) => self.get_at(asker, *other, key, range).await,
-                    answer => answer,
-                },
-                Some(answer) = async {
-                    sleep(LATE).await;
-                    self.get_at(asker, *other, key, range).await.ok()
-                } => Ok(answer),
-            }
-        };
-        let bytes = self.by_state(asker, looks, request).await?;
-        self.rely(asker, key);
-        Ok(bytes)
     }
 
     /// Whether an object is there, and its size.
@@ -158,26 +104,6 @@ impl Mirrored {
         self.by_state(asker, |_| true, request).await
     }
 
-    /// What an owner's map names does not change.
-    pub(super) fn is_settled(&self, key: &Key, range: GetRange) -> bool {
-        let is_part = matches!(range, GetRange::Part { offset: 1.., .. });
-        is_bulk(self.id, key) && (is_part || self.is_steady())
-    }
-
-    /// It has begun its own term.
-    fn is_steady(&self) -> bool {
-        let held = self.held();
-        held.epoch.is_some() && !held.opening
-    }
-
-    /// What an owner goes on from is read before its device is there.
-    fn rely(&self, asker: Asker, key: &Key) {
-        let mut held = self.held();
-        if held.opening && asker == Asker::Setup {
-            held.relied.insert(key.clone());
-        }
-    }
-
     /// Creates an object in every copy.
     pub async fn put(self: &Arc<Self>, asker: Asker, key: &Key, body: &Bytes) -> StoreResult<()> {
         let claims = keys::parse_epoch(self.id, key);
@@ -213,7 +139,17 @@ impl Mirrored {
         (held.epoch, held.opening) = (Some(epoch), true);
     }
 
-    /// Its first slot is there: from now on it lets stores join.
+    /// The owner by the claim that is called so has opened the volume: behind its fence, and with all that it has read.
+    pub async fn opened(self: &Arc<Self>, asker: Asker, claim: &Key) -> StoreResult<()> {
+        let is_its = |held: &Held| held.opening && held.epoch == keys::parse_epoch(self.id, claim);
+        if is_its(&self.held()) {
+            self.complete(asker).await?;
+            self.begun();
+        }
+        Ok(())
+    }
+
+    /// It goes on from what is in all copies: from now on it lets stores join.
     fn begun(self: &Arc<Self>) {
         let mut held = self.held();
         if std::mem::take(&mut held.opening) {
@@ -266,9 +202,9 @@ impl Mirrored {
 
     /// Brings what it builds upon to every copy.
     async fn complete(&self, asker: Asker) -> StoreResult<()> {
-        let relied = std::mem::take(&mut self.held().relied);
-        for key in relied {
-            let key = &key;
+        // They are relied upon until all that is done: somebody else may put a slot meanwhile.
+        let relied = self.held().relied.clone();
+        for key in &relied {
             let request = |state: Arc<MirrorState>| async move {
                 for twin in state.written().skip(1) {
                     let copy = self.copy(asker, twin).await?;
@@ -295,6 +231,7 @@ impl Mirrored {
             };
             self.by_state(asker, |_| true, request).await?;
         }
+        self.held().relied.retain(|key| !relied.contains(key));
         Ok(())
     }
 

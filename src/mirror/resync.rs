@@ -88,6 +88,10 @@ impl Mirrored {
     async fn resync(&self, state: &MirrorState) -> Result<(), Halt> {
         let asker = Asker::Background;
         let Some(store) = state.missing() else { return Ok(()) };
+        // Another store may have taken its place since.
+        if !self.is_newest(asker, state).await? {
+            return self.look_again(asker).await.map_err(Halt::Failed);
+        }
         let state = match state.joining {
             Some(_) => state.clone(),
             None => {

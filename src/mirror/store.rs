@@ -165,6 +165,13 @@ impl Store for MirrorStore {
         self.inner.hurry(key)
     }
 
+    async fn opened(&self, claim: &Key) -> StoreResult<()> {
+        match self.of(claim).await? {
+            Some(volume) => volume.opened(self.asker, claim).await,
+            None => Ok(()),
+        }
+    }
+
     fn copies(&self, key: &Key) -> Vec<Arc<dyn Store>> {
         let volume = keys::parse_volume(key).and_then(|id| self.mirror.known(id)).flatten();
         let Some(volume) = volume else { return Vec::new() };

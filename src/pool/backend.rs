@@ -18,22 +18,26 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::keys;
 use crate::format::mirror::MirrorState;
+use crate::format::pool::PoolObject;
 use crate::format::stores::{StoreEntry, StoreId};
 use crate::mirror::{self, Mirror};
+pub use crate::mirror::{Asked, Pace};
 use crate::seal::{KeyGiven, Keyring, SealStore};
 use crate::spread::members::{Layers, Opener};
 use crate::spread::{Asker, Spread};
+use crate::store::Store;
 use crate::store::hedge::HedgeStore;
 use crate::store::limit::{Bounds, Class, Limiter};
 use crate::store::metrics::{MetricsSnapshot, MetricsStore};
+use crate::store::paths::Landmark;
 use crate::store::paths::s3::S3Paths;
 use crate::store::retry::{RetryPolicy, RetryStore};
 use crate::store::s3::S3Options;
 use crate::store::unfenced::UnfencedStore;
 use crate::store::url::{self, StoreUrl};
-use crate::store::{Key, Store};
 use crate::volume::Stores;
 use async_trait::async_trait;
+use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::collections::BTreeMap;
@@ -77,7 +81,7 @@ impl Backend {
     /// Opens the pool at `url`. Errors: as [`url::open`] and [`Pool::open`]; store, where its paths lead
     /// to several stores.
     pub async fn open(url: &StoreUrl, s3: &S3Options) -> Result<Backend> {
-        let (base, paths) = reach(url, s3, keys::pool(), false).await?;
+        let (base, paths) = reach(url, s3, pool_mark(), false).await?;
         let (stores, metrics) = stack(Arc::clone(&base));
         let pool = Pool::open(Arc::clone(&stores.setup)).await?;
         if pool.object().fencing {
@@ -139,7 +143,7 @@ impl Backend {
     /// Makes a pool at `url`. Errors: as [`url::create`] and [`Pool::init`].
     pub async fn create(url: &StoreUrl, s3: &S3Options, how: Creation) -> Result<Backend> {
         let make = how.bucket || matches!(url, StoreUrl::Dir(_));
-        let (base, paths) = reach(url, s3, keys::pool(), make).await?;
+        let (base, paths) = reach(url, s3, pool_mark(), make).await?;
         let base: Arc<dyn Store> = match how.unsafe_no_fencing {
             true => Arc::new(UnfencedStore::new(base)),
             false => base,
@@ -163,7 +167,7 @@ impl Backend {
         names: &BTreeMap<VolumeId, VolumeName>,
     ) -> Result<Vec<Rescued>> {
         let make = matches!(url, StoreUrl::Dir(_));
-        let (home, _) = stack(reach(url, s3, keys::pool(), make).await?.0);
+        let (home, _) = stack(reach(url, s3, pool_mark(), make).await?.0);
         let others = Others { s3: s3.clone() };
         let there = others.open(&left.entry(StoreId::of_number(1)), false).await?;
         rescue(&home.setup, &there.setup, left, names).await
@@ -179,7 +183,7 @@ impl Backend {
             Err(e) => e,
         };
         if let StoreUrl::S3(_) = url {
-            let (stores, _) = stack(reach(url, s3, keys::pool(), false).await?.0);
+            let (stores, _) = stack(reach(url, s3, pool_mark(), false).await?.0);
             if stores.setup.list("", None, 1).await.is_err() {
                 return Err(missing);
             }
@@ -204,6 +208,13 @@ impl Backend {
         Ok(Several::new(self.pool.clone(), spread))
     }
 
+    /// The same pool in another store, for who only looks.
+    pub fn supposing(&self, store: &Arc<dyn Store>) -> Pool {
+        let ring = Arc::new(Keyring::default());
+        let seal = SealStore::new(store.clone(), ring.clone(), StdRng::from_os_rng());
+        self.pool.clone().through(Arc::new(seal)).with_ring(ring)
+    }
+
     /// Which copies of a mirrored volume are complete; `None` where it is not mirrored. Errors: the stores'.
     pub async fn mirror_state(&self, id: VolumeId) -> Result<Option<Arc<MirrorState>>> {
         match &self.mirror {
@@ -212,9 +223,14 @@ impl Backend {
         }
     }
 
-    /// From now on, reads of mirrored volumes ask the second copy alone, or do not any more.
-    pub fn read_second_copies(&self, second: bool) {
-        self.mirror.iter().for_each(|mirror| mirror.read_second(second));
+    /// How the copies of a mirrored volume have answered this process; `None` where it is not mirrored.
+    pub fn pace(&self, id: VolumeId) -> Option<Vec<Pace>> {
+        self.mirror.as_ref()?.pace(id)
+    }
+
+    /// From now on, reads of mirrored volumes ask these copies.
+    pub fn ask_copies(&self, asked: Asked) {
+        self.mirror.iter().for_each(|mirror| mirror.ask(asked));
     }
 
     /// The paths to a bucket.
@@ -258,11 +274,20 @@ impl Opener for Others {
     }
 }
 
+/// What a pool is known by: its id. Features may come to its object.
+fn pool_mark() -> Landmark {
+    let mark = |bytes: &Bytes| match PoolObject::parse(bytes) {
+        Ok(pool) => Bytes::copy_from_slice(pool.id.to_string().as_bytes()),
+        Err(_) => bytes.clone(),
+    };
+    Landmark { key: keys::pool(), mark }
+}
+
 /// The store at `url`, by all its paths, which lead to one `beacon` or to none yet; made first if `make`.
 async fn reach(
     url: &StoreUrl,
     s3: &S3Options,
-    beacon: Key,
+    beacon: impl Into<Landmark>,
     make: bool,
 ) -> Result<(Arc<dyn Store>, Option<S3Paths>)> {
     let StoreUrl::S3(location) = url else {

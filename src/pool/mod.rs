@@ -120,7 +120,8 @@ impl Pool {
         match object.features.access() {
             Access::Full => Ok(Pool { store, object, keys: locks::Keys::default() }),
             Access::ReadOnly | Access::None => {
-                let message = format!("the pool {} uses features of a newer objblk", store.url());
+                let (url, unknown) = (store.url(), object.features.unknown());
+                let message = format!("the pool {url} uses features of a newer objblk: {unknown}");
                 Err(Error::new(ErrorKind::Unsupported, message).hint("upgrade objblk"))
             }
         }

@@ -37,14 +37,15 @@ impl Pool {
             Err(Error::usage(format!("{name} {what}")).hint(hint.to_owned()))
         };
         let copy = "copy it with `objblk copy`, and replicate that";
-        if volume.origin().is_some() {
-            return refuse("is a clone, whose data is in part its origin's", copy);
+        if let Some(origin) = volume.origin() {
+            let mark = keys::child(origin.volume, origin.snapshot, volume.id);
+            if get(&*self.store, &mark).await?.is_some() {
+                let hint = "end that with `objblk flatten`, or copy it with `objblk copy` and replicate that";
+                return refuse("is a clone, whose data is in part its origin's", hint);
+            }
         }
         if volume.source.is_some() {
             return refuse("began as an image outside the pool, which is not replicated", copy);
-        }
-        if volume.is_mirrored() && volume.mac.is_some() {
-            return refuse("is mirrored and encrypted, and signed as such", copy);
         }
         if !volume.is_replica() {
             return Ok(Vec::new());

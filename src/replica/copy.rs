@@ -1,8 +1,9 @@
 //! Objects from the source to the replica, as they are stored.
 //!
 //! What is there already is left as it is: names are never used twice, so it is the same. A chunk that is not
-//! sealed is verified on the way, frame by frame; one that is damaged twice is damaged in the source, and is
-//! shipped like that, since the rest of it may be all that is left: the log says so.
+//! sealed is verified on the way, frame by frame; one that is damaged twice is damaged in the source. Of a mirrored volume
+//! the other copy is shipped then. Where there is none, it is shipped like that, since the rest of it may be all that is
+//! left: the log says so.
 
 use super::Way;
 use crate::error::Result;
@@ -96,17 +97,18 @@ impl Way {
     }
 
     async fn copy_one(&self, key: &Key) -> Result<One> {
-        let get = async || match self.source.raw.get(key, GetRange::All).await {
-            Ok(body) => Ok(Some(body)),
-            Err(e) if e.kind == StoreErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        };
-        let Some(mut body) = get().await? else { return Ok(One::Vanished) };
+        let Some(mut body) = self.get(key).await? else { return Ok(One::Vanished) };
         let mut damage = self.damage(key, &body);
         if damage.is_some() {
             // It may have come about on the way.
-            let Some(again) = get().await? else { return Ok(One::Vanished) };
+            let Some(again) = self.get(key).await? else { return Ok(One::Vanished) };
             (damage, body) = (self.damage(key, &again), again);
+        }
+        if damage.is_some()
+            && let Some(whole) = self.get_copy(key, |body| self.damage(key, body).is_none()).await
+        {
+            tracing::warn!("{key} is damaged in one copy of the source: the other one is shipped");
+            (damage, body) = (None, whole);
         }
         if let Some(what) = &damage {
             tracing::error!("{key} is damaged in the source, and is shipped like that: {what}");
@@ -120,6 +122,27 @@ impl Way {
         }
         self.shipped.fetch_add(bytes, Relaxed);
         Ok(One::Copied { bytes, is_damaged: damage.is_some() })
+    }
+
+    /// An object of the source; `None`: no copy of it is there.
+    async fn get(&self, key: &Key) -> Result<Option<Bytes>> {
+        match self.source.raw.get(key, GetRange::All).await {
+            Ok(body) => Ok(Some(body)),
+            Err(e) if e.kind == StoreErrorKind::NotFound => Ok(self.get_copy(key, |_| true).await),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// It from one of several copies, if one that is complete will do.
+    async fn get_copy(&self, key: &Key, will_do: impl Fn(&Bytes) -> bool) -> Option<Bytes> {
+        for copy in self.source.raw.copies(key) {
+            if let Ok(body) = copy.get(key, GetRange::All).await
+                && will_do(&body)
+            {
+                return Some(body);
+            }
+        }
+        None
     }
 
     /// Puts a checkpoint that was read before.

@@ -42,6 +42,7 @@
 //! holds besides is in it alone.
 
 mod copy;
+mod kin;
 mod pace;
 mod round;
 

@@ -62,7 +62,8 @@ impl Way {
     /// Ships what the source has now.
     ///
     /// # Errors
-    /// Those of [`Way::state`]. Busy: the source goes on faster than it can be shipped. Store.
+    /// Those of [`Way::state`]. Busy: the source goes on faster than it can be shipped. Usage: it is a clone that
+    /// needs its origin. Store.
     ///
     /// Cancellation, as any death: the replica stays what it was, or is what it was to be.
     pub async fn round(&self) -> Result<Round> {
@@ -86,6 +87,9 @@ impl Way {
         let last = self.state().await?;
         let there = self.listing(&*self.target.raw).await?;
         let Some(seen) = self.look().await? else { return Ok(Attempt::Again) };
+        if !self.check_alone(seen.from.as_ref().map(|(_, key, _)| key)).await? {
+            return Ok(Attempt::Again);
+        }
         self.check_same(&seen, (&last, &there))?;
         if mutant::on(Mutant::ShippedDeletesEarly) {
             self.delete_extra(&there, &seen.wanted).await?;

@@ -103,8 +103,12 @@ impl VolumeKey {
         let digits = description.mac.as_deref().unwrap_or_default().as_bytes().chunks(2);
         let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
         let mac: Option<Vec<u8>> = digits.map(byte).collect();
+        let is_of = |signed: Vec<u8>, mac: &[u8]| {
+            hmac::verify(&self.of_description(), &signed, mac).is_ok()
+        };
         mac.is_some_and(|mac| {
-            hmac::verify(&self.of_description(), &description.signed(), &mac).is_ok()
+            is_of(description.signed(), &mac)
+                || description.signed_mirrored().is_some_and(|signed| is_of(signed, &mac))
         })
     }
 

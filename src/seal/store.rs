@@ -180,6 +180,10 @@ impl Store for SealStore {
         keys::parse_volume(key).is_some_and(|id| self.ring.of(id).is_some())
     }
 
+    async fn opened(&self, claim: &Key) -> StoreResult<()> {
+        self.inner.opened(claim).await
+    }
+
     fn copies(&self, key: &Key) -> Vec<Arc<dyn Store>> {
         let copies = self.inner.copies(key).into_iter();
         let mut salts = self.salts.lock().unwrap_or_else(PoisonError::into_inner);

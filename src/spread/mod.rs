@@ -123,6 +123,22 @@ impl Spread {
         Ok(spread)
     }
 
+    /// The same stores at a version that nobody has written, to look what that would come to.
+    pub fn supposed(&self, object: StoresObject) -> Arc<Spread> {
+        let members = self.version().members.clone();
+        let version = Version { placement: object.placement(), object, members };
+        Arc::new(Spread {
+            pool: self.pool,
+            home: self.home.clone(),
+            opener: self.opener.clone(),
+            version: Mutex::new(Arc::new(version)),
+            looks: AtomicU64::new(0),
+            looked: tokio::sync::Mutex::new(0),
+            stays: Mutex::new(LruCache::new(REMEMBERED)),
+            terms: terms::Terms::default(),
+        })
+    }
+
     /// It as one store.
     pub fn store(self: &Arc<Spread>, asker: Asker) -> Arc<dyn Store> {
         Arc::new(SpreadStore::new(self.clone(), asker))
@@ -282,6 +298,11 @@ impl Version {
         let mut stays = self.placement.all_stays();
         stays.retain(|stay| self.is_there(stay.store));
         stays
+    }
+
+    /// The store is known, or was.
+    pub fn has(&self, id: StoreId) -> bool {
+        self.object.stores.iter().any(|store| store.id == id)
     }
 
     /// The store was not removed.

@@ -325,6 +325,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         None
     }
 
+    /// Says that the owner by the epoch object `claim` has opened its volume: who had it before has met its fence, and can change
+    /// nothing any more. Of use where a copy of the volume has to be made complete. Errors: those of the stores.
+    async fn opened(&self, _claim: &Key) -> StoreResult<()> {
+        Ok(())
+    }
+
     /// The complete copies of the volume that the object `key` is of, each by itself, where there are several:
     /// for who was given something damaged.
     fn copies(&self, _key: &Key) -> Vec<Arc<dyn Store>> {

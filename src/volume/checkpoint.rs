@@ -144,9 +144,8 @@ async fn make(shared: &Arc<Shared>, kind: Kind) -> Result<()> {
     if checkpointer.is_due(shared) {
         attempt(shared, &mut checkpointer).await?;
     } else {
-        // Nothing was written for long: memory that waited for writes goes back.
-        let spares = shared.state().open.take_spares();
-        drop(spares);
+        // Nothing was written for long.
+        shared.give_back();
     }
     // Of a deleted snapshot the past may have need, and what is kept of it is not known here.
     if !checkpointer.swept && !checkpointer.retention.has_points() {

@@ -15,17 +15,22 @@
 use super::census::Runs;
 use super::items::Items;
 use super::snapshots;
+use super::{Stores, look};
 use crate::error::{ErrorKind, Result};
 use crate::format::checkpoint::{Checkpoint, Garbage};
 use crate::format::keys::MapObjectId;
 use crate::format::lineage::Lineage;
 use crate::format::page::{CHUNKS_PER_PAGE, ItemRef};
+use crate::format::volume::VolumeObject;
 use crate::format::{SnapshotId, VolumeId};
 use crate::mutant::{self, Mutant};
-use crate::store::Store;
+use crate::store::{Key, Store};
 use crate::units::Seq;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// Bytes of items that are kept while a state is looked at.
+const ITEMS: u64 = 1 << 20;
 
 /// What a state of the volume needs.
 #[derive(Debug)]
@@ -61,6 +66,21 @@ impl Needed {
         }
         Ok(false)
     }
+}
+
+/// Whether the state of the checkpoint `key` of a clone needs objects of its ancestors; `None`: there is no such checkpoint.
+///
+/// # Errors
+/// Corrupt: it cannot be read. Store.
+pub async fn needs_ancestors(
+    store: &Arc<dyn Store>,
+    description: &VolumeObject,
+    key: &Key,
+) -> Result<Option<bool>> {
+    let found = look::read_checkpoint(&**store, description.id, key).await?;
+    let Some(checkpoint) = found else { return Ok(None) };
+    let items = Items::new(description.lineage(), &Stores::one(store.clone()), ITEMS);
+    Ok(Some(Needed::by(&checkpoint).is_foreign(&items).await?))
 }
 
 /// What nothing of may become garbage.

@@ -241,7 +241,11 @@ pub(super) async fn only_newest_checkpoint(
 }
 
 /// `None`: its owner has made a newer one since it was listed.
-async fn read_checkpoint(store: &dyn Store, id: VolumeId, key: &Key) -> Result<Option<Checkpoint>> {
+pub(super) async fn read_checkpoint(
+    store: &dyn Store,
+    id: VolumeId,
+    key: &Key,
+) -> Result<Option<Checkpoint>> {
     match get_parsed(store, key, |bytes| parse_checkpoint(id, key, bytes)).await {
         Ok(parsed) => parsed.map(Some),
         Err(e) if e.kind == StoreErrorKind::NotFound => Ok(None),

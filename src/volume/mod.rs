@@ -90,6 +90,7 @@ pub use collect::Collected;
 pub use diff::{Changed, Changes};
 pub use flatten::Flattened;
 pub use hydrate::SourceStatus;
+pub use kept::needs_ancestors;
 pub use look::{Ownership, Settled, ownership, settled};
 pub use mend::{Mended, Mending};
 pub use open::{find_snapshot, list_snapshots};

@@ -126,7 +126,7 @@ impl Volume {
         }
         let finished = async {
             recover::finish(&volume.shared, redo, is_alone).await?;
-            hydrate::start(&volume.shared).await
+            opened(&volume.shared, claimed).await
         };
         match finished.await {
             Ok(()) => {
@@ -142,6 +142,16 @@ impl Volume {
             }
         }
     }
+}
+
+/// From now on it is at work.
+async fn opened(shared: &Arc<Shared>, claimed: Option<Epoch>) -> Result<()> {
+    hydrate::start(shared).await?;
+    if let Some(epoch) = claimed {
+        let claim = keys::epoch(shared.description.id, epoch);
+        shared.stores.setup.opened(&claim).await?;
+    }
+    Ok(())
 }
 
 /// Claims an epoch, or checks that a read-only view is allowed (`None`).

@@ -22,7 +22,7 @@ use crate::format::chunk::FRAME_SIZE;
 use crate::format::keys::{self, ChunkId};
 use crate::format::lineage::Lineage;
 use crate::format::volume::VolumeObject;
-use crate::journal::mirror::remove_segments;
+use crate::journal::mirror::{Mirror, Unneeded};
 use crate::log::SealedChunk;
 use crate::log::fetch::{FetchResult, Fetcher};
 use crate::log::upload::UploadSink;
@@ -304,8 +304,26 @@ impl Shared {
     pub fn shorten_mirror(&self) {
         // One after the other: a successor must find no gap between segments.
         let _turn = self.shortening.lock().unwrap_or_else(|e| e.into_inner());
-        let obsolete = self.state().shorten_mirror();
-        remove_segments(&obsolete);
+        let unneeded = self.state().shorten_mirror();
+        if unneeded.is_empty() {
+            return;
+        }
+        let spares: Vec<Unneeded> = unneeded.into_iter().filter_map(Unneeded::retire).collect();
+        let left = match &mut self.state().mirror {
+            Some(mirror) => mirror.keep(spares, self.limits.dirty_bytes),
+            None => spares,
+        };
+        left.into_iter().for_each(Unneeded::remove);
+    }
+
+    /// Gives back the memory that waits for writes: the volume is idle.
+    pub(super) fn give_back(&self) {
+        let (payloads, files) = {
+            let mut state = self.state();
+            (state.open.take_spares(), state.mirror.as_mut().map(Mirror::take_spares))
+        };
+        drop(payloads);
+        files.into_iter().flatten().for_each(Unneeded::remove);
     }
 
     pub(super) fn cache_payload(&self, chunk: &SealedChunk) {

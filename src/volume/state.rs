@@ -5,14 +5,13 @@ use super::options::VolumeOptions;
 use crate::device::{DeviceError, DeviceResult};
 use crate::error::{Error, Result};
 use crate::format::{page::Location, record::Record};
-use crate::journal::mirror::{Change, Mirror};
+use crate::journal::mirror::{Change, Mirror, Unneeded};
 use crate::journal::ring::{PIECE_MAX, Stage};
 use crate::log::{CommitPoint, IN_FLIGHT_MAX, OpenChunk, Terms};
 use crate::map::{Map, Overlay, Target};
 use crate::mutant::{self, Mutant};
 use crate::units::{SECTOR_SIZE, Sector, SectorCount, SectorRange, Seq};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
@@ -228,8 +227,9 @@ impl State {
         self.sealed.is_empty() || mirrored >= limits.dirty_bytes
     }
 
-    /// The mirror forgets what the store has, or a journal at work. Returns files to be removed.
-    pub fn shorten_mirror(&mut self) -> Vec<PathBuf> {
+    /// The mirror forgets what the store has, or a journal at work. Returns files to be
+    /// removed or used again.
+    pub fn shorten_mirror(&mut self) -> Vec<Unneeded> {
         let committed = self.commit.next();
         let journaled = self.working_journal().map(Stage::complete);
         let Some(mirror) = &mut self.mirror else { return Vec::new() };

@@ -30,6 +30,7 @@ mod profile;
 mod program;
 mod reader;
 mod repair;
+mod replace;
 mod replica;
 mod rescue;
 #[path = "../support/s3.rs"]

@@ -1,11 +1,15 @@
 //! `objblk replicate` and `objblk promote`: a volume in a second pool, after the first one has vanished.
 
-use crate::program::{BUSY, CORRUPT, EXISTS, Home, NOT_FOUND, USAGE, noise, qemu_io, tool, until};
+use crate::program::{
+    BUSY, CORRUPT, EXISTS, Home, NOT_FOUND, STORE, USAGE, noise, qemu_io, tool, until,
+};
 use crate::s3_pool;
 use serde_json::Value;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+
+const FAILED: i32 = 1;
 
 /// The other pool's home.
 fn other() -> (Home, String) {
@@ -99,7 +103,14 @@ fn a_replica_is_promoted_after_the_first_pool_vanished() {
 fn goes_back((home, there): (&Home, &Home), mut expected: Vec<u8>) {
     let url = |home: &Home| format!("file://{}", home.store().display());
     let (url, home_url) = (url(there), url(home));
-    there.run(&["replicate", "twin", "--to", &home_url, "--once"]).refuses(USAGE, "is a clone");
+    let twin = ["replicate", "twin", "--to", &home_url, "--once"];
+    there.run(&twin).refuses(USAGE, "objblk flatten");
+    there.run(&["flatten", "twin"]).ok();
+    there.run(&twin).ok();
+    assert!(image(home, &["--read-only", "twin"]) == expected);
+    home.run(&["check", "twin", "--data"]).ok();
+    home.run(&["promote", "twin"]).ok();
+    assert!(image(home, &["twin"]) == expected);
     let back = ["replicate", "copy", "--to", &home_url, "--as", "data", "--once"];
     there.run(&back).fails(EXISTS, "has volume");
     home.run(&["delete", "data", "--yes", "--now", "--force"]).ok();
@@ -211,6 +222,28 @@ fn an_encrypted_volume_is_shipped_sealed_and_without_its_key() {
     assert!(fs::read(&back).unwrap() == plain);
 }
 
+/// Damages one of the last chunks of a mirrored volume in one of its stores. Returns which one.
+fn damage(store: PathBuf, from_the_end: usize) -> String {
+    let mut chunks = Vec::new();
+    let mut look = vec![store.join("mirror")];
+    while let Some(path) = look.pop() {
+        match path.is_dir() {
+            true => look.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path())),
+            // No fences.
+            false if text(&path).contains("/log/") && fs::read(&path).unwrap().len() > 4096 => {
+                chunks.push((path.file_name().unwrap().to_str().unwrap().to_owned(), path));
+            }
+            false => {}
+        }
+    }
+    chunks.sort();
+    let (name, path) = chunks.iter().rev().nth(from_the_end).unwrap();
+    let mut bytes = fs::read(path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(path, bytes).unwrap();
+    name.clone()
+}
+
 #[test]
 fn a_mirrored_volume_is_shipped_to_a_pool_of_several_stores() {
     let (home, (there, url)) = (Home::new(), other());
@@ -220,7 +253,7 @@ fn a_mirrored_volume_is_shipped_to_a_pool_of_several_stores() {
         home.run(&["pool", "add-store", &second]).ok();
     }
     let create = ["create", "data", "--size", "16M", "--chunk-size", "256K", "--replicas", "2"];
-    home.run(&create).ok();
+    home.run(&[&create[..], &["--compress", "none"]].concat()).ok();
     let once = ["replicate", "data", "--to", &url, "--once"];
     for round in 1..4 {
         let server = home.serve(&["data"]);
@@ -232,6 +265,15 @@ fn a_mirrored_volume_is_shipped_to_a_pool_of_several_stores() {
         home.run(&once).ok();
         there.run(&["pool", "rebalance"]).ok();
     }
+    // Each of the two copies has damage, of which the other one has none.
+    let server = home.serve(&["data"]);
+    assert!(qemu_io(&server.uri, &["write -P 7 8M 2M", "flush"]));
+    server.signal("TERM");
+    assert_eq!(server.ended().0, 0);
+    let damaged = [damage(home.store(), 0), damage(home.path("second"), 1)];
+    assert_ne!(damaged[0], damaged[1]);
+    let shipped = home.run(&[&once[..], &["--json"]].concat()).json();
+    assert_eq!(shipped["damaged_chunks"], 0, "{shipped}");
     there.run(&["check", "data", "--data"]).ok();
     there.run(&["promote", "data"]).ok();
     let server = there.serve(&["data"]);
@@ -242,10 +284,50 @@ fn a_mirrored_volume_is_shipped_to_a_pool_of_several_stores() {
     for (pattern, end) in [(1, 8), (2, 7), (3, 6), (4, 5)] {
         expected[..end << 20].fill(pattern);
     }
+    expected[8 << 20..10 << 20].fill(7);
     assert!(image(&there, &["--read-only", "data"]) == expected);
     there.run(&["pool", "rebalance"]).ok();
     there.run(&["check", "data", "--data"]).ok();
     assert!(image(&there, &["data"]) == expected);
+}
+
+/// Who ships has no key, and both stores have to be there where both may be needed.
+#[test]
+fn a_mirrored_and_encrypted_volume_is_shipped_sealed() {
+    let (home, (there, url)) = (Home::new(), other());
+    home.run(&["pool", "init"]).ok();
+    let second = home.path("second");
+    home.run(&["pool", "add-store", &format!("file://{}", second.display())]).ok();
+    let (key, wrong) = (home.path("key"), home.path("wrong"));
+    fs::write(&key, noise(64)).unwrap();
+    fs::write(&wrong, noise(65)).unwrap();
+    let with = ["--key-file", text(&key)];
+    let create = ["create", "data", "--size", "16M", "--replicas", "2", "--encrypt"];
+    home.run(&[&create[..], &with].concat()).ok();
+    let once = ["replicate", "data", "--to", &url, "--once"];
+    for round in 1..3 {
+        let server = home.serve(&[&["data"][..], &with].concat());
+        let write = format!("write -P {round} 0 {}M", 9 - round);
+        assert!(qemu_io(&server.uri, &[&write, "flush"]));
+        server.signal("TERM");
+        assert_eq!(server.ended().0, 0);
+        home.run(&once).ok();
+    }
+    // What is in that store alone, nobody can know.
+    let aside = home.path("aside");
+    fs::rename(&second, &aside).unwrap();
+    home.run(&once).fails_so(STORE, "may have been written to there alone");
+    fs::rename(&aside, &second).unwrap();
+    home.run(&once).ok();
+    there.run(&[&["check", "data", "--data"][..], &with].concat()).ok();
+    there.run(&["promote", "data"]).ok();
+    let mut expected = vec![0; 16 << 20];
+    for (pattern, end) in [(1, 8), (2, 7)] {
+        expected[..end << 20].fill(pattern);
+    }
+    assert!(image(&there, &[&["data"][..], &with].concat()) == expected);
+    there.run(&[&["check", "data", "--data"][..], &with].concat()).ok();
+    there.run(&["check", "data", "--key-file", text(&wrong)]).fails(FAILED, "opens no slot");
 }
 
 /// ext4 under load in a bucket, shipped meanwhile; the bucket is never looked at again.

@@ -3,6 +3,10 @@
 
 #[path = "mirror/damaged.rs"]
 mod damaged;
+#[path = "mirror/reads.rs"]
+mod reads;
+#[path = "mirror/replaced.rs"]
+mod replaced;
 #[path = "mirror/rescued.rs"]
 mod rescued;
 
@@ -36,13 +40,15 @@ use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 use tokio::time::timeout;
 
-const URLS: [&str; 2] = ["file:///home", "file:///b"];
+const URLS: [&str; 3] = ["file:///home", "file:///b", "file:///c"];
 const HOME: usize = 0;
 const FAR: usize = 1;
+/// Takes the place of the other one, in some tests.
+const THIRD: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 const TAKE: Mode = Mode::ReadWrite { takeover: true };
 /// Sectors of a piece, and pieces of a volume.
@@ -53,7 +59,10 @@ const PIECES: u64 = 12;
 /// the last of them took effect.
 #[derive(Clone, Debug)]
 struct Reach {
-    up: [Arc<AtomicBool>; 2],
+    up: [Arc<AtomicBool>; 3],
+    /// How long a read takes, in milliseconds, and how many there were.
+    slow: [Arc<AtomicU64>; 3],
+    reads: [Arc<AtomicU64>; 3],
     left: Arc<AtomicI64>,
     late: bool,
     /// Seed of what comes late or twice, however long its sender has given it up.
@@ -62,8 +71,16 @@ struct Reach {
 
 impl Reach {
     fn new() -> Reach {
-        let up = [Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true))];
-        Reach { up, left: Arc::new(AtomicI64::new(i64::MAX)), late: false, stray: None }
+        let up = [(); 3].map(|()| Arc::new(AtomicBool::new(true)));
+        let (slow, reads) = Default::default();
+        Reach {
+            up,
+            slow,
+            reads,
+            left: Arc::new(AtomicI64::new(i64::MAX)),
+            late: false,
+            stray: None,
+        }
     }
 
     fn set(&self, place: usize, up: bool) {
@@ -86,6 +103,11 @@ impl Link {
     ) -> StoreResult<T> {
         tokio::task::yield_now().await;
         let error = |why| StoreError::new(StoreErrorKind::Unavailable, op, URLS[self.place], why);
+        let slow = self.reach.slow[self.place].load(SeqCst);
+        if op == Op::Get && slow > 0 {
+            self.reach.reads[self.place].fetch_add(1, SeqCst);
+            tokio::time::sleep(Duration::from_millis(slow)).await;
+        }
         if !self.reach.up[self.place].load(SeqCst) {
             return Err(error("cut"));
         }
@@ -104,7 +126,7 @@ crate::gate::passes_on!(Link, |link| URLS[link.place]);
 
 #[derive(Clone)]
 struct World {
-    places: [MemoryStore; 2],
+    places: [MemoryStore; 3],
     id: VolumeId,
 }
 
@@ -129,7 +151,7 @@ struct Process {
 
 impl World {
     async fn new() -> World {
-        let places = [MemoryStore::new(), MemoryStore::new()];
+        let places = [(); 3].map(|()| MemoryStore::new());
         let mut world = World { places, id: VolumeId::from_random([7; 16]) };
         let home = world.link(HOME, &Reach::new());
         let pool = Pool::init(home.clone(), false).await.unwrap();
@@ -219,10 +241,15 @@ impl World {
 
     /// Both copies are complete, and the same to the last byte.
     async fn is_twice(&self, process: &Process) {
+        self.is_twice_in(process, FAR).await;
+    }
+
+    /// The same where the other store is at another place.
+    async fn is_twice_in(&self, process: &Process, place: usize) {
         let state = process.mirror.state(self.id).await.unwrap().unwrap();
         assert_eq!(state.in_sync.len(), 2, "{state:?}");
         let home = self.copy(&state, HOME, state.replicas[HOME]).await;
-        let far = self.copy(&state, FAR, state.replicas[FAR]).await;
+        let far = self.copy(&state, place, state.replicas[FAR]).await;
         assert!(home.len() > 4, "{:?}", home.keys());
         let differ = |name: &&String| home.get(*name) != far.get(*name);
         let different: Vec<&String> = home.keys().chain(far.keys()).filter(differ).collect();
@@ -233,9 +260,13 @@ impl World {
 impl World {
     /// Each of the two copies is enough: `check` sees the volume when only that one is in sync.
     async fn each_alone(&self, check: impl AsyncFn(&Volume)) {
+        self.each_alone_in(FAR, check).await;
+    }
+
+    async fn each_alone_in(&self, other: usize, check: impl AsyncFn(&Volume)) {
         let state = self.now().await.mirror.state(self.id).await.unwrap().unwrap();
         assert_eq!(state.in_sync.len(), 2, "{state:?}");
-        for (place, lost) in [(FAR, state.replicas[HOME]), (HOME, state.replicas[FAR])] {
+        for (place, lost) in [(other, state.replicas[HOME]), (HOME, state.replicas[FAR])] {
             let world = self.fork().await;
             let alone = state.without(lost, uuid::Uuid::new_v4()).unwrap();
             let key = keys::mirror_state(self.id, alone.number);

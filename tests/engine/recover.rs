@@ -12,7 +12,9 @@ use objblk::units::{Epoch, SectorCount};
 use objblk::volume::{Mode, Volume};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -41,14 +43,42 @@ impl Host {
     /// Segments of the oldest epoch, in order.
     pub fn segments(&self) -> Vec<PathBuf> {
         let epoch = entries(&self.mirror).into_iter().find(|path| path.is_dir()).unwrap();
-        entries(&epoch)
+        let mut segments = entries(&epoch);
+        segments.retain(|path| path.extension().is_none() && !path.ends_with("journaled"));
+        segments
     }
+}
+
+/// Where the entries of a segment begin, and where the last one ends.
+pub fn places(segment: &Path) -> Vec<usize> {
+    let bytes = fs::read(segment).unwrap();
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    // Of a sealed one the header is longer.
+    let mut places = vec![if word(8) & 0xffff == 5 { 96 } else { 64 }];
+    while let Some(at) = places.last().copied().filter(|at| bytes[*at] != 0) {
+        let behind = match bytes[at] {
+            1 => 512 * word(at + 16),
+            7 => word(at + 4),
+            _ => 0,
+        };
+        places.push(at + 32 + behind);
+    }
+    places
 }
 
 pub fn entries(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     found.sort();
     found
+}
+
+/// Bytes of changes that a mirror has.
+pub fn mirrored(host: &Host) -> u64 {
+    let used = |path: &PathBuf| {
+        let places = places(path);
+        (places[places.len() - 1] - places[0]) as u64
+    };
+    host.segments().iter().map(used).sum()
 }
 
 /// One random change, made on the volume and on the model. Returns false for what changes nothing.
@@ -159,11 +189,12 @@ async fn a_death_at_every_record() {
             }
             volume.abandon();
             let last = host.segments().pop().unwrap();
-            let len = fs::metadata(&last).unwrap().len();
-            // Of a sealed segment this is the header.
-            let cut = torn && len > 96;
+            let places = places(&last);
+            let cut = torn && places.len() > 1;
             if cut {
-                fs::File::options().write(true).open(&last).unwrap().set_len(len - 1).unwrap();
+                // The first word of an entry is what is stored last.
+                let file = fs::File::options().write(true).open(&last).unwrap();
+                file.write_all_at(b"\0nothing", places[places.len() - 2] as u64).unwrap();
             }
             hold.release();
             let volume = host.recover(2).await.unwrap();
@@ -323,21 +354,61 @@ async fn a_volume_that_somebody_else_has_had_is_refused() {
 async fn the_mirror_is_bounded_and_emptied() {
     let host = Host::new(9).await;
     let volume = host.rig.open().await;
-    let size = |host: &Host| -> u64 {
-        host.segments().iter().map(|path| fs::metadata(path).unwrap().len()).sum()
+    let budget = host.rig.options.dirty_bytes;
+    let files = |host: &Host| -> u64 {
+        let folder = host.segments()[0].with_file_name("");
+        entries(&folder).iter().map(|path| fs::metadata(path).unwrap().len()).sum()
     };
     for i in 0..2000 {
         write(&volume, 0, &pattern(0, 64, i)).await.unwrap();
-        let bytes = size(&host);
-        assert!(bytes <= host.rig.options.dirty_bytes + (64 << 10), "{bytes} bytes after {i}");
+        let bytes = mirrored(&host);
+        assert!(bytes <= budget + (64 << 10), "{bytes} bytes after {i}");
+        // A file is twice as long as what is in it at most, and some wait to be used again.
+        assert!(files(&host) <= 3 * budget, "{} bytes of files after {i}", files(&host));
     }
     volume.flush().await.unwrap();
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert!(size(&host) < 1024, "{} bytes after a flush", size(&host));
+    assert!(mirrored(&host) < 1024, "{} bytes after a flush", mirrored(&host));
+    assert!(files(&host) <= 3 * budget);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(files(&host), fs::metadata(&host.segments()[0]).unwrap().len(), "it is idle");
     assert!(volume.status().recoverable);
     volume.abandon();
     let volume = host.recover(2).await.unwrap();
     assert_eq!(read(&volume, 0, 64).await.unwrap(), pattern(0, 64, 1999));
+}
+
+/// A file of a segment becomes another one: what it had in its former life counts no more.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_used_again_has_nothing_of_its_former_life() {
+    for seed in [1, 2] {
+        let mut host = Host::new(seed).await;
+        host.rig.options.dirty_bytes = 16 << 20;
+        let mut volume = host.rig.open().await;
+        let mut model = vec![0; SECTORS as usize * 512];
+        let (mut names, mut again) = (HashMap::new(), 0);
+        for turn in 0..40 {
+            // Of several lengths, so that there is something behind the end now and then.
+            let len = 8 * (1 + turn * 7 % 40);
+            let data = pattern(turn * 16, len, turn);
+            write(&volume, turn * 16, &data).await.unwrap();
+            model[turn as usize * 16 * 512..][..data.len()].copy_from_slice(&data);
+            volume.flush().await.unwrap();
+            let last = host.segments().pop().unwrap();
+            let before = names.insert(fs::metadata(&last).unwrap().ino(), last.clone());
+            again += u32::from(before.is_some_and(|before| before != last));
+            if turn % 8 == 7 {
+                let small = pattern(0, 8, turn);
+                write(&volume, 0, &small).await.unwrap();
+                model[..small.len()].copy_from_slice(&small);
+                volume.abandon();
+                volume = host.recover(turn as u32 + 2).await.unwrap();
+                assert_image(&volume, &model, &format!("seed {seed} turn {turn}")).await;
+                names.clear();
+            }
+        }
+        assert!(again > 10, "files were used again {again} times");
+    }
 }
 
 /// A mirror that cannot be written is gone before anything more is acknowledged.

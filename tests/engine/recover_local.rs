@@ -3,7 +3,7 @@
 
 use crate::disk::MemoryDisk;
 use crate::local::{JOURNAL, outage, settled, with_journal};
-use crate::recover::{Host, SECTORS, assert_image, step};
+use crate::recover::{Host, SECTORS, assert_image, mirrored, step};
 use crate::rig::{CHUNK, Rig, pattern, read, write};
 use objblk::device::BlockDevice;
 use objblk::error::ErrorKind;
@@ -28,10 +28,6 @@ async fn after_power_cut(host: &Host, disk: &MemoryDisk, pid: u32) -> Volume {
     let mut rig = host.rig.memory_only();
     with_journal(&mut rig, disk);
     rig.open_as(pid, Mode::ReadWrite { takeover: false }).await.unwrap()
-}
-
-fn mirrored(host: &Host) -> u64 {
-    host.segments().iter().map(|path| fs::metadata(path).map_or(0, |meta| meta.len())).sum()
 }
 
 #[tokio::test(start_paused = true)]

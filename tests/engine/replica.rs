@@ -9,6 +9,7 @@ use objblk::clock::SystemClock;
 use objblk::device::BlockDevice;
 use objblk::doctor::Doctor;
 use objblk::error::{ErrorKind, Result};
+use objblk::format::pool::{NameObject, encode_json};
 use objblk::format::replica::ReplicaObject;
 use objblk::format::volume::VolumeObject;
 use objblk::format::{SnapshotId, VolumeId, keys};
@@ -149,9 +150,59 @@ struct World {
 
 impl World {
     async fn new(seed: u64) -> World {
+        let world = World::unshipped(seed).await;
+        world.begin().await;
+        world
+    }
+
+    /// Of a clone that does without its origin, which is gone for every other seed. What the origin held is what it
+    /// began with.
+    async fn of_clone(seed: u64) -> World {
+        let mut world = World::unshipped(seed).await;
+        let pool = Pool::init(world.rig.store.clone(), false).await.unwrap();
+        let (origin, clone) = ("origin".parse().unwrap(), "clone".parse().unwrap());
+        let named = encode_json(&NameObject { volume: world.rig.id });
+        world.rig.replace(keys::name("origin").unwrap().as_str(), named).await;
+        let volume = world.rig.open().await;
+        world.change(&volume, 120).await;
+        world.snapshot(&volume).await;
+        volume.close().await.unwrap();
+        let id = pool.clone_volume(&origin, "s1", &clone).await.unwrap();
+        (world.made, world.snapshots) = (0, BTreeMap::new());
+        let family = [std::mem::replace(&mut world.rig.id, id), id];
+        if world.description().await.is_encrypted() {
+            let ring = Arc::new(Keyring::default());
+            ring.add(family, VolumeKey::new([3; 32]));
+            let (below, random) = (Arc::new(world.rig.memory.clone()), StdRng::seed_from_u64(seed));
+            world.rig.store = Arc::new(SealStore::new(below, ring, random));
+        }
+        let volume = world.rig.open().await;
+        world.change(&volume, 20).await;
+        world.flush(&volume).await;
+        let refused = pool.can_replicate(&clone, &world.description().await).await.unwrap_err();
+        assert!(refused.to_string().contains("objblk flatten"), "{refused}");
+        world.begin().await;
+        assert_eq!(world.ship_refused().await, ErrorKind::Usage, "it needs its origin");
+        let mark = world.rig.memory.list(&keys::children(family[0]), None, 1).await.unwrap();
+        world.rig.memory.delete(&[mark.objects[0].key.clone()]).await.unwrap();
+        assert_eq!(world.ship_refused().await, ErrorKind::Usage, "whatever is known of it");
+        let flattened = volume.flatten(&mut |_| ()).await.unwrap();
+        assert!(flattened.done && flattened.moved_bytes > 0, "{flattened:?}");
+        volume.close().await.unwrap();
+        assert!(pool.can_replicate(&clone, &world.description().await).await.unwrap().is_empty());
+        if seed.is_multiple_of(2) {
+            let all = list_all(&world.rig.memory, &keys::volume_prefix(family[0])).await.unwrap();
+            let all: Vec<Key> = all.into_iter().map(|object| object.key).collect();
+            world.rig.memory.delete(&all).await.unwrap();
+        }
+        world.flushed = world.writes.len() as u64;
+        world
+    }
+
+    async fn unshipped(seed: u64) -> World {
         let rig = Rig::any(seed, SIZE).await;
         let target = MemoryStore::new();
-        let world = World {
+        World {
             rig,
             target,
             pool: VolumeId::from_bytes([9; 16]),
@@ -160,12 +211,13 @@ impl World {
             flushed: 0,
             snapshots: BTreeMap::new(),
             made: 0,
-        };
-        Pool::init(Arc::new(world.target.clone()), false).await.unwrap();
-        let pool = world.pool_there().await;
-        let volume = world.description().await;
-        assert!(pool.begin_replica(&name(), &volume, (world.pool, "there", &[])).await.unwrap());
-        world
+        }
+    }
+
+    async fn begin(&self) {
+        Pool::init(Arc::new(self.target.clone()), false).await.unwrap();
+        let (pool, volume) = (self.pool_there().await, self.description().await);
+        assert!(pool.begin_replica(&name(), &volume, (self.pool, "there", &[])).await.unwrap());
     }
 
     async fn description(&self) -> VolumeObject {
@@ -295,6 +347,11 @@ impl World {
 
     /// The replica is whole, and is what the source was after some write, as are its snapshots.
     async fn check(&self) -> u64 {
+        // Before that, a clone is what its origin has.
+        let is_clone = self.description().await.origin().is_some();
+        if is_clone && self.state().await.shipped.seen_at_ms == 0 {
+            return 0;
+        }
         let stamp = self.read_there(None).await;
         for entry in list_snapshots(&*self.there(), self.rig.id).await.unwrap() {
             assert_eq!(
@@ -348,8 +405,7 @@ fn block_on(work: impl Future<Output = ()>) {
 }
 
 /// A round that dies at any of its requests leaves the state before or the one after it, and the next one goes on.
-async fn dies_anywhere(seed: u64) {
-    let mut world = World::new(seed).await;
+async fn dies_anywhere(mut world: World) {
     assert_eq!(world.check().await, 0, "what it was made with");
     let volume = world.rig.open().await;
     world.change(&volume, 200).await;
@@ -387,7 +443,8 @@ async fn dies_anywhere(seed: u64) {
 #[test]
 fn a_round_may_die_at_any_request() {
     for seed in [0, 1] {
-        block_on(dies_anywhere(seed));
+        block_on(async { dies_anywhere(World::new(seed).await).await });
+        block_on(async { dies_anywhere(World::of_clone(seed).await).await });
     }
 }
 
@@ -596,8 +653,7 @@ fn any_moment_of_a_promoted_one_can_be_read() {
 }
 
 /// Writes, flushes, snapshots, new owners and rounds that are cut off; in the end the source vanishes.
-async fn anything(seed: u64) -> u64 {
-    let mut world = World::new(seed).await;
+async fn anything(mut world: World) -> u64 {
     let mut volume = world.rig.open().await;
     let (mut shipped, mut rounds, mut seen) = (0, 0, 0);
     for _ in 0..25 {
@@ -662,9 +718,10 @@ async fn anything(seed: u64) -> u64 {
 fn a_replica_is_always_a_prefix() {
     let mut rounds = 0;
     for seed in 0..16 {
-        block_on(async { rounds += anything(seed).await });
+        block_on(async { rounds += anything(World::new(seed).await).await });
+        block_on(async { rounds += anything(World::of_clone(seed).await).await });
     }
-    assert!(rounds > 32, "{rounds}");
+    assert!(rounds > 64, "{rounds}");
 }
 
 #[test]
@@ -705,8 +762,12 @@ fn mistakes_are_noticed() {
         mutant::with(Some(mistake), || catch_unwind(AssertUnwindSafe(scene)).is_err())
     };
     let scenes: [(Mutant, &dyn Fn()); 4] = [
-        (Mutant::ShippedToldEarly, &|| block_on(dies_anywhere(0))),
-        (Mutant::ShippedDeletesEarly, &|| block_on(dies_anywhere(0))),
+        (Mutant::ShippedToldEarly, &|| {
+            block_on(async { dies_anywhere(World::new(0).await).await })
+        }),
+        (Mutant::ShippedDeletesEarly, &|| {
+            block_on(async { dies_anywhere(World::new(0).await).await })
+        }),
         (Mutant::ShippedLossIgnored, &|| block_on(the_source_goes_on(0))),
         (Mutant::PromotedLogNotCut, &|| block_on(late_requests(0))),
     ];

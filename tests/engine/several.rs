@@ -7,9 +7,11 @@ use objblk::clock::SystemClock;
 use objblk::device::BlockDevice;
 use objblk::doctor::Doctor;
 use objblk::error::{ErrorKind, Result};
+use objblk::format::features::{Access, Features};
+use objblk::format::pool::PoolObject;
 use objblk::format::stores::{StoreEntry, StoreId};
 use objblk::format::volume::VolumeObject;
-use objblk::format::{VolumeId, features::Features, keys, pool};
+use objblk::format::{VolumeId, keys, pool};
 use objblk::host::Host;
 use objblk::pool::Pool;
 use objblk::pool::several::{Held, Moved, NewStore, Progress, Several};
@@ -166,8 +168,22 @@ impl World {
         self.process(&Cut::never()).await
     }
 
+    /// Where the pool has several stores, or had, an objblk that knows of one only refuses it; everybody else does not.
+    async fn keeps_out_older(&self) {
+        let home = &self.places[URLS[0]];
+        let object = home.get(&keys::pool(), GetRange::All).await.unwrap();
+        let PoolObject { features, .. } = PoolObject::parse(&object).unwrap();
+        let incompat = Features::KNOWN.incompat & !Features::SEVERAL;
+        let older = Features { incompat, ..Features::KNOWN };
+        if !list_all(home, keys::STORES).await.unwrap().is_empty() {
+            assert_eq!(features.access_by(&older), Access::None);
+        }
+        assert_eq!(features.access(), Access::Full);
+    }
+
     /// The volume holds this, and the doctor finds nothing wrong.
     async fn holds(&self, image: &[u8]) {
+        self.keeps_out_older().await;
         let process = self.now().await;
         let copy = self.fork().await;
         let volume = copy.now().await.open(self.id, 90, TAKE).await.unwrap();
@@ -551,6 +567,48 @@ async fn stores_that_cannot_be_added_or_removed_are_refused() {
     process.several.remove(id, &local).await.unwrap();
     refused(process.add(1).await, "which was removed");
     world.holds(&image).await;
+}
+
+/// A pool of one store is open to older versions of objblk until others come; one that was given several by an
+/// older one shuts them out when these are changed.
+#[tokio::test(start_paused = true)]
+async fn older_versions_are_shut_out_once_there_are_several_stores() {
+    let (world, image) = filled().await;
+    let home = world.places[URLS[0]].clone();
+    let object = async || {
+        let bytes = home.get(&keys::pool(), GetRange::All).await.unwrap();
+        PoolObject::parse(&bytes).unwrap()
+    };
+    let before = object().await;
+    assert_eq!(before.features, Features::default());
+    // Two hosts at once.
+    let (one, two) = (world.now().await, world.now().await);
+    let (b, c) = tokio::join!(one.add(1), two.add(2));
+    let (b, _) = (b.unwrap(), c.unwrap());
+    let several = Features { incompat: Features::SEVERAL, ..Features::default() };
+    let after = PoolObject { features: several, ..before.clone() };
+    assert_eq!(object().await, after);
+    world.holds(&image).await;
+    let newer = Features { incompat: Features::SEVERAL | 1 << 62, ..several };
+    for (features, refused) in [(Features::default(), None), (newer, Some("0x4000000000000000"))] {
+        // As an older one left it; as a newer one has made it while this one had it open.
+        let process = world.now().await;
+        let other = PoolObject { features, ..before.clone() };
+        home.put(&keys::pool(), Bytes::from(pool::encode_json(&other))).await.unwrap();
+        let weight = if refused.is_some() { 30 } else { 50 };
+        match (process.several.weigh(b.id, weight).await, refused) {
+            (Ok(()), None) => assert_eq!(object().await, after),
+            (Err(error), Some(bits)) => {
+                assert_eq!(error.kind(), ErrorKind::Unsupported);
+                assert!(error.to_string().contains(bits), "{error}");
+                assert_eq!(object().await, other);
+                assert_eq!(process.spread.version().object.number, 3);
+                let error = Pool::open(Arc::new(home.clone())).await.unwrap_err();
+                assert!(error.to_string().contains(bits), "{error}");
+            }
+            (outcome, _) => panic!("{outcome:?}"),
+        }
+    }
 }
 
 /// A place that is another store than it was is refused before anything is read or written there.

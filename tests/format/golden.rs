@@ -151,6 +151,8 @@ fn golden_map_object_reads_back() {
 fn golden_json_reads_back() {
     let read = |name: &str| std::fs::read(path(name)).unwrap();
     assert!(PoolObject::parse(&read("pool.json")).unwrap().fencing);
+    let several = PoolObject::parse(&read("pool-several.json")).unwrap();
+    assert_eq!(several.features.incompat, 0x4000);
     assert_eq!(VolumeObject::parse(&read("volume.json")).unwrap().size, 100 << 30);
     let clone = VolumeObject::parse(&read("clone.json")).unwrap();
     assert_eq!(clone.ancestors.len(), 2);
@@ -230,6 +232,36 @@ fn a_newer_version_is_refused_as_such() {
     assert!(error.to_string().contains("needs a newer objblk"), "{error}");
 }
 
+/// Whatever else a newer objblk has put into an object, this one names the feature that it lacks.
+#[test]
+fn a_feature_of_a_newer_objblk_is_refused_by_its_name() {
+    let says = |name: &str, bit: u64, names: &str| {
+        let (_, json) = samples::json().into_iter().find(|(sample, _)| *sample == name).unwrap();
+        let text = String::from_utf8(json).unwrap();
+        let text = text.replace("\"incompat\": 0", &format!("\"incompat\": {}", 1_u64 << bit));
+        let (body, _) = text.split_once(",\n  \"crc32c\"").unwrap();
+        let newer = end_json(format!("{body},\n  \"shards\": 7{names}").into());
+        let error = match name {
+            "pool.json" => PoolObject::parse(&newer).unwrap_err(),
+            _ => VolumeObject::parse(&newer).unwrap_err(),
+        };
+        error.to_string()
+    };
+    for name in ["pool.json", "volume.json"] {
+        let named = says(name, 40, ",\n  \"feature_names\": { \"40\": \"erasure-coding\" }");
+        let expected =
+            "needs a newer objblk: `features` at byte 0 is erasure-coding (incompat bit 40)";
+        assert!(named.contains(expected), "{named}");
+        // What is no name is not shown.
+        for names in ["", ",\n  \"feature_names\": { \"40\": \"\\u001b[31m\" }"] {
+            let text = says(name, 40, names);
+            assert!(text.ends_with("`features` at byte 0 is incompat bit 40"), "{text}");
+        }
+        // One that is known is not to blame.
+        assert!(says(name, 8, "").contains("shards"), "{}", says(name, 8, ""));
+    }
+}
+
 #[test]
 fn every_flipped_bit_of_a_description_is_noticed() {
     for (name, bytes) in samples::json() {
@@ -237,7 +269,7 @@ fn every_flipped_bit_of_a_description_is_noticed() {
             let mut damaged = bytes.clone();
             damaged[at / 8] ^= 1 << (at % 8);
             let parsed = match name {
-                "pool.json" => PoolObject::parse(&damaged).map(drop),
+                "pool.json" | "pool-several.json" => PoolObject::parse(&damaged).map(drop),
                 "volume.json" | "clone.json" | "sourced.json" => {
                     VolumeObject::parse(&damaged).map(drop)
                 }
@@ -300,8 +332,7 @@ fn numbers_beyond_their_limits_are_refused() {
         committed: objblk::units::Seq(0),
         sealed_at_ms: 0,
         records: &[objblk::format::record::Record::Resize(size)],
-        payload: &[],
         compression: Compression::None,
     };
-    assert_eq!(ChunkHeader::parse(&parts.encode()).unwrap_err().field, "size");
+    assert_eq!(ChunkHeader::parse(&parts.encode(&[])).unwrap_err().field, "size");
 }

@@ -129,10 +129,9 @@ pub fn chunk() -> Vec<u8> {
         committed: Seq(0x1230),
         sealed_at_ms: 1_700_000_000_123,
         records: &records(),
-        payload: &payload(),
         compression: Compression::None,
     };
-    parts.encode()
+    parts.encode(&payload())
 }
 
 /// A frame of text, one of zeros, and a short one of noise.
@@ -160,10 +159,9 @@ pub fn compressed_chunk(compression: Compression) -> Vec<u8> {
         committed: Seq(0x1231),
         sealed_at_ms: 1_700_000_000_124,
         records: &[Record::Data { range: range(64, sectors), offset: 0 }],
-        payload: &payload,
         compression,
     };
-    parts.encode()
+    parts.encode(&payload)
 }
 
 pub fn fence() -> Fence {
@@ -380,6 +378,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
         fencing: true,
         created_at_ms,
     };
+    let several = Features { incompat: Features::SEVERAL, ..features };
     let [description, clone, sourced] = descriptions(features, created_at_ms);
     let epoch = EpochObject {
         host: "thor".into(),
@@ -410,6 +409,7 @@ pub fn json() -> Vec<(&'static str, Vec<u8>)> {
     };
     vec![
         ("pool.json", encode_json(&pool)),
+        ("pool-several.json", encode_json(&PoolObject { features: several, ..pool.clone() })),
         ("volume.json", encode_json(&description)),
         ("clone.json", encode_json(&clone)),
         ("sourced.json", encode_json(&sourced)),
@@ -680,15 +680,18 @@ pub fn sealed_mirror() -> (&'static str, Vec<u8>) {
     let mut sealer = Sealer::new(run, mirror_header());
     let (mut bytes, data) = (sealer.header().to_vec(), sector());
     for change in changes(&data) {
-        bytes.extend(sealer.seal(change).unwrap());
+        let (head, sealed) = sealer.seal(change).unwrap();
+        bytes.extend_from_slice(&[head, sealed].concat());
     }
     bytes.extend(continued());
-    ("mirror-segment-v3.hex", bytes)
+    bytes.extend(b"\0nothing");
+    ("mirror-segment-v5.hex", bytes)
 }
 
 /// What the journal is made of, by the name of its golden file.
 pub fn journal() -> Vec<(&'static str, Vec<u8>)> {
-    let mirror = [mirror_header().encode(), encoded_changes(), continued().to_vec()].concat();
+    let (header, end) = (mirror_header().encode(), [&continued()[..], b"\0nothing"].concat());
+    let mirror = [header, encoded_changes(), end].concat();
     vec![
         ("journal-superblock-v1.hex", superblock().encode().unwrap()),
         ("journal-segment-v1.hex", segment_header().encode()),
@@ -696,6 +699,6 @@ pub fn journal() -> Vec<(&'static str, Vec<u8>)> {
         ("journal-superblock-sealed-v1.hex", sealed_superblock().encode().unwrap()),
         ("journal-segment-v2.hex", sealed_segment()),
         ("journal-batch-v2.hex", sealed_batch()),
-        ("mirror-segment-v2.hex", mirror),
+        ("mirror-segment-v4.hex", mirror),
     ]
 }

@@ -164,10 +164,9 @@ async fn write_log(log: &[Slot]) -> Written {
                     committed: Seq(before),
                     sealed_at_ms: 0,
                     records: &records,
-                    payload: &payload,
                     compression: Compression::None,
                 };
-                parts.encode()
+                parts.encode(&payload)
             }
             Slot::Fence(later) => {
                 let next_epoch = Epoch(epoch.0 + later);

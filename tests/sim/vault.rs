@@ -213,13 +213,14 @@ impl Part {
 
     /// The whole changes of a segment of a mirror.
     fn changes(bytes: &[u8]) -> Option<Vec<Part>> {
-        let header = bytes.get(..96).filter(|header| header.starts_with(b"OBJBLKMS\x03"))?;
+        let header = bytes.get(..96).filter(|header| header.starts_with(b"OBJBLKMS\x05"))?;
         let (slot, salt) = (u64::from_le_bytes(header[40..48].try_into().ok()?), &header[60..92]);
         let (mut parts, mut rest) = (Vec::new(), &bytes[96..]);
-        while let Some((head, behind)) = rest.split_at_checked(32).filter(|(head, _)| head[0] != 5)
-        {
+        // Up to the word behind the last one, or to the entry that says that the next segment is there.
+        while !matches!(rest.first_chunk::<8>()?, [0 | 5, ..]) {
+            let (head, behind) = rest.split_at_checked(32)?;
             let len = u32::from_le_bytes(head[4..8].try_into().ok()?) as usize;
-            let Some((body, more)) = behind.split_at_checked(len) else { break };
+            let (body, more) = behind.split_at_checked(len)?;
             let mut nonce = nonce(slot, 0);
             nonce[8..].copy_from_slice(&(parts.len() as u32).to_le_bytes());
             parts.push(Part {

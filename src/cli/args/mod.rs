@@ -58,7 +58,7 @@ pub(in crate::cli) struct Global {
     #[arg(long, global = true, value_name = "P", help_heading = "Store")]
     pub(in crate::cli) prefix: Option<String>,
     /// The S3 server, if it is not Amazon's [env: OBJBLK_ENDPOINT_URL]; again for each path to the store:
-    /// URL[,priority=N][,weight=N][,interface=NAME][,expand=no]
+    /// URL[,priority=N][,weight=N][,source=ADDRESS][,interface=NAME][,expand=no]
     #[arg(long, global = true, value_name = "URL", help_heading = "Store")]
     pub(in crate::cli) endpoint_url: Vec<String>,
     /// The S3 region [env: OBJBLK_REGION]

@@ -65,6 +65,24 @@ pub(in crate::cli) enum Stores {
         #[arg(long)]
         yes: bool,
     },
+    /// A store is gone for good: take it out of the pool, and have another one take its place, so that mirrored volumes
+    /// have two copies again (for the home store: rescue)
+    ReplaceStore {
+        /// The id of the store that is gone, as `pool status` shows it
+        id: String,
+        /// The store that takes its place, empty or one of the pool: s3://bucket/prefix or file:///dir
+        #[arg(long, value_name = "URL")]
+        with: String,
+        /// S3 endpoint of that store, if it is another one; repeat it for several paths
+        #[arg(long, value_name = "URL")]
+        store_endpoint_url: Vec<String>,
+        /// S3 region of that store, if it is another one
+        #[arg(long, value_name = "NAME")]
+        store_region: Option<String>,
+        /// Do not ask: what only the store that is gone had is lost
+        #[arg(long)]
+        yes: bool,
+    },
     /// Take a drained store out of the pool
     RemoveStore {
         /// Its id, as `pool status` shows it

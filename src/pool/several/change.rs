@@ -3,14 +3,16 @@
 use super::{NewStore, Several};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::codec::FormatError;
+use crate::format::features::{Access, Features};
 use crate::format::keys;
 use crate::format::placement::WEIGHT_MAX;
-use crate::format::pool::encode_json;
+use crate::format::pool::{PoolObject, encode_json};
 use crate::format::stores::{StoreEntry, StoreId, StoreObject, StoresObject};
+use crate::pool::damaged;
 use crate::spread::Version;
 use crate::spread::members::identity;
 use crate::store::probe::probe_create_if_absent;
-use crate::store::{Store, StoreErrorKind};
+use crate::store::{Store, StoreErrorKind, get_parsed};
 use std::sync::Arc;
 
 /// How often a change is made again because somebody else made one meanwhile.
@@ -85,21 +87,48 @@ impl Several {
     }
 
     /// Makes the version that `make` wants to follow the newest one, if it wants any.
-    async fn change(&self, make: impl Fn(&Version) -> Result<Option<StoresObject>>) -> Result<()> {
+    pub(super) async fn change(
+        &self,
+        make: impl Fn(&Version) -> Result<Option<StoresObject>>,
+    ) -> Result<()> {
         let mut version = self.spread.refresh(crate::spread::Asker::Setup).await?;
         for _ in 0..ATTEMPTS {
             match make(&version)? {
                 None => return Ok(()),
-                Some(next) if self.spread.advance(&next).await? => return Ok(()),
-                Some(_) => version = self.spread.version(),
+                Some(next) => {
+                    self.keep_out_older().await?;
+                    if self.spread.advance(&next).await? {
+                        return Ok(());
+                    }
+                    version = self.spread.version();
+                }
             }
         }
         Err(Error::new(ErrorKind::Busy, "others keep changing the stores of the pool")
             .hint("try again"))
     }
 
+    /// Has an objblk that knows of one store only refuse the pool from now on.
+    ///
+    /// # Errors
+    /// Unsupported: a newer objblk has made it something else meanwhile. Corrupt, store.
+    async fn keep_out_older(&self) -> Result<()> {
+        let (home, key) = (self.spread.home(crate::spread::Asker::Setup), keys::pool());
+        let parsed = get_parsed(&**home, &key, PoolObject::parse).await?;
+        let mut object = parsed.map_err(|e| damaged(&**home, &key, e))?;
+        if object.features.access() != Access::Full {
+            let text = format!("the pool needs a newer objblk: {}", object.features.unknown());
+            return Err(Error::new(ErrorKind::Unsupported, text).hint("upgrade objblk"));
+        }
+        if object.features.incompat & Features::SEVERAL == 0 {
+            object.features.incompat |= Features::SEVERAL;
+            home.put(&key, encode_json(&object).into()).await?;
+        }
+        Ok(())
+    }
+
     /// Makes the place a store of this pool, with an id of its own.
-    async fn introduce(&self, new: &NewStore) -> Result<StoreEntry> {
+    pub(super) async fn introduce(&self, new: &NewStore) -> Result<StoreEntry> {
         let version = self.spread.refresh(crate::spread::Asker::Setup).await?;
         let is_known = |entry: &&StoreEntry| !entry.removed && entry.url == new.url;
         let home = (self.pool.store().url() == new.url).then_some(StoreId::HOME);
@@ -180,6 +209,6 @@ fn taken(url: &str, why: &str) -> Error {
     error.hint("give a store, or a prefix of one, that is empty")
 }
 
-fn full(e: FormatError) -> Error {
+pub(super) fn full(e: FormatError) -> Error {
     Error::usage("the stores of the pool cannot be changed so").because(e)
 }

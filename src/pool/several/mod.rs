@@ -1,14 +1,19 @@
 //! Pools of several stores: adding, weighing and removing stores, and moving what lies elsewhere than it should.
 //!
 //! ```text
-//! add      objblk-store.json in the new store, probe, stores/<n>       <- the version is the commit point
-//! weigh    stores/<n>                                                  <- the same
+//! add      objblk-store.json in the new store, probe, objblk.json once more, with a feature bit
+//!          that an objblk which knows of one store only refuses, stores/<n>   <- the version is the commit point
+//! weigh    objblk.json if it lacks the bit, stores/<n>                 <- the same
 //! move     moving/<id>, then for each slot: copy, read back, delete the old one; moving/<id> goes
 //! rescue   a new home store, where the first one is gone (`rescue`)
+//! replace  another store in the place of one that is gone, and is not the home store (`replace`)
 //! remove   nothing but fences is left there, no term writes there, nobody moves, stores/<n>
 //! ```
 //!
 //! Whatever step a crash cuts off, every slot is found at one of its stays, and the same command goes on from there.
+//!
+//! `objblk.json` is the one object that is ever overwritten: older versions of objblk read nothing else that could tell them.
+//! Whoever does so writes the same, and the bit never goes; so it does not matter who does it how often and how late.
 //!
 //! A store is removed only when nothing can come to it any more. Terms that are placed by a version in which it weighed something
 //! may still write there, or need their fence there. Who moves by an old version may still copy to it, and delete the
@@ -18,11 +23,13 @@ mod census;
 mod change;
 mod moving;
 mod remove;
+mod replace;
 mod rescue;
 
 pub use census::{Amount, Held, State, Waiting};
 pub use moving::{Moved, Progress};
 pub use remove::Writer;
+pub use replace::{Losing, Replacement};
 pub use rescue::{Rescued, rescue};
 
 use super::Pool;

@@ -6,10 +6,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::VolumeId;
 use crate::format::keys;
 use crate::format::stores::StoreId;
-use crate::format::volume::EpochObject;
+use crate::format::volume::{EpochObject, VolumeObject};
 use crate::host::{Host, Liveness};
 use crate::spread::Asker;
-use crate::store::{StoreErrorKind, get_parsed, list_all};
+use crate::store::{Store, StoreErrorKind, get_parsed, list_all};
 use crate::volume::settled;
 
 /// A volume that is placed by a version in which a store weighed something.
@@ -28,19 +28,31 @@ impl Several {
     /// # Errors
     /// Store; those of damaged volumes.
     pub async fn writers(&self, id: StoreId, decide: bool) -> Result<Vec<Writer>> {
+        self.writers_by(&**self.pool.store(), id, decide).await
+    }
+
+    /// The same, by what a store says of volumes.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn writers_by(
+        &self,
+        store: &dyn Store,
+        id: StoreId,
+        decide: bool,
+    ) -> Result<Vec<Writer>> {
         let version = self.spread.refresh(Asker::Setup).await?;
         change::position(&version.object, id)?;
         let home = self.spread.home(Asker::Setup);
         let mut writers = Vec::new();
         for volume in self.pool.volume_ids().await? {
-            if home
-                .head(&keys::volume(volume))
-                .await
-                .is_err_and(|e| e.kind == StoreErrorKind::NotFound)
-            {
-                continue;
+            // What is mirrored is placed by nothing.
+            match super::super::get(&**home, &keys::volume(volume)).await? {
+                None => continue,
+                Some(body) if VolumeObject::parse(&body).is_ok_and(|v| v.is_mirrored()) => continue,
+                Some(_) => {}
             }
-            let settled = settled(&**home, volume).await?;
+            let settled = settled(store, volume).await?;
             let mut writes = false;
             for epoch in &settled.epochs {
                 let decided = match decide {

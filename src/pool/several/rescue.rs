@@ -79,7 +79,7 @@ pub async fn rescue(
         kind: PoolKind::Pool,
         version: POOL_VERSION,
         id: pool,
-        features: Features::default(),
+        features: Features { incompat: Features::SEVERAL, ..Features::default() },
         fencing: true,
         created_at_ms: SystemClock.now_ms(),
     };
