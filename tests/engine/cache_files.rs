@@ -5,7 +5,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use objblk::cache::FrameId;
-use objblk::cache::disk::entry::{Geometry, SET_LEN};
+use objblk::cache::disk::entry::{Geometry, MAGIC, SET_LEN};
 use objblk::cache::disk::{Claim, DiskCache, FrameKey, Slots};
 use objblk::direct::Blocks;
 use objblk::error::ErrorKind;
@@ -200,7 +200,9 @@ async fn run(steps: Vec<Step>) {
             Step::Damage { frames, at, len, byte } => {
                 let file = file(folder.path(), frames);
                 let size = file.metadata().unwrap().len() as usize;
-                let at = at.index(size);
+                // By its first bytes an index is known: one with others is somebody else's.
+                let first = if frames { 0 } else { MAGIC.len() };
+                let at = first + at.index(size - first);
                 let len = len.min(size - at);
                 file.write_all_at(&vec![byte; len], at as u64).unwrap();
             }
@@ -340,6 +342,24 @@ async fn files_that_were_cut_turn_the_cache_off() {
         assert!(!has(&cache, 4).await);
         put(&cache, 5).await;
         assert!(has(&cache, 5).await, "it was not made anew");
+    }
+}
+
+/// What is durable when the power fails while a cache is made.
+#[tokio::test]
+async fn a_cache_that_was_not_finished_begins_anew() {
+    let folder = disk();
+    for frames in [None, Some(0), Some(4096), Some(SMALL)] {
+        fs::write(folder.path().join("index"), MAGIC).unwrap();
+        match frames {
+            Some(len) => file(folder.path(), true).set_len(len).unwrap(),
+            None => assert!(!folder.path().join("frames").exists()),
+        }
+        let cache = open(folder.path(), SMALL);
+        assert!(!has(&cache, 4).await);
+        put(&cache, 4).await;
+        assert!(has(&cache, 4).await, "frames: {frames:?}");
+        close(cache).await;
     }
 }
 

@@ -245,11 +245,16 @@ impl Place<'_> {
         self.make_whole(index, geometry)
     }
 
-    /// The head goes last: an index without it is known as one that was not finished.
+    /// The head goes last: an index without it is known as one that was not finished. That it is an index is
+    /// durable before anything else is, so that a power cut leaves nothing that looks like somebody else's.
     fn make_whole(&self, index: &File, geometry: Geometry) -> Result<()> {
         let failed = |e: io::Error| self.failed().because(e);
-        index.set_len(0).map_err(failed)?;
-        index.write_all_at(MAGIC, 0).map_err(failed)?;
+        let begin = || {
+            index.write_all_at(MAGIC, 0)?;
+            index.set_len(MAGIC.len() as u64)?;
+            index.sync_all()
+        };
+        begin().map_err(failed)?;
         let frames = open_file(&self.frames, OFlag::empty()).map_err(failed)?;
         if !frames.metadata().map_err(failed)?.is_file() {
             return Err(self.foreign("its frames are no file"));
