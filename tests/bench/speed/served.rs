@@ -149,10 +149,9 @@ pub fn run(settings: &Settings, report: &mut Report) {
     for connections in [1, 4] {
         let ours = Ours::new();
         let served = ours.serve(WRITTEN, "256M");
-        let bursts = [&mut || in_bursts(&served.uri, connections), &mut || {
-            in_bursts(&limit.uri, connections)
-        }];
-        let figures = take_turns(settings.rounds, bursts);
+        let mut write = || in_bursts(&served.uri, connections);
+        let mut alone = || in_bursts(&limit.uri, connections);
+        let figures = take_turns(settings.rounds, [&mut write, &mut alone]);
         let work =
             format!("buffered 4 KiB random writes, bursts of 32 MiB, {connections} x 32 in flight");
         report.add(&work, "k/s", LIMIT, figures);
