@@ -262,8 +262,8 @@ pub fn overlapping(kind: Kind, versions: usize) {
     (kind.make)(&home, "disk", 2 * MIB as u64, 512);
     let door = (kind.open)(&home, "disk");
     let (begun, done, over) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
-    let reader = |mut hand: Box<dyn Hand>, seed: u64| {
-        let (mut rng, mut reads) = (StdRng::seed_from_u64(seed), 0);
+    let reader = |mut hand: Box<dyn Hand>, seed: u64, reads: &AtomicU64| {
+        let mut rng = StdRng::seed_from_u64(seed);
         while !over.load(SeqCst) {
             let sectors = REGION / SECTOR;
             let first = rng.random_range(0..sectors);
@@ -283,17 +283,20 @@ pub fn overlapping(kind: Kind, versions: usize) {
                     |(i, word)| word == if version == 0 { 0 } else { version << 16 | place(i) };
                 assert!(words.all(same), "{}: half a sector was read", kind.name);
             }
-            reads += 1;
+            reads.fetch_add(1, SeqCst);
         }
-        reads
     };
     let mut writer = door.hand();
-    let hands = [door.hand(), door.hand()];
+    let (hands, reads) = ([door.hand(), door.hand()], [(); 2].map(|()| AtomicU64::new(0)));
     std::thread::scope(|scope| {
-        let readers =
-            hands.into_iter().zip(1..).map(|(hand, seed)| scope.spawn(move || reader(hand, seed)));
+        let readers = hands.into_iter().zip(1..).zip(&reads).map(|((hand, seed), reads)| {
+            let reader = &reader;
+            scope.spawn(move || reader(hand, seed, reads))
+        });
         let readers: Vec<_> = readers.collect();
-        for version in 1..=versions as u64 {
+        // As often as that at least, and until all have read meanwhile.
+        let meanwhile = || reads.iter().all(|reads| reads.load(SeqCst) > 0);
+        for version in (1..).take_while(|version| *version <= versions as u64 || !meanwhile()) {
             let words =
                 (0..REGION as u64 / 8).flat_map(|place| (version << 16 | place).to_le_bytes());
             let data: Vec<u8> = words.collect();
@@ -306,9 +309,8 @@ pub fn overlapping(kind: Kind, versions: usize) {
             }
         }
         over.store(true, SeqCst);
-        let reads: Vec<u64> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
-        println!("{}: {versions} writes while {reads:?} reads", kind.name);
-        assert!(reads.iter().all(|reads| *reads > 0));
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        println!("{}: {} writes while {reads:?} reads", kind.name, done.load(SeqCst));
     });
     drop(writer);
     door.stop();
