@@ -56,7 +56,13 @@ impl Door for FuseDoor {
     }
 
     fn stop(self: Box<Self>) {
-        self.home.ok(&["umount", arg(&self.dir)]);
+        // A program that another thread is just starting has our files until it runs.
+        until("nobody has a file of it", || {
+            let ended = self.home.command(&["umount", arg(&self.dir)]).output().unwrap();
+            let said = String::from_utf8_lossy(&ended.stderr);
+            assert!(ended.status.success() || said.contains("is in use"), "{ended:?}");
+            ended.status.success()
+        });
     }
 
     fn give_up(self: Box<Self>) {
