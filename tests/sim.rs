@@ -69,6 +69,8 @@ mod source;
 mod stream;
 #[path = "sim/vault.rs"]
 mod vault;
+#[path = "sim/weather.rs"]
+mod weather;
 #[path = "sim/wire.rs"]
 mod wire;
 #[path = "sim/world.rs"]

@@ -18,6 +18,7 @@ use crate::sites::{self, Fault, Hits, Site, What};
 use crate::source::SourcedModel;
 use crate::stream::CopyModel;
 use crate::vault::Vault;
+use crate::weather::Weather;
 use crate::wire::{Reply, Request};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -63,21 +64,6 @@ pub struct Fate {
     pub late: Duration,
     pub draw: u64,
 }
-
-/// How bad a world is.
-#[derive(Clone, Debug)]
-pub struct Weather {
-    /// Share of requests that suffer some fault.
-    pub rate: f64,
-    /// Sites that suffer more often.
-    pub targets: Vec<(Site, f64)>,
-    /// Replies may be damaged.
-    pub damage: bool,
-}
-
-/// Kinds of requests that few worlds have many of.
-const RARE: [What; 4] =
-    [What::WriteSegment, What::GetMapObject, What::PutClosed, What::ListChildren];
 
 pub struct State {
     pub rng: StdRng,
@@ -126,35 +112,6 @@ impl std::fmt::Debug for World {
     }
 }
 
-fn weather(rng: &mut StdRng) -> Weather {
-    let rate = [0.0, 0.01, 0.05, 0.15][rng.random_range(0..4)];
-    let sites = sites::all();
-    let mut targets = Vec::new();
-    for _ in 0..rng.random_range(0..5) {
-        let site = sites[rng.random_range(0..sites.len())];
-        targets.push((site, if site.1.disturbs() { 0.2 } else { 0.3 }));
-        // A whole slot is read only where it is not clear who put what is in it.
-        if site.0 == What::GetSlot {
-            targets.push(((What::PutChunk, Fault::LostReply), 0.3));
-        }
-    }
-    if rng.random_bool(0.1) {
-        targets.push(((What::GetHeader, Fault::Flipped), 0.2));
-    }
-    // There are few of these.
-    if rng.random_bool(0.4) {
-        let rare = RARE[rng.random_range(0..RARE.len())];
-        let of: Vec<Site> = sites.iter().filter(|(what, _)| *what == rare).copied().collect();
-        targets.push((of[rng.random_range(0..of.len())], 0.4));
-        // A disk that fails, seldom enough for flushes to wait for it.
-        if rare == What::WriteSegment {
-            targets.push(((What::WriteBatch, Fault::DiskFailed), 0.03));
-        }
-    }
-    let damage = rng.random_bool(0.15) || targets.iter().any(|((_, fault), _)| fault.damages());
-    Weather { rate, targets, damage }
-}
-
 impl World {
     pub fn new(seed: u64, traced: bool, folder: &Path) -> World {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -162,7 +119,7 @@ impl World {
         let heavy = rng.random_bool(0.06);
         let sectors = if heavy { 1400 } else { [48, 160, 600, 1400][rng.random_range(0..4)] };
         let layout = Layout::new(sectors, rng.random_bool(0.4));
-        let weather = weather(&mut rng);
+        let weather = Weather::new(&mut rng);
         let operations = rng.random_range(if heavy { 800..2000 } else { 20..400 });
         let journal_bytes = SIZE_MIN + ([0, 1, 8][rng.random_range(0..3)] << 20);
         let state = State {
@@ -345,7 +302,7 @@ impl World {
             true => None,
             false if state.down && !what.is_local() => Some(Fault::StoreDown),
             false if process.is_cut_off() && !what.is_local() => Some(Fault::CutOff),
-            false => choose(&mut state.rng, &state.weather, what),
+            false => state.weather.fault(&mut state.rng, what),
         };
         let fault = fault.filter(|fault| !fault.disturbs() || state.disturbed < DISTURBED_MAX);
         if let Some(fault) = fault {
@@ -582,20 +539,4 @@ impl World {
     pub fn cut_off(&self, process: &Process, cut: bool) {
         process.cut_off.store(cut, Relaxed);
     }
-}
-
-fn choose(rng: &mut StdRng, weather: &Weather, what: What) -> Option<Fault> {
-    for ((target, fault), share) in &weather.targets {
-        if *target == what && rng.random_bool(*share) {
-            return Some(*fault);
-        }
-    }
-    if !rng.random_bool(weather.rate) {
-        return None;
-    }
-    let faults = &Fault::ALL;
-    let fault = faults[rng.random_range(0..faults.len())];
-    let spared = fault.disturbs() && rng.random_bool(0.8);
-    let known = sites::applies(what, fault) && !spared && (weather.damage || !fault.damages());
-    known.then_some(fault)
 }
