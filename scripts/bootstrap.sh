@@ -8,6 +8,7 @@
 #   s3      the reference S3 server: Ceph monitor, OSD and gateway
 #   nbd     NBD clients and servers, fio, SQLite, mkfs and fsck of ext4 and xfs
 #   vm      QEMU, what the guest's initramfs is made of, apt sources of its kernels
+#   uml     what builds a user-mode Linux (not part of the default)
 #   lists   nothing: only refreshes Debian's package lists (not part of the default)
 #
 # Only what is missing is installed: each item is looked for first, and when all is there nothing is
@@ -38,6 +39,10 @@ readonly vm_needs=(
     qemu-system-x86_64=qemu-system-x86 socat=socat /bin/busybox=busybox-static cpio=cpio zstd=zstd xz=xz-utils
     depmod=kmod fio=fio mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs unshare=util-linux
     dmsetup=dmsetup losetup=mount pgrep=procps /usr/bin/python3=python3
+)
+readonly uml_needs=(
+    cc=gcc make=make flex=flex bison=bison bc=bc xz=xz-utils strip=binutils
+    '/usr/include/libelf.h=libelf-dev'
 )
 
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }
@@ -182,6 +187,10 @@ group_vm() {
     add_backports
     install_missing "${vm_needs[@]}"
 }
+group_uml() {
+    add_backports
+    install_missing "${uml_needs[@]}"
+}
 group_lists() {
     add_backports
     update_lists
@@ -208,8 +217,8 @@ main() {
     [ $# -gt 0 ] || set -- build test s3 nbd vm
     for group in "$@"; do
         case $group in
-            build | test | s3 | nbd | vm | lists) "group_$group" ;;
-            *) die "unknown group '$group'; the groups are build, test, s3, nbd, vm and lists" ;;
+            build | test | s3 | nbd | vm | uml | lists) "group_$group" ;;
+            *) die "unknown group '$group'; the groups are build, test, s3, nbd, vm, uml and lists" ;;
         esac
     done
 }

@@ -8,7 +8,8 @@
 //!
 //! It runs as the optimised program does (profile `bench`, which is `release`). Needs what the system
 //! tests need: fio and nbdkit for the part `nbd`, qemu-storage-daemon for `vhost`, the S3 server for `store`, `cost`, `snapshots` and `peers`,
-//! s3backer for the last of these, and a guest with fio for `ublk`.
+//! s3backer for the last of these, a guest with fio for `ublk`, and a user-mode Linux for `uml`, which the
+//! first run builds.
 
 #![allow(clippy::unwrap_used, reason = "a measurement fails by panicking")]
 #![allow(dead_code, reason = "the modules of the system tests are used in part")]
@@ -77,7 +78,7 @@ fn main() {
     // `cargo bench` passes options of the standard harness.
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (settings, wanted) = Settings::parse(&words);
-    let parts: [(&str, Part); 11] = [
+    let parts: [(&str, Part); 12] = [
         ("engine", engine::run),
         ("compressed", compressed::run),
         ("cache", cached::run),
@@ -85,7 +86,8 @@ fn main() {
         ("vhost", vhost::run),
         ("fuse", fuse::run),
         ("store", store::run),
-        ("ublk", ublk::run),
+        ("ublk", ublk::emulated),
+        ("uml", ublk::user_mode),
         ("cost", cost::run),
         ("snapshots", family::run),
         ("peers", peers::run),

@@ -1,10 +1,13 @@
-//! A volume on `/dev/ublkbN` against a disk in memory behind the same frontend, in a guest whose kernel
-//! has ublk.
+//! A volume on `/dev/ublkbN` against a disk in memory behind the same frontend, where there is a kernel that
+//! has ublk. All turns of a run take place in one guest; only the ratios say something of a real machine.
 //!
-//! An emulated processor is slow at all that is done for a request, on both sides of the comparison; so
-//! only the ratios say something of a real one. And it is slowest at what real ones have instructions
-//! for: checksums take it a hundred times as long, and they are half of what a write costs there. All
-//! turns of a run take place in one guest.
+//! `ublk`: an emulated machine. It is slow at all that is done for a request, and slowest at what real processors
+//! have instructions for: checksums take it a hundred times as long, and they are half of what a write costs
+//! there.
+//!
+//! `uml`: a user-mode Linux, whose programs run at this machine's own speed. Its system calls and page faults
+//! are round trips between processes of this host: a system call takes some microseconds, a page that is touched
+//! for the first time some tens.
 
 use crate::contest::{Report, Settings};
 use std::collections::BTreeMap;
@@ -41,22 +44,41 @@ fn ram_disk(objblk: &Path) -> PathBuf {
     program
 }
 
+/// Where there is a kernel with ublk.
+#[derive(Clone, Copy, Debug)]
+enum Guest {
+    Emulated,
+    UserMode,
+}
+
+impl Guest {
+    fn command(self, root: &Path) -> Command {
+        match self {
+            Guest::Emulated => {
+                let mut run = Command::new(root.join("scripts/vm/run.sh"));
+                let processors = std::thread::available_parallelism().map_or(2, usize::from);
+                run.args(["-k", KERNEL, "-s", &processors.clamp(2, 4).to_string()]);
+                run
+            }
+            Guest::UserMode => Command::new(root.join("scripts/uml/run.sh")),
+        }
+    }
+}
+
 /// What the script printed.
-fn guest(settings: &Settings) -> String {
+fn guest(kind: Guest, settings: &Settings) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let objblk = Path::new(env!("CARGO_BIN_EXE_objblk"));
     let turn = settings.turn(3.0).as_secs_f64().ceil();
     let turns = (settings.rounds * WORK.len() * 2) as f64;
     // Starting fio takes seconds on an emulated processor.
     let limit = 300.0 + turns * (turn + 10.0);
-    let processors = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
-    let mut run = Command::new(root.join("scripts/vm/run.sh"));
-    run.args(["-k", KERNEL, "-m", MEMORY, "-s", &processors.to_string()]);
-    run.args(["-t", &limit.to_string()]);
+    let mut run = kind.command(root);
+    run.args(["-m", MEMORY, "-t", &limit.to_string()]);
     run.arg("-p").arg(objblk).arg("-p").arg(ram_disk(objblk));
     run.arg("-e").arg(format!("ROUNDS={}", settings.rounds)).arg("-e").arg(format!("TURN={turn}"));
     run.arg("-f").arg(root.join("tests/vm/ublk-bench.sh"));
-    let output = run.stdin(Stdio::null()).output().expect("scripts/vm/run.sh can be run");
+    let output = run.stdin(Stdio::null()).output().expect("the guest's script can be run");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "the guest failed:\n{text}\n{errors}");
@@ -79,8 +101,16 @@ fn parse(text: &str) -> Figures {
     figures
 }
 
-pub fn run(settings: &Settings, report: &mut Report) {
-    let mut figures = parse(&guest(settings));
+pub fn emulated(settings: &Settings, report: &mut Report) {
+    run(Guest::Emulated, settings, report);
+}
+
+pub fn user_mode(settings: &Settings, report: &mut Report) {
+    run(Guest::UserMode, settings, report);
+}
+
+fn run(kind: Guest, settings: &Settings, report: &mut Report) {
+    let mut figures = parse(&guest(kind, settings));
     for (name, work, unit, one) in WORK {
         let sides = figures.remove(name).unwrap_or_default();
         let complete = sides.iter().all(|side| side.len() == settings.rounds);
