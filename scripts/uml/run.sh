@@ -27,7 +27,11 @@ readonly mappings=4000000
 
 memory=2G processors=2 limit=300 script=''
 payload=() environment=()
-run='' mappings_before=''
+# Set on the way: the directory of this run, the process that waits for the kernel, the host's own setting.
+run='' guest='' mappings_before=''
+
+# shellcheck source=scripts/payload.sh
+. "$here/../payload.sh"
 
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }
 die() {
@@ -35,26 +39,6 @@ die() {
     printf 'uml: %s\n' "${*:2}" >&2
     exit "$rc"
 }
-# A word as the guest's sh reads it back.
-quote() { printf "'%s'" "${1//\'/\'\\\'\'}"; }
-
-fill_payload() {
-    local dir=$1 item
-    mkdir "$dir"
-    for item in ${payload[@]+"${payload[@]}"}; do cp -RL --preserve=mode,timestamps "$item" "$dir/"; done
-    cp -L "$script" "$dir/${script##*/}"
-    chmod 755 "$dir/${script##*/}"
-    {
-        echo 'cd /tmp/payload'
-        # shellcheck disable=SC2016  # the guest's PATH
-        echo 'export PATH=$PATH:/tmp/payload'
-        for item in ${environment[@]+"${environment[@]}"}; do
-            printf 'export %s=%s\n' "${item%%=*}" "$(quote "${item#*=}")"
-        done
-        printf 'exec ./%s\n' "$(quote "${script##*/}")"
-    } >"$dir/.command"
-}
-
 allow_mappings() {
     local now
     now=$(cat /proc/sys/vm/max_map_count)
@@ -64,6 +48,11 @@ allow_mappings() {
 }
 
 clean_up() {
+    if [ -n "$guest" ]; then
+        # The kernel itself; its processes end with it.
+        pkill -KILL -P "$guest" || true
+        wait "$guest" 2>/dev/null || true
+    fi
     [ -z "$mappings_before" ] || echo "$mappings_before" >/proc/sys/vm/max_map_count
     rm -rf --one-file-system "$run"
 }
@@ -85,21 +74,29 @@ main() {
     [ -r "$script" ] || die 2 "no script '$script'; -h shows the usage"
     [ "$(id -u)" = 0 ] || die 125 "must be root: it reads this host's root, and needs many mappings"
     kernel=$("$here/build.sh") || die 125 "there is no kernel"
+    # One at a time: the one that ends first would take the mappings away from the other.
+    exec 9>"$lab/running"
+    flock 9
     run=$(mktemp -d "$lab/run.XXXXXX")
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
     fill_payload "$run/payload"
     allow_mappings
-    timeout --foreground -k 5 "$limit" "$kernel" "mem=$memory" "ncpus=$processors" seccomp=on \
+    # In the background, for a signal to end this script at once.
+    timeout --foreground -s KILL "$limit" "$kernel" "mem=$memory" "ncpus=$processors" seccomp=on \
         rootfstype=hostfs root=/dev/root ro "init=$here/init" "objblk.share=$run" \
-        con=null con0=fd:0,fd:1 panic=-1 "umid=${run##*/}" </dev/null >"$run/console" 2>&1 || rc=$?
+        con=null con0=fd:0,fd:1 panic=-1 "umid=${run##*/}" </dev/null >"$run/console" 2>&1 9>&- &
+    guest=$!
+    wait "$guest" || rc=$?
+    guest=
     cat "$run/out" 2>/dev/null || true
     if [ -s "$run/exit" ]; then
         exit "$(cat "$run/exit")"
     fi
     tail -n 30 "$run/console" >&2
-    [ "$rc" != 124 ] || die 124 "the time limit of $limit s was reached"
+    # timeout's own code is that of its signal.
+    [ "$rc" != 137 ] || die 124 "the time limit of $limit s was reached"
     die 125 "it ended without an exit code ($rc)"
 }
 

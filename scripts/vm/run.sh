@@ -51,6 +51,9 @@ payload=() environment=() ports=() disks=() backends=()
 # one that waits for QEMU, whether the power was cut.
 run='' qemu=() virtiofsd='' guest='' cut=''
 
+# shellcheck source=scripts/payload.sh
+. "$here/../payload.sh"
+
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }
 say() { printf 'vm: %s\n' "$*" >&2; }
 die() {
@@ -58,9 +61,6 @@ die() {
     say "${@:2}"
     exit "$rc"
 }
-# A word as the guest's sh reads it back.
-quote() { printf "'%s' " "${1//\'/\'\\\'\'}"; }
-
 check_options() {
     local item
     [ -z "$script" ] || [ -r "$script" ] || die $rc_usage "no script $script"
@@ -106,31 +106,6 @@ prepare() {
     "$here/fetch.sh" virtiofsd >/dev/null || return
     exec 9>&-
     echo "$kernel"
-}
-
-# Fill the directory that the guest sees as /tmp/payload, with what it is to run.
-fill_payload() {
-    local dir=$1 item name
-    shift
-    mkdir "$dir"
-    for item in ${payload[@]+"${payload[@]}"}; do cp -RL --preserve=mode,timestamps "$item" "$dir/"; done
-    {
-        echo 'cd /tmp/payload'
-        # shellcheck disable=SC2016  # the guest's PATH
-        printf 'export PATH=$PATH:/tmp/payload VM_HOST=%s\n' $guest_gateway
-        for item in ${environment[@]+"${environment[@]}"}; do
-            printf 'export %s=%s\n' "${item%%=*}" "$(quote "${item#*=}")"
-        done
-        if [ -n "$script" ]; then
-            name=${script##*/}
-            cp -L "$script" "$dir/$name"
-            chmod 755 "$dir/$name"
-            set -- "./$name" "$@"
-        fi
-        printf 'exec '
-        for item in "$@"; do quote "$item"; done
-        echo
-    } >"$dir/.command"
 }
 
 # Create the disk FILE of FILE:SIZE unless it is there; prints FILE.
@@ -322,6 +297,7 @@ main() {
     trap cut_power USR1
     mkdir -p "$run/share/root"
     : >"$run/status"
+    environment=("VM_HOST=$guest_gateway" ${environment[@]+"${environment[@]}"})
     fill_payload "$run/share/payload" "$@"
     qemu_command "$kernel"
     start_virtiofsd
