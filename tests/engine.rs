@@ -72,6 +72,8 @@ mod rig;
 mod ring;
 #[path = "engine/scale.rs"]
 mod scale;
+#[path = "engine/scattered.rs"]
+mod scattered;
 #[path = "engine/schedule.rs"]
 mod schedule;
 #[path = "support/reader.rs"]

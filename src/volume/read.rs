@@ -391,7 +391,10 @@ impl Shared {
     pub fn prefetch(self: Arc<Shared>, range: SectorRange) {
         let runtime = self.env.runtime.clone();
         runtime.spawn(async move {
-            let mut ids = self.frames_to_fetch(range).await;
+            let mut ids = self.frames_of(range).await;
+            let frames = ids.len();
+            ids.retain(|id| !self.frames.contains(id));
+            self.readers.on_fetched(range, frames, ids.len());
             // A volume without a cache of any size has no use for it.
             ids.truncate((self.options.cache_bytes / 4 / FRAME_SIZE as u64) as usize);
             // A window that has grown is far ahead of its reader.
@@ -404,15 +407,16 @@ impl Shared {
     pub async fn fetch_ahead(self: &Arc<Shared>, ranges: &[SectorRange]) {
         let mut ids = Vec::new();
         for range in ranges {
-            ids.extend(self.frames_to_fetch(*range).await);
+            ids.extend(self.frames_of(*range).await);
         }
+        ids.retain(|id| !self.frames.contains(id));
         for (_, wait, _) in self.request(&self.stores.background, ids, RUN_AHEAD) {
             let _ = wait.await;
         }
     }
 
-    /// The committed frames of `range` that are not in memory.
-    async fn frames_to_fetch(&self, range: SectorRange) -> Vec<FrameId> {
+    /// The committed frames of `range`.
+    async fn frames_of(&self, range: SectorRange) -> Vec<FrameId> {
         let end = self.state().size.0;
         let range = range.intersect(SectorRange::between(Sector(0), Sector(end)));
         // A hint: whatever is wrong is reported by the read that needs the data.
@@ -428,8 +432,10 @@ impl Shared {
                 }
             }
         }
-        let ids = parts.iter().map(|part| part.frame);
-        ids.filter(|id| !self.frames.contains(id)).collect()
+        let mut ids: Vec<FrameId> = parts.iter().map(|part| part.frame).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
     }
 }
 

@@ -1,5 +1,10 @@
 //! Detects a sequential reader and says what to fetch next.
+//!
+//! What was written at random is scattered: a window's blocks are in many frames, of which each has blocks
+//! that the reader comes to later, too. All of them have to stay in the cache until then, or they are
+//! fetched several times: so the window of such a reader is smaller, by as much as its frames are more.
 
+use crate::format::chunk::FRAME_SIZE;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
@@ -15,6 +20,8 @@ const GROWTH: u64 = 4;
 const WINDOW_MAX: u64 = 64 << 10;
 /// The window's part of what the cache has room for: what is ahead, and as much again that was read of late.
 const ROOM_PART: u64 = 2;
+/// Room for frames that are in use, times their bytes: none leaves in the order in which they were used up.
+const STAY: u64 = 2;
 /// The part of a window that is used before more is fetched: so the rest is always on its way.
 const STEP_PART: u64 = 4;
 /// Of a large window no more is used than this, 4 MiB in sectors, and it ends at a multiple of it: what was written
@@ -27,13 +34,15 @@ const STEP: u64 = 8 << 10;
 pub(super) struct Readers {
     /// Where the last read ended: most random reads see there that they do not go on, and lock nothing.
     end: AtomicU64,
+    spread: Mutex<Spread>,
     readahead: Mutex<Readahead>,
 }
 
 impl Readers {
     /// Nobody has read.
     pub fn new() -> Readers {
-        Readers { end: AtomicU64::new(0), readahead: Mutex::new(Readahead::new()) }
+        let (spread, readahead) = (Mutex::default(), Mutex::new(Readahead::new()));
+        Readers { end: AtomicU64::new(0), spread, readahead }
     }
 
     /// `range` is being read. `room` says for how many bytes the cache has room.
@@ -41,9 +50,42 @@ impl Readers {
         let goes_on = self.end.load(Relaxed) == range.start().0;
         self.end.store(range.end().0, Relaxed);
         match self.readahead.try_lock() {
-            Ok(mut readahead) if goes_on => readahead.on_read(range, room),
+            Ok(mut readahead) if goes_on => {
+                let spread = self.spread.try_lock().map_or_else(|_| Spread::default(), |s| *s);
+                readahead.on_read(range, || spread.window(room()))
+            }
             _ => Step::default(),
         }
+    }
+
+    /// What was fetched ahead of a reader, `range`, is in `frames`, of which `new` were not in the cache.
+    pub fn on_fetched(&self, range: SectorRange, frames: usize, new: usize) {
+        if let Ok(mut spread) = self.spread.try_lock() {
+            let [in_use, new] = [frames, new].map(|count| (count * FRAME_SIZE) as u64);
+            *spread = Spread { range: range.len().bytes(), in_use, new };
+        }
+    }
+}
+
+/// What was fetched last, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spread {
+    range: u64,
+    /// Of the frames it is in.
+    in_use: u64,
+    /// Of those that were not there yet.
+    new: u64,
+}
+
+impl Spread {
+    /// The window for which there is room in `room` bytes of cache, in bytes.
+    fn window(&self, room: u64) -> u64 {
+        if self.in_use <= self.range {
+            // In order: what is ahead, and as much again that was read of late.
+            return room / ROOM_PART;
+        }
+        let left = room.saturating_sub(self.in_use * STAY);
+        (u128::from(left) * u128::from(self.range) / u128::from(self.new.max(self.range))) as u64
     }
 }
 
@@ -85,7 +127,7 @@ impl Readahead {
             return Step { sequential: true, ahead: None };
         }
         let start = self.ahead.max(self.next);
-        let most = (room() / ROOM_PART / SECTOR_SIZE).clamp(WINDOW_MIN, WINDOW_MAX);
+        let most = (room() / SECTOR_SIZE).clamp(WINDOW_MIN, WINDOW_MAX);
         self.window = self.window.min(most);
         let end = self.next.0 + self.window;
         let end = if self.window >= STEP * STEP_PART { end / STEP * STEP } else { end };
@@ -164,6 +206,33 @@ mod tests {
         assert!(late.len() > 50);
         assert!(late.iter().all(|step| step.start().0.is_multiple_of(STEP)), "{late:?}");
         assert!(late.iter().all(|step| step.len().0 == STEP), "{late:?}");
+    }
+
+    /// Frames that are in use keep their room: the window is what is left.
+    #[test]
+    fn a_window_of_what_is_scattered_leaves_room_for_what_is_in_use() {
+        const MIB: u64 = 1 << 20;
+        let readers = Readers::new();
+        let range = |i: u64| SectorRange::new(Sector(i * 256), SectorCount(256)).unwrap();
+        let mut fetched = 0;
+        for i in 0..4000 {
+            if let Some(ahead) = readers.on_read(range(i), || 64 * MIB).ahead {
+                fetched = ahead.end().0;
+                // 24 MiB in use, of which two bytes are new for each that is read.
+                let in_use = (24 * MIB as usize) / FRAME_SIZE;
+                let new = ahead.len().bytes() as usize * 2 / FRAME_SIZE;
+                if i < 2000 {
+                    readers.on_fetched(ahead, in_use, new);
+                } else {
+                    readers.on_fetched(ahead, new / 2, new / 2);
+                }
+            }
+            let lead = fetched.saturating_sub(range(i).end().0) * SECTOR_SIZE;
+            // (64 - 2 * 24) / 2, and for what is in order half of the room.
+            let most = if i < 2000 { 8 * MIB } else { 32 * MIB };
+            let settled = i % 2000 > 500;
+            assert!(!settled || (most / 2..=most).contains(&lead), "{lead} at {i}");
+        }
     }
 
     /// What was fetched stays; where there is less room, nothing is fetched until it was read.
