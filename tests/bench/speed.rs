@@ -7,9 +7,9 @@
 //! of a turn where a turn is a matter of time; others end when their work is done.
 //!
 //! It runs as the optimised program does (profile `bench`, which is `release`). Needs what the system
-//! tests need: fio and nbdkit for the part `nbd`, qemu-storage-daemon for `vhost`, the S3 server for `store`, `cost`, `snapshots` and `peers`,
-//! s3backer for the last of these, a guest with fio for `ublk`, and a user-mode Linux for `uml`, which the
-//! first run builds.
+//! tests need: fio and nbdkit for the part `nbd`, qemu-storage-daemon for `vhost`, the S3 server for `store`,
+//! `cost`, `snapshots` and `peers`, s3backer for the last of these (ZeroFS and nbdkit's S3 plugin are there or
+//! left out), a guest with fio for `ublk`, and a user-mode Linux for `uml`, which the first run builds.
 
 #![allow(clippy::unwrap_used, reason = "a measurement fails by panicking")]
 #![allow(dead_code, reason = "the modules of the system tests are used in part")]
@@ -46,6 +46,8 @@ mod leftovers;
 mod master;
 #[path = "../support/nbd.rs"]
 mod nbd;
+#[path = "speed/nbdkit_s3.rs"]
+mod nbdkit_s3;
 #[path = "speed/peers.rs"]
 mod peers;
 #[path = "../support/proxy.rs"]
@@ -68,6 +70,8 @@ mod ublk;
 mod vhost;
 #[path = "../system/world.rs"]
 mod world;
+#[path = "speed/zerofs.rs"]
+mod zerofs;
 
 use contest::{Report, Settings};
 

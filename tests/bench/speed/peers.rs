@@ -1,24 +1,31 @@
-//! objblk on S3 beside other disks on object storage: s3backer on the same S3 server, and Ceph's own
-//! block device on the same cluster, below its S3 gateway. fio is the client of all.
+//! objblk on S3 beside other disks on object storage: s3backer, ZeroFS and nbdkit's S3 plugin on the same S3
+//! server, and Ceph's own block device on the same cluster, below its S3 gateway. fio is the client of all.
 //!
-//! objblk is served over NBD, s3backer is a file in FUSE, RBD is fio's own engine. All have what they
-//! come with: objblk 64 MiB of cached data, s3backer blocks of 128 KiB and a cache of 512 of them
-//! (64 MiB), librbd its cache.
+//! objblk, ZeroFS and nbdkit are served over NBD, s3backer is a file in FUSE, RBD is fio's own engine. All have
+//! what they come with: objblk 64 MiB of cached data, s3backer blocks of 128 KiB and a cache of 512 of them
+//! (64 MiB), ZeroFS 64 MiB and all of it on a disk, nbdkit none, librbd its cache. Debian has neither ZeroFS
+//! (`cargo install zerofs`) nor nbdkit's plugin (see [`nbdkit_s3`]): without them, their parts are left out, which
+//! is said.
 //!
 //! What a flush means: objblk and RBD have it stored; s3backer 1.5 has no flush, what its cache holds is
 //! written 250 ms later (its rate "with a flush each" is that of a cache).
 
 use crate::contest::{Report, Settings, take_turns};
+use crate::nbdkit_s3::{self, NbdkitS3};
 use crate::s3::{Bucket, S3Lab};
 use crate::world::{Served, World, arg, attempt, tool, until};
+use crate::zerofs::{self, ZeroFs};
 use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
-const SIZE: &str = "1g";
+/// Of the disks.
+pub const SIZE: &str = "1g";
+pub const SIZE_BYTES: u64 = 1 << 30;
 
 /// What fio does.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +85,7 @@ const JOBS: [Job; 6] = [
 ];
 
 /// A disk that fio can use.
-trait Disk {
+pub trait Disk {
     fn name(&self) -> &'static str;
     /// Makes it usable. Returns fio's arguments for it.
     fn open(&mut self) -> Vec<String>;
@@ -89,6 +96,15 @@ trait Disk {
 struct Objblk {
     world: World,
     served: Option<Served>,
+}
+
+impl Objblk {
+    /// With a new disk instead of what it had.
+    fn begin_anew(&mut self) {
+        self.close();
+        self.world.run(&["delete", "disk", "--now", "--yes"]);
+        self.world.run(&["create", "disk", "--size", "1G"]);
+    }
 }
 
 impl Disk for Objblk {
@@ -246,16 +262,48 @@ fn turn(disk: &mut dyn Disk, job: &Job, settings: &Settings) -> f64 {
     }
 }
 
+/// Makes a disk, where it can be had.
+type Begin<'a> = Box<dyn Fn() -> Option<Box<dyn Disk>> + 'a>;
+
+/// Those that are there, one after the other.
+fn peers(runtime: &Runtime) -> impl Iterator<Item = Box<dyn Disk>> {
+    let bucket = || runtime.block_on(S3Lab::get().bucket());
+    let s3backer = move || -> Option<Box<dyn Disk>> {
+        let folder = tempfile::tempdir().unwrap();
+        Some(Box::new(S3backer { bucket: bucket(), folder, child: None }))
+    };
+    let zerofs = move || -> Option<Box<dyn Disk>> {
+        if Command::new(zerofs::PROGRAM).arg("--version").output().is_err() {
+            println!("left out: ZeroFS, because there is no {} in PATH", zerofs::PROGRAM);
+            return None;
+        }
+        Some(Box::new(ZeroFs::new(bucket())))
+    };
+    let nbdkit = move || -> Option<Box<dyn Disk>> {
+        let Some(plugin) = std::env::var_os(nbdkit_s3::PLUGIN) else {
+            println!(
+                "left out: nbdkit's S3 plugin, because {} does not say where it is",
+                nbdkit_s3::PLUGIN
+            );
+            return None;
+        };
+        Some(Box::new(NbdkitS3::new(bucket(), plugin.to_str().unwrap())))
+    };
+    let rbd = || -> Option<Box<dyn Disk>> { Some(Box::new(Rbd::new())) };
+    let all: [Begin<'_>; 4] =
+        [Box::new(rbd), Box::new(s3backer), Box::new(zerofs), Box::new(nbdkit)];
+    all.into_iter().filter_map(|begin| begin())
+}
+
 pub fn run(settings: &Settings, report: &mut Report) {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let runtime = Runtime::new().unwrap();
     let world = World::s3();
     world.run(&["create", "disk", "--size", "1G"]);
     let mut ours = Objblk { world, served: None };
-    fill(&mut ours);
-    let bucket = runtime.block_on(S3Lab::get().bucket());
-    let s3backer = S3backer { bucket, folder: tempfile::tempdir().unwrap(), child: None };
-    let peers: [Box<dyn Disk>; 2] = [Box::new(Rbd::new()), Box::new(s3backer)];
-    for mut peer in peers {
+    for mut peer in peers(&runtime) {
+        // In order, as the peer's.
+        ours.begin_anew();
+        fill(&mut ours);
         fill(&mut *peer);
         for job in &JOBS {
             let figures = take_turns(
