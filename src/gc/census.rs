@@ -15,6 +15,9 @@ const SMALL: u32 = 8;
 /// Small chunks that nobody minds.
 const SMALL_ALLOWED: u64 = 256;
 
+/// Victims that are chosen at once.
+const CHOSEN: usize = 32;
+
 /// A chunk that could be emptied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -53,6 +56,8 @@ pub struct Knowledge {
     pages: BTreeMap<u64, Page>,
     /// A snapshot or an ancestor keeps all before this one, emptied or not.
     kept_before: Seq,
+    /// Chosen, and being emptied.
+    begun: BTreeMap<Seq, Candidate>,
     /// Emptied, with their sectors; the next checkpoint finds them dead.
     taken: BTreeMap<Seq, u32>,
     /// What could not be read of these was left where it is.
@@ -64,7 +69,8 @@ impl Knowledge {
     pub fn new(choice: Choice, chunk: u32) -> Knowledge {
         let (taken, spared) = (BTreeMap::new(), BTreeSet::new());
         let pages = BTreeMap::new();
-        Knowledge { choice, chunk, pages, kept_before: Seq(0), taken, spared }
+        let begun = BTreeMap::new();
+        Knowledge { choice, chunk, pages, kept_before: Seq(0), begun, taken, spared }
     }
 
     /// The newest snapshot, or an ancestor, has every slot before `seq`. Where that has changed, all pages have to be
@@ -132,9 +138,12 @@ impl Knowledge {
         chunk.payload <= self.chunk / SMALL
     }
 
-    /// The chunks that are known and that no snapshot keeps, but for those that were emptied since.
+    /// The chunks that are known and that no snapshot keeps, but for what was emptied since or is
+    /// about to be freed.
     pub fn space(&self) -> Space {
         let taken: u64 = self.taken.values().map(|n| u64::from(*n)).sum();
+        let begun = self.begun.values().filter(|chunk| !self.taken.contains_key(&chunk.seq));
+        let taken = taken + begun.map(Candidate::dead).sum::<u64>();
         let kept: u64 = self.pages.values().map(|page| page.free.kept).sum();
         let live = self.pages.values().map(|page| page.free.live).sum();
         Space { kept: kept.saturating_sub(taken), live }
@@ -154,8 +163,8 @@ impl Knowledge {
         small.saturating_sub(taken).saturating_sub(allowed)
     }
 
-    /// The best victims that free `excess` sectors, of at most `room` sectors (but one at least), and
-    /// what they cost.
+    /// The best victims that free `excess` sectors, with at most `room` sectors to be moved (but one
+    /// victim at least, and 32 at most), and what they cost.
     pub fn choose(
         &self,
         limits: &Limits,
@@ -165,13 +174,12 @@ impl Knowledge {
     ) -> (Vec<Candidate>, Cost) {
         let mut all: Vec<&Candidate> = self.candidates().filter(|c| limits.is_worth(c)).collect();
         all.sort_by_key(|c| (std::cmp::Reverse(self.choice.score(c, now)), c.seq));
-        let (mut chosen, mut cost, mut sectors) = (Vec::new(), Cost::default(), 0);
+        let (mut chosen, mut cost) = (Vec::new(), Cost::default());
         for chunk in all {
-            let payload = u64::from(chunk.payload);
-            if cost.freed >= excess || sectors > 0 && sectors + payload > room {
+            let is_full = cost.moved + u64::from(chunk.live) > room || chosen.len() == CHOSEN;
+            if cost.freed >= excess || !chosen.is_empty() && is_full {
                 break;
             }
-            sectors += payload;
             cost.moved += u64::from(chunk.live);
             cost.freed += chunk.dead();
             chosen.push(*chunk);
@@ -202,7 +210,15 @@ impl Knowledge {
 
     fn candidates(&self) -> impl Iterator<Item = &Candidate> {
         let all = self.pages.values().flat_map(|page| &page.best);
-        all.filter(|c| !self.taken.contains_key(&c.seq) && !self.spared.contains(&c.seq))
+        all.filter(|c| {
+            let [taken, begun] = [self.taken.contains_key(&c.seq), self.begun.contains_key(&c.seq)];
+            !taken && !begun && !self.spared.contains(&c.seq)
+        })
+    }
+
+    /// These, and no others, are being emptied.
+    pub fn begin(&mut self, chosen: &[Candidate]) {
+        self.begun = chosen.iter().map(|chunk| (chunk.seq, *chunk)).collect();
     }
 
     /// Nothing of this chunk is live any more.
@@ -315,7 +331,8 @@ mod tests {
                 let (chosen, cost) = knowledge.choose(&limits, excess, room, now);
                 let Some(worst) = chosen.last() else { break };
                 let sectors: u64 = chosen.iter().map(|c| u64::from(c.payload)).sum();
-                prop_assert!(sectors <= room || chosen.len() == 1);
+                prop_assert!(cost.moved <= room || chosen.len() == 1);
+                prop_assert!(chosen.len() <= CHOSEN);
                 prop_assert_eq!(cost.moved + cost.freed, sectors);
                 prop_assert!(cost.freed - worst.dead() < excess, "more than is needed");
                 for chunk in &chosen {

@@ -5,7 +5,8 @@
 //!
 //! **Bound.** Of a volume with `live` sectors, the chunks that are kept hold at most `bound x live`;
 //! on top of that comes what was appended since the last checkpoint, since nothing is deleted before
-//! the next one: at most [`Limits::interval`], at which a checkpoint is due.
+//! the next one: at most [`Limits::interval`], at which a checkpoint is due. Half an interval beyond
+//! the bound, users have to wait for collection.
 //!
 //! **Choice.** Benefit over cost: what a victim frees, times how long it stays free (the older a
 //! chunk, the less of it is still going to die by itself), by what it costs to read and write again.
@@ -75,6 +76,11 @@ impl Limits {
     /// Whether collection is to begin: not for every chunk that dies a little.
     pub fn is_due(&self, space: Space) -> bool {
         self.excess(space) > self.interval(space.live) / 16
+    }
+
+    /// Whether users have to wait for collection: it does not keep up by itself.
+    pub fn is_far(&self, space: Space) -> bool {
+        self.excess(space) > self.interval(space.live) / 2
     }
 
     /// Whether it is worth while to empty a chunk: where the bound is exceeded, there are chunks with

@@ -46,12 +46,17 @@ pub struct Piece {
     pub source: Source,
 }
 
+/// Tells the base of a map from those before and after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BaseVersion(u64);
+
 /// The map of a volume. See the module.
 #[derive(Debug, Default)]
 pub struct Map {
     active: Overlay,
     frozen: Option<std::sync::Arc<Overlay>>,
     base: Base,
+    version: BaseVersion,
     /// Of the base.
     recent: Recent,
 }
@@ -59,7 +64,7 @@ pub struct Map {
 impl Map {
     /// A map that begins with the tree of a checkpoint.
     pub fn new(base: Base) -> Map {
-        Map { active: Overlay::default(), frozen: None, base, recent: Recent::default() }
+        Map { base, ..Map::default() }
     }
 
     /// `range` now has its contents at `target`.
@@ -146,8 +151,9 @@ impl Map {
         Ok(find(&leaf))
     }
 
-    /// The first run of `range` of which an overlay knows, or does not know, as a whole.
-    fn newest(&self, range: SectorRange) -> (SectorCount, Option<Target>) {
+    /// The first run of `range` of which an overlay knows, or does not know, as a whole. Of what none
+    /// knows, the base decides.
+    pub fn newest(&self, range: SectorRange) -> (SectorCount, Option<Target>) {
         let (len, target) = self.active.first(range);
         match (&self.frozen, target) {
             (Some(frozen), None) => {
@@ -176,8 +182,15 @@ impl Map {
     /// Ends a checkpoint: `base` holds all that was frozen.
     pub fn install(&mut self, base: Base) {
         self.base = base;
+        self.version.0 += 1;
         self.recent = Recent::default();
         self.frozen = None;
+    }
+
+    /// Changes when what overlays knew goes over to the base, and only then: while it stays, they
+    /// forget nothing.
+    pub fn version(&self) -> BaseVersion {
+        self.version
     }
 
     /// The tree of the last checkpoint.

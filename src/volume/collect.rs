@@ -5,15 +5,16 @@
 //! bound is exceeded it empties victims, in batches; they die with the next checkpoint. Without
 //! changes there is no checkpoint, so an idle volume is not looked at; nor is one that is only read.
 //!
-//! **Users first.** A move waits as a user's write does where there is no room, and it takes its
-//! turn only in proportion to what users write, or when they have written nothing for a moment and
-//! little is dirty. Reading is background work of the store's limiter.
+//! How moves and users take turns is [`pace`](super::pace)'s. While the victims of one batch are
+//! moved, those of the next are read, as background work of the store's limiter.
 
+use super::Volume;
 use super::checkpoint;
 use super::options::SpaceStatus;
+use super::pace::{Pace, Tempo, hold_back, patiently};
 use super::shared::Shared;
 use super::state::State;
-use super::{Volume, victims};
+use super::victims::{self, Batch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checkpoint::Checkpoint;
 use crate::format::page::ItemRef;
@@ -23,17 +24,9 @@ use crate::units::{SECTOR_SIZE, Seq};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
-use tokio::time::Instant;
 
-/// Sectors that are read for one batch, unless one chunk has more: bounds memory.
+/// Sectors that are moved in one batch, unless one chunk has more: two batches bound memory.
 const BATCH: u64 = (16 << 20) / SECTOR_SIZE;
-/// Users are quiet when they have written nothing for that long.
-const QUIET: Duration = Duration::from_millis(50);
-/// Sectors that are moved in one go while users write: what a flush may have to wait for.
-const BURST: u64 = (1 << 20) / SECTOR_SIZE;
-/// Sectors that the collector may save up.
-const CREDIT_MAX: u64 = (4 << 20) / SECTOR_SIZE;
 /// Turns of `collect` after which what is left is left: somebody writes as fast.
 const ROUNDS: usize = 64;
 
@@ -58,6 +51,8 @@ pub(super) struct Work {
     active: bool,
     /// There were too many small chunks, and some can still be merged.
     merging: bool,
+    /// What is read already.
+    next: Option<(Batch, Tempo)>,
 }
 
 /// The collector of a volume.
@@ -68,8 +63,10 @@ pub(super) struct Collection {
     seen: Mutex<Option<Seen>>,
     /// Chunks that were emptied.
     pub chunks: AtomicUsize,
+    /// How often the whole map was asked for what is live.
+    pub sweeps: AtomicUsize,
     /// Somebody waits until all is collected.
-    hurried: AtomicUsize,
+    pub hurried: AtomicUsize,
     pub work: tokio::sync::Mutex<Work>,
     limits: Option<Limits>,
 }
@@ -104,8 +101,14 @@ impl Collection {
             due: Notify::new(),
             seen: Mutex::new(None),
             chunks: AtomicUsize::new(0),
+            sweeps: AtomicUsize::new(0),
             hurried: AtomicUsize::new(0),
-            work: tokio::sync::Mutex::new(Work { knowledge, active: false, merging: false }),
+            work: tokio::sync::Mutex::new(Work {
+                knowledge,
+                active: false,
+                merging: false,
+                next: None,
+            }),
             limits,
         }
     }
@@ -164,12 +167,15 @@ pub(super) fn start(shared: &Arc<Shared>) {
 async fn task(shared: Arc<Shared>, limits: Limits) {
     loop {
         shared.collection.due.notified().await;
+        let mut pace = Pace::new(&shared, Tempo::steady(0));
         loop {
-            match round(&shared, &limits).await {
+            match round(&shared, &limits, &mut pace).await {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(_) if shared.state().check().is_err() => return,
                 Err(why) => {
+                    // Nobody waits for what is not going on.
+                    pace.go_on(Tempo::steady(0));
                     tracing::warn!(volume = %shared.id, "collection stops for now: {why}");
                     // What is damaged is looked at again when there is something new.
                     if why.kind() != ErrorKind::Store {
@@ -182,20 +188,53 @@ async fn task(shared: Arc<Shared>, limits: Limits) {
     }
 }
 
-/// Empties one batch of victims. False: there is nothing to be done.
-async fn round(shared: &Arc<Shared>, limits: &Limits) -> Result<bool> {
-    let mut work = shared.collection.work.lock().await;
-    let Some(seen) = learn(shared, &mut work.knowledge).await? else { return Ok(false) };
+/// Empties one batch of victims, and reads the next. False: there is nothing to be done.
+async fn round(shared: &Arc<Shared>, limits: &Limits, pace: &mut Pace<'_>) -> Result<bool> {
+    let mut work = patiently(shared, shared.collection.work.lock()).await;
+    // Those of a round before were emptied, or are not going to be.
+    work.knowledge.begin(&[]);
+    let Some((mut batch, tempo)) = (match work.next.take() {
+        Some(next) => Some(next),
+        None => read(shared, limits, &mut work).await?,
+    }) else {
+        return Ok(false);
+    };
+    work.knowledge.begin(batch.chosen());
+    pace.go_on(tempo);
+    let moving = victims::relocate_all(shared, &mut batch, pace);
+    let (moved, next) = tokio::join!(moving, read(shared, limits, &mut work));
+    pace.step_aside();
+    moved?;
+    victims::settle(shared, &mut work.knowledge, batch).await?;
+    work.next = next?;
+    Ok(true)
+}
+
+/// Chooses victims, and reads them.
+async fn read(
+    shared: &Arc<Shared>,
+    limits: &Limits,
+    work: &mut Work,
+) -> Result<Option<(Batch, Tempo)>> {
+    let Some(seen) = learn(shared, &mut work.knowledge).await? else { return Ok(None) };
     let since = shared.state().traffic.appended - seen.appended;
     let Space { kept, live } = work.knowledge.space();
     let space = Space { kept: kept + since, live };
-    let (chosen, cost) = plan(&mut work, limits, space, seen.next);
+    let (chosen, cost) = plan(work, limits, space, seen.next);
     if chosen.is_empty() {
-        return Ok(false);
+        return Ok(None);
     }
-    let mut pace = Pace::new(shared, limits.rate_percent(space, cost), cost.moved);
-    victims::empty(shared, &mut work.knowledge, chosen, &mut pace).await?;
-    Ok(true)
+    let tempo = Tempo {
+        rate: limits.rate_percent(space, cost),
+        sectors: cost.moved,
+        // Who asks for more than the volume's own bound has nobody wait for it.
+        is_strict: shared.options.collection.is_some_and(|own| own.is_far(space)),
+    };
+    if tempo.is_strict {
+        hold_back(shared);
+    }
+    let batch = victims::read(shared, &mut work.knowledge, chosen).await?;
+    Ok(Some((batch, tempo)))
 }
 
 fn plan(work: &mut Work, limits: &Limits, space: Space, now: Seq) -> (Vec<Candidate>, Cost) {
@@ -239,80 +278,10 @@ async fn learn(shared: &Shared, knowledge: &mut Knowledge) -> Result<Option<Seen
 async fn learn_pages(shared: &Shared, knowledge: &mut Knowledge, seen: &Seen) -> Result<()> {
     knowledge.kept_before(seen.kept_before);
     for (index, item) in knowledge.outdated(&seen.root) {
-        let page = shared.items.chunk_page(item).await?;
+        let page = patiently(shared, shared.items.chunk_page(item)).await?;
         knowledge.learn((index, item), &page, seen.next, seen.root.len());
     }
     Ok(())
-}
-
-/// Makes the collector wait for its turn.
-#[derive(Debug)]
-pub(super) struct Pace {
-    /// Sectors for each 100 of users.
-    rate: u64,
-    /// Hundredths of sectors that may be moved.
-    credit: u64,
-    /// Sectors that are saved up before any are moved: flushes in between would leave small chunks.
-    burst: u64,
-    spending: bool,
-    written: u64,
-    quiet_since: Instant,
-    /// Dirty bytes at which nothing is moved for its own sake.
-    dirty: u64,
-}
-
-impl Pace {
-    pub fn new(shared: &Shared, rate: u64, sectors: u64) -> Pace {
-        let (budget, chunk) = (shared.limits.dirty_bytes, shared.description.chunk_size);
-        Pace {
-            rate,
-            credit: 0,
-            burst: sectors.min(BURST),
-            spending: false,
-            written: shared.state().traffic.written,
-            quiet_since: Instant::now(),
-            dirty: (budget / 4).max(2 * chunk).min(budget / 2),
-        }
-    }
-
-    /// Returns when `sectors` may be moved.
-    ///
-    /// # Errors
-    /// The volume is closed or has failed.
-    pub async fn turn(&mut self, shared: &Shared, sectors: u64) -> Result<()> {
-        loop {
-            let progress = shared.next_progress();
-            let (written, dirty) = {
-                let state = shared.state();
-                if state.check().is_err() {
-                    drop(state);
-                    return Err(shared.failure());
-                }
-                (state.traffic.written, state.dirty())
-            };
-            if written > self.written {
-                let more = (written - self.written).saturating_mul(self.rate);
-                self.credit = self.credit.saturating_add(more).min(100 * CREDIT_MAX);
-                (self.written, self.quiet_since) = (written, Instant::now());
-            }
-            self.spending |= self.credit >= 100 * self.burst;
-            if self.spending {
-                self.credit = self.credit.saturating_sub(100 * sectors);
-                self.spending = self.credit > 0;
-                return Ok(());
-            }
-            let hurried = shared.collection.hurried.load(Relaxed) > 0;
-            let quiet = self.quiet_since.elapsed() >= QUIET;
-            match (hurried || quiet, dirty < self.dirty) {
-                (true, true) => return Ok(()),
-                (true, false) => progress.await,
-                // Users who write have something committed now and then.
-                (false, _) => {
-                    let _ = tokio::time::timeout(QUIET, progress).await;
-                }
-            }
-        }
-    }
 }
 
 /// Counts who waits for a collection.
@@ -361,10 +330,11 @@ impl Volume {
             learn(shared, &mut shared.collection.work.lock().await.knowledge).await?;
             let stored = shared.status().space.stored_bytes;
             stored_before = stored_before.or(stored);
-            if !round(shared, &limits).await? {
+            let mut pace = Pace::new(shared, Tempo::steady(0));
+            if !round(shared, &limits, &mut pace).await? {
                 break;
             }
-            while round(shared, &limits).await? {}
+            while round(shared, &limits, &mut pace).await? {}
         }
         let space = shared.status().space;
         Ok(Collected {

@@ -5,8 +5,8 @@
 //! flattening has moved what it has moved, and the next one goes on. Snapshots of the clone may go on to
 //! need the origin: then it stays needed.
 
-use super::collect::Pace;
 use super::kept::{self, Needed};
+use super::pace::{Pace, Tempo};
 use super::shared::Shared;
 use super::{Volume, checkpoint, victims};
 use crate::error::{Error, Result};
@@ -103,7 +103,7 @@ async fn move_all(shared: &Arc<Shared>, foreign: Vec<Candidate>) -> Result<()> {
         sectors += u64::from(chunk.live);
         batch.push(chunk);
         if sectors >= BATCH || at == last {
-            let mut pace = Pace::new(shared, 100, sectors);
+            let mut pace = Pace::new(shared, Tempo::steady(sectors));
             let moving = std::mem::take(&mut batch);
             let mut work = shared.collection.work.lock().await;
             victims::empty(shared, &mut work.knowledge, moving, &mut pace).await?;

@@ -9,9 +9,9 @@
 //! data is moved so that it changes, and the next checkpoint writes it anew. Snapshots go on to need the old one.
 
 use super::checkpoint;
-use super::collect::Pace;
 use super::items::Item;
 use super::mend::Mending;
+use super::pace::{Pace, Tempo};
 use super::shared::Shared;
 use super::victims::{Live, relocate};
 use crate::error::{Error, ErrorKind, Result};
@@ -222,8 +222,9 @@ async fn stir(shared: &Arc<Shared>, index: u64, leaf: &[Extent]) -> Result<bool>
             }
             continue;
         }
-        let mut pace = Pace::new(shared, 100, len);
-        relocate(shared, &mut pace, Live { range, place: extent.location() }, &data).await?;
+        let mut pace = Pace::new(shared, Tempo::steady(len));
+        let run = Live { range, place: extent.location(), seen: None };
+        relocate(shared, &mut pace, run, &data).await?;
         return Ok(true);
     }
     Ok(false)

@@ -8,10 +8,11 @@ use super::local;
 use super::options::{Durability, Env, JournalStatus, Stores, VolumeOptions, VolumeStatus};
 use super::profile::{ProfileUse, Recorder};
 use super::readahead::Readers;
+use super::room::Limits;
 use super::schedule::Schedule;
 use super::scrub::Scrub;
 use super::snapshots::Snapshots;
-use super::state::{Limits, Phase, State};
+use super::state::{Phase, State};
 use super::tier::Tier;
 use crate::cache::{FrameCache, FrameId};
 use crate::cipher::LocalKey;
@@ -68,6 +69,8 @@ pub(super) struct Shared {
     pub journal_due: Notify,
     /// The open chunk has its first change.
     pub changed: Notify,
+    /// Users wait for the collector.
+    pub moves_due: Notify,
     /// A checkpoint should begin.
     pub checkpoint_due: Notify,
     pub checkpointer: tokio::sync::Mutex<Checkpointer>,
@@ -121,6 +124,7 @@ impl Shared {
             progress: Notify::new(),
             journal_due: Notify::new(),
             changed: Notify::new(),
+            moves_due: Notify::new(),
             checkpoint_due: Notify::new(),
             checkpointer: tokio::sync::Mutex::new(parts.checkpointer),
             collection,

@@ -1,13 +1,13 @@
 //! What is behind the volume's one lock.
 
 use super::backlog::{Backlog, Held};
-use super::options::VolumeOptions;
+use super::room::Line;
 use crate::device::{DeviceError, DeviceResult};
 use crate::error::{Error, Result};
 use crate::format::{page::Location, record::Record};
 use crate::journal::mirror::{Change, Mirror, Unneeded};
 use crate::journal::ring::{PIECE_MAX, Stage};
-use crate::log::{CommitPoint, IN_FLIGHT_MAX, OpenChunk, Terms};
+use crate::log::{CommitPoint, OpenChunk, Terms};
 use crate::map::{Map, Overlay, Target};
 use crate::mutant::{self, Mutant};
 use crate::units::{SECTOR_SIZE, Sector, SectorCount, SectorRange, Seq};
@@ -34,40 +34,6 @@ pub(super) enum Phase {
 
 /// Largest change, in bytes.
 pub(super) const PIECE: usize = PIECE_MAX;
-
-/// At what writers wait.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    /// Bytes in memory that wait for the store, or in the mirror, where what was overwritten still
-    /// counts.
-    pub dirty_bytes: u64,
-    /// Bytes that would be lost with this host; `None` is no limit.
-    pub lag_bytes: Option<u64>,
-    /// Age of the oldest of them.
-    pub lag: Option<Duration>,
-}
-
-impl Limits {
-    pub fn of(options: &VolumeOptions, chunk_size: u64) -> Limits {
-        let journal = options.journal.as_ref();
-        // One chunk is being filled, one goes to the journal, and one to the store.
-        let least = if journal.is_some() { 4 * chunk_size } else { 0 };
-        Limits {
-            dirty_bytes: options.dirty_bytes.max(least),
-            lag_bytes: journal.and_then(|journal| journal.max_lag_bytes),
-            lag: journal.and_then(|journal| journal.max_lag),
-        }
-    }
-
-    /// How many slots from the commit point on may be put at once: with a journal, half of the
-    /// memory is for those, so that writers can go on with the rest while the store takes nothing.
-    pub fn window(&self, state: &State, chunk_size: u64) -> u64 {
-        match state.working_journal() {
-            Some(_) => (self.dirty_bytes / 2 / chunk_size).clamp(1, IN_FLIGHT_MAX as u64),
-            None => IN_FLIGHT_MAX as u64,
-        }
-    }
-}
 
 /// Engine state. Every method is short and waits for nothing.
 #[derive(Debug)]
@@ -98,6 +64,8 @@ pub(super) struct State {
     pub slots_since_checkpoint: u64,
     /// What went into the log, and where from.
     pub traffic: Traffic,
+    /// Who goes first where there is room.
+    pub line: Line,
     /// Sectors in the chunks of slots since the last checkpoint, where there are some.
     pub payloads: BTreeMap<Seq, u32>,
     /// Takes the slots of sealed chunks; `None` for read-only volumes and after the end.
@@ -168,6 +136,7 @@ impl State {
             seal_wanted: false,
             slots_since_checkpoint: 0,
             traffic: Traffic::default(),
+            line: Line::default(),
             payloads: BTreeMap::new(),
             uploads,
         }
@@ -178,7 +147,7 @@ impl State {
         self.sealed.bytes() + self.open_weight()
     }
 
-    fn open_weight(&self) -> u64 {
+    pub fn open_weight(&self) -> u64 {
         if self.open.is_changed() { self.open.weight() } else { 0 }
     }
 
@@ -195,36 +164,6 @@ impl State {
             Phase::Closed => Err(DeviceError::Shutdown),
             Phase::Failed(why) => Err(DeviceError::Io(why.to_string())),
         }
-    }
-
-    /// Whether writers have to wait.
-    pub fn is_full(&self, limits: &Limits) -> bool {
-        let mirror = self.mirror.as_ref().map_or(0, Mirror::bytes);
-        let memory = self.sealed.memory() + self.open_weight();
-        if memory.max(mirror) >= limits.dirty_bytes || self.is_entangled() {
-            return true;
-        }
-        match self.working_journal() {
-            None => self.sealed.len() >= IN_FLIGHT_MAX,
-            Some(journal) if mutant::on(Mutant::LagUnbounded) => !journal.has_room(PIECE),
-            Some(journal) => {
-                !journal.has_room(PIECE)
-                    || limits.lag_bytes.is_some_and(|most| self.dirty() >= most)
-                    || limits.lag.is_some_and(|most| self.lag() >= most)
-            }
-        }
-    }
-
-    /// Whether only a journal that has failed has what the mirror forgot. What comes now it would
-    /// not take over, and the mirror alone is not enough.
-    fn is_entangled(&self) -> bool {
-        self.journal_failure.is_some() && self.mirror.as_ref().is_some_and(Mirror::is_journaled)
-    }
-
-    /// Whether the open chunk alone is what fills the budget.
-    pub fn is_full_of_one(&self, limits: &Limits) -> bool {
-        let mirrored = self.mirror.as_ref().map_or(0, Mirror::open_bytes);
-        self.sealed.is_empty() || mirrored >= limits.dirty_bytes
     }
 
     /// The mirror forgets what the store has, or a journal at work. Returns files to be

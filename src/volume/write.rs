@@ -1,5 +1,6 @@
 //! Writes and trims: into the open chunk, as long as the dirty budget lasts.
 
+use super::room::Who;
 use super::shared::Shared;
 use super::state::{PIECE, State};
 use crate::device::DeviceResult;
@@ -24,10 +25,10 @@ impl Shared {
             let piece = &data[done..(done + PIECE).min(data.len())];
             let range = SectorRange::between(at, Sector(at.0 + piece.len() as u64 / SECTOR_SIZE));
             let written = match self.elides_zeros() && is_zeros(piece) {
-                true => self.change(|state| {
+                true => self.change(Who::User, |state| {
                     state.clear(range, Record::Zero(range)).map(|()| range.len())
                 })?,
-                false => self.change(|state| state.write(at, piece))?,
+                false => self.change(Who::User, |state| state.write(at, piece))?,
             };
             match written {
                 Ok(written) => done += written.bytes() as usize,
@@ -40,20 +41,25 @@ impl Shared {
     /// Makes `range` read as zeros.
     pub async fn clear(&self, range: SectorRange, record: Record) -> DeviceResult<()> {
         loop {
-            match self.change(|state| state.clear(range, record))? {
+            match self.change(Who::User, |state| state.clear(range, record))? {
                 Ok(()) => return Ok(()),
                 Err(progress) => progress.await,
             }
         }
     }
 
-    /// Makes `change`, if there is room for more dirty data; otherwise says what to wait for.
+    /// Makes `change`, if there is room for more dirty data and it is the turn of `who`; otherwise says what to wait for.
     pub(super) fn change<T>(
         &self,
+        who: Who,
         change: impl FnOnce(&mut State) -> DeviceResult<T>,
     ) -> DeviceResult<Result<T, Notified<'_>>> {
         let mut state = self.state();
         state.check()?;
+        if state.is_out_of_turn(who) {
+            self.moves_due.notify_one();
+            return Ok(Err(self.next_progress()));
+        }
         if state.is_full(&self.limits) {
             // Nothing but the open chunk may be what fills the budget.
             if state.is_full_of_one(&self.limits) {

@@ -253,10 +253,7 @@ async fn writers_and_moves_race() {
     }
     assert!(collector.await.unwrap() > 0, "nothing was moved");
     volume.flush().await.unwrap();
-    let mut all = User::new(size / 512 / BLOCK, 0);
-    for (lane, user) in users.iter().enumerate() {
-        (lane..all.stamps.len()).step_by(4).for_each(|at| all.stamps[at] = user.stamps[at]);
-    }
+    let all = together(&users);
     all.verify(&volume).await;
     // What only the log has is right as well.
     volume.abandon();
@@ -411,4 +408,97 @@ async fn damage_on_the_way_is_not_final() {
         assert_eq!(read(&volume, 0, 8).await.unwrap(), pattern(0, 8, round as u64));
         volume.close().await.unwrap();
     }
+}
+
+/// Writers of a crowd.
+const LANES: u64 = 32;
+
+/// Writers at the same time, each with every [`LANES`]th of the first `size` bytes, until all of that was
+/// written `times` over. Returns what they wrote, and the most that was stored meanwhile.
+async fn crowd(rig: &Rig, volume: &Volume, (size, times): (u64, u64)) -> (Vec<User>, u64) {
+    let (blocks, lanes) = (size / 512 / BLOCK, LANES);
+    let lane = |lane| {
+        let volume = volume.clone();
+        tokio::spawn(async move {
+            let mut user = User::new(blocks, lane);
+            for _ in 0..blocks * times / lanes {
+                let at = user.rng.random_range(0..blocks / lanes) * lanes + lane;
+                user.write(&volume, at as usize).await;
+            }
+            user
+        })
+    };
+    let crowd: Vec<_> = (0..lanes).map(lane).collect();
+    let mut highest = 0;
+    while crowd.iter().any(|user| !user.is_finished()) {
+        tokio::time::sleep(SECOND / 10).await;
+        highest = highest.max(stored(rig).await);
+    }
+    let mut users = Vec::new();
+    for user in crowd {
+        users.push(user.await.unwrap());
+    }
+    (users, highest)
+}
+
+/// All that the users of a crowd wrote.
+fn together(users: &[User]) -> User {
+    let lanes = users.len();
+    let mut all = User::new(users[0].stamps.len() as u64, 0);
+    for (lane, user) in users.iter().enumerate() {
+        (lane..all.stamps.len()).step_by(lanes).for_each(|at| all.stamps[at] = user.stamps[at]);
+    }
+    all
+}
+
+fn slow(ops: &[Op], ms: u32) -> Rule {
+    let (from, to) = (SECOND * ms / 1000, SECOND * ms / 500);
+    Rule::new(Fault::Delay { at: Moment::Before, from, to }).on(ops)
+}
+
+/// Users whom only the store slows down, be it quicker to read from or slower: the bound holds.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_of_writers_stays_within_the_bound() {
+    let (size, limits) = (24u64 << 20, limits(160, 1 << 20));
+    for read_ms in [10, 100] {
+        let rig = rig(size, limits).await;
+        let volume = rig.open().await;
+        rig.faults.add(slow(&[Op::Put], 20));
+        rig.faults.add(slow(&[Op::Get], read_ms));
+        let (users, highest) = crowd(&rig, &volume, (size, 6)).await;
+        let space = volume.status().space;
+        let times = highest as f64 / size as f64;
+        println!("reads of {read_ms} ms: at most {times:.2} x what is live: {space:?}");
+        // What is written between a look at the space and what comes of it: a few round trips.
+        let most = most(size, limits) + (5 << 20);
+        assert!(highest <= most, "{highest} of {most}");
+        rig.faults.clear();
+        together(&users).verify(&volume).await;
+        volume.close().await.unwrap();
+    }
+}
+
+/// Collection of a store from which nothing can be read holds up writers for a moment only.
+#[tokio::test(start_paused = true)]
+async fn who_cannot_collect_holds_up_nobody() {
+    let (size, limits) = (24u64 << 20, limits(160, 1 << 20));
+    let rig = rig(size, limits).await;
+    let volume = rig.open().await;
+    rig.faults.add(slow(&[Op::Put], 20));
+    rig.faults.add(slow(&[Op::Get], 400));
+    crowd(&rig, &volume, (size, 3)).await;
+    let log = format!("{}log/", keys::volume_prefix(rig.id));
+    let held = rig.faults.add(Rule::new(Fault::Hold(Moment::Before)).on(&[Op::Get]).below(log));
+    let before = tokio::time::Instant::now();
+    let (users, highest) = crowd(&rig, &volume, (size, 3)).await;
+    println!("{:?}, {highest} bytes stored", before.elapsed());
+    assert!(before.elapsed() < 20 * SECOND, "{:?}", before.elapsed());
+    assert!(highest > most(size, limits), "collection went on");
+    held.release();
+    rig.faults.clear();
+    tokio::time::sleep(rig.options.checkpoint_after * 4).await;
+    let left = stored(&rig).await;
+    assert!(left <= most(size, limits), "{left} bytes are left");
+    drop(users);
+    volume.close().await.unwrap();
 }

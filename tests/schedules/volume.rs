@@ -12,6 +12,8 @@ mod backlog;
 mod local;
 #[path = "../../src/volume/readahead.rs"]
 mod readahead;
+#[path = "../../src/volume/room.rs"]
+mod room;
 #[path = "../../src/volume/shared.rs"]
 mod shared;
 #[path = "../../src/volume/state.rs"]

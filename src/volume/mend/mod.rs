@@ -22,7 +22,7 @@ mod others;
 
 pub(super) use copies::start;
 
-use super::collect::Pace;
+use super::pace::{Pace, Tempo};
 use super::regrow::regrow;
 use super::shared::Shared;
 use super::victims::{Live, relocate};
@@ -323,7 +323,7 @@ async fn move_runs(
     runs: Vec<Live>,
 ) -> Result<Mended> {
     let mut done = Mended::of(&id.key(), Mending::Unneeded);
-    let mut pace = Pace::new(shared, 100, u64::from(FRAME_SECTORS));
+    let mut pace = Pace::new(shared, Tempo::steady(u64::from(FRAME_SECTORS)));
     let runs: Vec<Live> = runs.into_iter().flat_map(by_frame).collect();
     let frame_of = |run: &Live| run.place.offset / FRAME_SECTORS;
     // Once nothing is live in it, it is deleted, and its damage with it.
@@ -401,7 +401,11 @@ async fn live_in(shared: &Arc<Shared>, wanted: &BTreeSet<Seq>) -> Result<BTreeMa
         for piece in pieces {
             let Source::Data(place) = piece.source else { continue };
             if wanted.contains(&place.seq) {
-                live.entry(place.seq).or_default().push(Live { range: piece.range, place });
+                live.entry(place.seq).or_default().push(Live {
+                    range: piece.range,
+                    place,
+                    seen: None,
+                });
             }
         }
     }
@@ -421,7 +425,7 @@ fn by_frame(run: Live) -> impl Iterator<Item = Live> {
         let len = (most - u64::from(place.offset) % most).min(total - at);
         let start = Sector(run.range.start().0 + at);
         at += len;
-        Some(Live { range: SectorRange::between(start, Sector(start.0 + len)), place })
+        Some(Live { range: SectorRange::between(start, Sector(start.0 + len)), place, seen: None })
     })
 }
 
@@ -458,7 +462,7 @@ mod tests {
     #[test]
     fn runs_are_cut_where_frames_end() {
         let range = SectorRange::between(Sector(1000), Sector(1300));
-        let run = Live { range, place: Location { seq: Seq(7), offset: 100 } };
+        let run = Live { range, place: Location { seq: Seq(7), offset: 100 }, seen: None };
         let parts: Vec<(u64, u64, u32)> =
             by_frame(run).map(|p| (p.range.start().0, p.range.len().0, p.place.offset)).collect();
         assert_eq!(parts, [(1000, 28, 100), (1028, 128, 128), (1156, 128, 256), (1284, 16, 384)]);
