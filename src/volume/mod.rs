@@ -22,7 +22,7 @@
 //! | `state` | what is behind the one lock: open chunk, map, commit point |
 //! | `backlog` | sealed chunks that wait for the store |
 //! | `local`, `takeover` | flushes that count on a journal; going on from one |
-//! | `write` | writes, trims, flushes |
+//! | `write`, `room` | writes and trims; who has to wait for room |
 //! | `read`, `readahead` | reads |
 //! | `profile` | what is read first, recorded and fetched ahead |
 //! | `tier` | the cache on a local disk |
@@ -38,7 +38,7 @@
 //! | `scrub`, `mend`, `regrow` | everything read and verified now and then; what is damaged made whole |
 //! | `flatten` | a clone does without its origin |
 //! | `hydrate` | what a volume lacks of the image that it began as |
-//! | `collect`, `victims` | moves what is left of mostly dead chunks |
+//! | `collect`, `victims`, `pace` | moves what is left of mostly dead chunks, in turn with users |
 //!
 //! The hot path takes the state lock once, for a short time, and never waits under it. Whatever
 //! has to wait runs on the given runtime, so the device's futures may be polled by any executor.

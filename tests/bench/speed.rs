@@ -10,6 +10,9 @@
 //! tests need: fio and nbdkit for the part `nbd`, qemu-storage-daemon for `vhost`, the S3 server for `store`,
 //! `cost`, `snapshots` and `peers`, s3backer for the last of these (ZeroFS and nbdkit's S3 plugin are there or
 //! left out), a guest with fio for `ublk`, and a user-mode Linux for `uml`, which the first run builds.
+//!
+//! The parts `sustained` and `peers` want a server with more room than the tests': `CEPH_SIZE=30000000000`, and
+//! an OBJBLK_LAB in which there is none yet.
 
 #![allow(clippy::unwrap_used, reason = "a measurement fails by panicking")]
 #![allow(dead_code, reason = "the modules of the system tests are used in part")]
@@ -62,6 +65,8 @@ mod sizes;
 mod store;
 #[path = "speed/storing.rs"]
 mod storing;
+#[path = "speed/sustained.rs"]
+mod sustained;
 #[path = "../system/table.rs"]
 mod table;
 #[path = "speed/ublk.rs"]
@@ -82,7 +87,7 @@ fn main() {
     // `cargo bench` passes options of the standard harness.
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (settings, wanted) = Settings::parse(&words);
-    let parts: [(&str, Part); 12] = [
+    let parts: [(&str, Part); 13] = [
         ("engine", engine::run),
         ("compressed", compressed::run),
         ("cache", cached::run),
@@ -90,6 +95,7 @@ fn main() {
         ("vhost", vhost::run),
         ("fuse", fuse::run),
         ("store", store::run),
+        ("sustained", sustained::run),
         ("ublk", ublk::emulated),
         ("uml", ublk::user_mode),
         ("cost", cost::run),

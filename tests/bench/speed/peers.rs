@@ -13,6 +13,7 @@
 use crate::contest::{Report, Settings, take_turns};
 use crate::nbdkit_s3::{self, NbdkitS3};
 use crate::s3::{Bucket, S3Lab};
+use crate::store::server_settings;
 use crate::world::{Served, World, arg, attempt, tool, until};
 use crate::zerofs::{self, ZeroFs};
 use serde_json::Value;
@@ -171,18 +172,12 @@ impl Disk for S3backer {
     }
 }
 
-/// The configuration of the cluster behind the S3 server.
-fn ceph_conf() -> PathBuf {
-    let lab = std::env::var_os("OBJBLK_LAB").map_or("/tmp/objblk-lab".into(), PathBuf::from);
-    lab.join("ceph/ceph.conf")
-}
-
 /// An image in a pool that is made for it.
 struct Rbd;
 
 impl Rbd {
     fn new() -> Rbd {
-        let config = ceph_conf();
+        let config = server_settings();
         let ask = |program, args: &[&str]| {
             tool("ceph-common", program, &[&["-c", arg(&config)], args].concat());
         };
@@ -194,7 +189,8 @@ impl Rbd {
     }
 
     fn remove() {
-        let rm = ["-c", arg(&ceph_conf()), "rm", "--no-progress", "rbd/speed"].map(str::to_owned);
+        let rm =
+            ["-c", arg(&server_settings()), "rm", "--no-progress", "rbd/speed"].map(str::to_owned);
         attempt("ceph-common", "rbd", &rm.each_ref().map(String::as_str));
     }
 }
@@ -226,7 +222,7 @@ fn fio(disk: &mut dyn Disk, args: &[&str]) -> (Value, f64) {
     command.args(["--name=peers", "--thread", "--randrepeat=0", "--norandommap"]);
     command.arg("--output-format=json").arg(format!("--size={SIZE}"));
     // Its RBD engine finds the cluster so.
-    command.env("CEPH_CONF", ceph_conf()).args(engine).args(args);
+    command.env("CEPH_CONF", server_settings()).args(engine).args(args);
     let begun = Instant::now();
     let output = command.output().expect("fio is missing: install the Debian package fio");
     let took = begun.elapsed().as_secs_f64();

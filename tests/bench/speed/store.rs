@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 const DISK: u64 = 10 << 30;
 /// Written in order, read cold.
 const COLD: u64 = 512 * MIB;
-const CHUNK: usize = 4 << 20;
+pub const CHUNK: usize = 4 << 20;
 /// What one turn writes at most: the test server's disk is small.
 const TURN_MAX: u64 = 3 << 30;
 /// Cold reads of 4 KiB in a turn: many times as many as there are chunks, of each of which something is
@@ -42,6 +42,12 @@ const FAR: Profile = away("30 ms away", 30);
 const fn away(name: &'static str, ms: u64) -> Profile {
     let distance = Distance { trip: (ms, ms), tail: (u32::MAX, ms), rate: 1 << 40 };
     Profile { name, faults: &[], deck: 1, distance: Some(distance) }
+}
+
+/// The configuration of the cluster behind the S3 server.
+pub fn server_settings() -> PathBuf {
+    let lab = std::env::var_os("OBJBLK_LAB").map_or("/tmp/objblk-lab".into(), PathBuf::from);
+    lab.join("ceph/ceph.conf")
 }
 
 /// A bucket, the way to it, and how often it is asked.
@@ -73,12 +79,18 @@ impl Place {
     }
 
     /// Deletes everything, and has the server free its disk now.
-    fn empty(&self) {
+    pub fn empty(&self) {
         self.ground.wait(self.bucket.empty());
-        let lab = std::env::var_os("OBJBLK_LAB").map_or("/tmp/objblk-lab".into(), PathBuf::from);
-        let settings = lab.join("ceph/ceph.conf");
+        let settings = server_settings();
         let collect = ["-c", arg(&settings), "gc", "process", "--include-all"];
         tool("radosgw", "radosgw-admin", &collect);
+    }
+
+    /// Bytes that the server's disk has.
+    pub fn room(&self) -> u64 {
+        let settings = std::fs::read_to_string(server_settings()).unwrap();
+        let size = settings.lines().find_map(|line| line.strip_prefix("bluestore block size = "));
+        size.unwrap().trim().parse().unwrap()
     }
 
     /// A volume of `size` bytes full of noise, closed.
@@ -166,7 +178,7 @@ fn write(place: &Place, turn: Duration) -> (f64, f64) {
 }
 
 /// MB/s of objects as large as chunks.
-fn put(place: &Place, turn: Duration) -> f64 {
+pub fn put(place: &Place, turn: Duration) -> f64 {
     let (store, bodies) = (place.ground.store.clone(), noise(2 * CHUNK));
     let bodies = Bytes::from(bodies);
     let most = TURN_MAX as usize / CHUNK;
