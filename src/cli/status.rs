@@ -222,7 +222,9 @@ fn stored(space: &SpaceStatus) -> String {
     let Some(bytes) = space.stored_bytes else { return "-".into() };
     let ratio = space.ratio.map(|ratio| format!(", {ratio:.2} x what is live"));
     let bound = space.bound.map(|bound| format!(" (at most {bound:.2})"));
-    format!("{}{}{}", size::show(bytes), ratio.unwrap_or_default(), bound.unwrap_or_default())
+    let wait = if space.writers_wait { ", writers wait for collection" } else { "" };
+    let [ratio, bound] = [ratio, bound].map(Option::unwrap_or_default);
+    format!("{}{ratio}{bound}{wait}", size::show(bytes))
 }
 
 fn collected(space: &SpaceStatus) -> String {

@@ -153,6 +153,7 @@ impl Collection {
             moved_bytes: traffic.moved * SECTOR_SIZE,
             collected_chunks: self.chunks.load(Relaxed) as u64,
             write_amplification: by(traffic.appended, traffic.written),
+            writers_wait: state.line.hold < u64::MAX,
         }
     }
 }

@@ -279,4 +279,7 @@ pub struct SpaceStatus {
     pub collected_chunks: u64,
     /// Bytes appended to the log for each byte written.
     pub write_amplification: Option<f64>,
+    /// The bound is exceeded by far: writers go no faster than collection does.
+    #[serde(default)]
+    pub writers_wait: bool,
 }

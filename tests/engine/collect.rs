@@ -413,9 +413,18 @@ async fn damage_on_the_way_is_not_final() {
 /// Writers of a crowd.
 const LANES: u64 = 32;
 
+/// What became of a crowd.
+struct Crowd {
+    users: Vec<User>,
+    /// The most that was stored.
+    highest: u64,
+    /// They had to wait for collection.
+    waited: bool,
+}
+
 /// Writers at the same time, each with every [`LANES`]th of the first `size` bytes, until all of that was
-/// written `times` over. Returns what they wrote, and the most that was stored meanwhile.
-async fn crowd(rig: &Rig, volume: &Volume, (size, times): (u64, u64)) -> (Vec<User>, u64) {
+/// written `times` over.
+async fn crowd(rig: &Rig, volume: &Volume, (size, times): (u64, u64)) -> Crowd {
     let (blocks, lanes) = (size / 512 / BLOCK, LANES);
     let lane = |lane| {
         let volume = volume.clone();
@@ -429,16 +438,17 @@ async fn crowd(rig: &Rig, volume: &Volume, (size, times): (u64, u64)) -> (Vec<Us
         })
     };
     let crowd: Vec<_> = (0..lanes).map(lane).collect();
-    let mut highest = 0;
+    let (mut highest, mut waited) = (0, false);
     while crowd.iter().any(|user| !user.is_finished()) {
         tokio::time::sleep(SECOND / 10).await;
         highest = highest.max(stored(rig).await);
+        waited |= volume.status().space.writers_wait;
     }
     let mut users = Vec::new();
     for user in crowd {
         users.push(user.await.unwrap());
     }
-    (users, highest)
+    Crowd { users, highest, waited }
 }
 
 /// All that the users of a crowd wrote.
@@ -465,15 +475,18 @@ async fn a_crowd_of_writers_stays_within_the_bound() {
         let volume = rig.open().await;
         rig.faults.add(slow(&[Op::Put], 20));
         rig.faults.add(slow(&[Op::Get], read_ms));
-        let (users, highest) = crowd(&rig, &volume, (size, 6)).await;
+        let Crowd { users, highest, waited } = crowd(&rig, &volume, (size, 6)).await;
         let space = volume.status().space;
         let times = highest as f64 / size as f64;
-        println!("reads of {read_ms} ms: at most {times:.2} x what is live: {space:?}");
+        println!("reads of {read_ms} ms: {times:.2} x live, waited: {waited}, {space:?}");
+        assert!(waited, "nobody was held up");
         // What is written between a look at the space and what comes of it: a few round trips.
         let most = most(size, limits) + (5 << 20);
         assert!(highest <= most, "{highest} of {most}");
         rig.faults.clear();
         together(&users).verify(&volume).await;
+        tokio::time::sleep(rig.options.checkpoint_after * 4).await;
+        assert!(!volume.status().space.writers_wait, "for whom?");
         volume.close().await.unwrap();
     }
 }
@@ -490,7 +503,7 @@ async fn who_cannot_collect_holds_up_nobody() {
     let log = format!("{}log/", keys::volume_prefix(rig.id));
     let held = rig.faults.add(Rule::new(Fault::Hold(Moment::Before)).on(&[Op::Get]).below(log));
     let before = tokio::time::Instant::now();
-    let (users, highest) = crowd(&rig, &volume, (size, 3)).await;
+    let highest = crowd(&rig, &volume, (size, 3)).await.highest;
     println!("{:?}, {highest} bytes stored", before.elapsed());
     assert!(before.elapsed() < 20 * SECOND, "{:?}", before.elapsed());
     assert!(highest > most(size, limits), "collection went on");
@@ -499,6 +512,5 @@ async fn who_cannot_collect_holds_up_nobody() {
     tokio::time::sleep(rig.options.checkpoint_after * 4).await;
     let left = stored(&rig).await;
     assert!(left <= most(size, limits), "{left} bytes are left");
-    drop(users);
     volume.close().await.unwrap();
 }
